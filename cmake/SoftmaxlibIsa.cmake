@@ -1,0 +1,42 @@
+# softmaxlib_add_isa(name feature...): compiles every kernel once for an ISA. The same list of
+# features gives the compile flags and the check at run time, so that neither can be wider.
+set(softmaxlib_isa_entries "")
+
+function(softmaxlib_add_isa name)
+  set(SOFTMAX_ISA ${name})
+  string(TOUPPER ${name} SOFTMAX_ISA_UPPER)
+  set(unit ${CMAKE_CURRENT_BINARY_DIR}/isa_${name}.cpp)
+  configure_file(csrc/isa_tu.cpp.in ${unit} @ONLY)
+  target_sources(softmaxlib_objects PRIVATE ${unit})
+  if(MSVC)
+    set(flags "")
+    if(name STREQUAL "avx512")
+      set(flags /arch:AVX512)
+    elseif(name STREQUAL "avx2")
+      set(flags /arch:AVX2)
+    endif()
+  else()
+    set(flags ${ARGN})
+    list(TRANSFORM flags PREPEND "-m")
+    list(APPEND flags -fno-exceptions)  # the personality routine would be a weak symbol
+    if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND name STREQUAL "avx512")
+      # GCC's own AVX-512 headers (bug 105593).
+      list(APPEND flags -Wno-uninitialized -Wno-maybe-uninitialized)
+    endif()
+  endif()
+  set_source_files_properties(${unit} PROPERTIES COMPILE_OPTIONS "${flags}")
+  set(bits "0")
+  foreach(feature ${ARGN})
+    string(APPEND bits " | kCpu_${feature}")
+  endforeach()
+  set(softmaxlib_isa_entries
+    "${softmaxlib_isa_entries}SOFTMAXLIB_ISA_ENTRY(${name}, SOFTMAXLIB_ISA_${SOFTMAX_ISA_UPPER}, ${bits})\n"
+    PARENT_SCOPE)
+endfunction()
+
+# The ordered list of ISAs that dispatch.cpp includes.
+function(softmaxlib_write_isa_list)
+  file(GENERATE OUTPUT ${CMAKE_CURRENT_BINARY_DIR}/generated/isas.def
+       CONTENT "${softmaxlib_isa_entries}")
+  target_include_directories(softmaxlib_objects PRIVATE ${CMAKE_CURRENT_BINARY_DIR}/generated)
+endfunction()

@@ -1,0 +1,93 @@
+// Which kernel runs: the first ISA of the list that this CPU has, unless the caller names one.
+#include "cpu.hpp"
+#include "kernel_table.hpp"
+
+namespace softmaxlib {
+
+#define SOFTMAXLIB_ISA_ENTRY(name, isa, features) KernelTable make_table_##name();
+#include "isas.def"
+#undef SOFTMAXLIB_ISA_ENTRY
+
+namespace {
+
+struct Entry {
+  const char* name;
+  softmaxlib_isa isa;
+  uint32_t features;
+  KernelTable (*make)();
+};
+
+constexpr Entry kEntries[] = {
+#define SOFTMAXLIB_ISA_ENTRY(name, isa, features) {#name, isa, features, make_table_##name},
+#include "isas.def"
+#undef SOFTMAXLIB_ISA_ENTRY
+};
+constexpr int kCount = sizeof(kEntries) / sizeof(kEntries[0]);
+
+bool runs(const Entry& entry) {
+  static const uint32_t features = cpu_features();
+  return (features & entry.features) == entry.features;
+}
+
+struct Tables {
+  KernelTable table[kCount];
+  Tables() : table() {
+    for (int i = 0; i < kCount; ++i)
+      if (runs(kEntries[i])) table[i] = kEntries[i].make();
+  }
+};
+
+}  // namespace
+
+const KernelTable* table_of(softmaxlib_isa isa) {
+  static const Tables tables;
+  for (int i = 0; i < kCount; ++i)
+    if ((isa == SOFTMAXLIB_ISA_AUTO || isa == kEntries[i].isa) && runs(kEntries[i]))
+      return &tables.table[i];
+  return nullptr;
+}
+
+bool exp_sweep(softmaxlib_isa isa, bool accurate, uint32_t first, uint64_t count, ExpSweep* result) {
+  const KernelTable* table = table_of(isa);
+  if (table) *result = table->exp_sweep(accurate, first, count);
+  return table != nullptr;
+}
+
+bool roofline(softmaxlib_isa isa, Roofline kind, const void* x, void* y, size_t bytes) {
+  const KernelTable* table = table_of(isa);
+  if (table) table->roofline(kind, x, y, bytes);
+  return table != nullptr;
+}
+
+}  // namespace softmaxlib
+
+extern "C" {
+
+softmaxlib_isa softmaxlib_isa_compiled(int32_t rank) {
+  using namespace softmaxlib;
+  return rank >= 0 && rank < kCount ? kEntries[rank].isa : SOFTMAXLIB_ISA_AUTO;
+}
+
+softmaxlib_isa softmaxlib_isa_available(int32_t rank) {
+  using namespace softmaxlib;
+  for (const Entry& entry : kEntries)
+    if (runs(entry) && rank-- == 0) return entry.isa;
+  return SOFTMAXLIB_ISA_AUTO;
+}
+
+const char* softmaxlib_isa_name(softmaxlib_isa isa) {
+  switch (isa) {
+    case SOFTMAXLIB_ISA_SCALAR: return "scalar";
+    case SOFTMAXLIB_ISA_AVX2: return "avx2";
+    case SOFTMAXLIB_ISA_AVX512: return "avx512";
+    default: return nullptr;
+  }
+}
+
+int64_t softmaxlib_cache_size(int32_t level) { return softmaxlib::cache_size(level); }
+
+const char* softmaxlib_version(void) { return SOFTMAXLIB_VERSION_STRING; }
+
+const char* softmaxlib_compiler(void) { return SOFTMAXLIB_COMPILER_STRING; }
+
+}  // extern "C"

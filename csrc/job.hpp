@@ -1,0 +1,71 @@
+// One call, as rows.cpp hands it to a kernel: rows of n elements, every operand as strides.
+#pragma once
+
+#include <stdint.h>
+
+#include "softmaxlib/softmaxlib.h"
+
+namespace softmaxlib {
+
+enum Operand : int { kX, kOut, kBias, kWhere, kTemperature, kOperands };
+
+struct Dim {
+  int64_t size;
+  int64_t stride[kOperands];  // bytes
+};
+
+struct Job {
+  char* base[kOperands];  // NULL: not given
+  softmaxlib_dtype dtype[kOperands];
+  double temperature;
+
+  int outer_ndim, inner_ndim;  // over the rows; within a row
+  Dim outer[SOFTMAXLIB_MAX_NDIM];
+  Dim inner[SOFTMAXLIB_MAX_NDIM];
+  int64_t rows, n;
+
+  bool direct;     // x and out contiguous within a row, of one dtype, no options
+  bool in_place;   // out is x
+  bool streaming;  // streaming stores in the last pass
+  bool split;      // parallel_for spreads the blocks of each row; else rows are spread above
+
+  softmaxlib_parallel_for parallel_for;
+  void* parallel_context;
+
+  softmaxlib_report* report;
+};
+
+// Computes rows [first, last). scratch: scratch_bytes(...) of it, 64-byte aligned.
+using Kernel = void (*)(const Job& job, int64_t first, int64_t last, char* scratch);
+
+// Blocks, in elements, are part of the arithmetic: sums are folded along them.
+constexpr int kVectorsPerGroup = 4;
+constexpr int kVectorsPerChunk = 64;
+constexpr int kVectorsPerBlock = 4096;
+
+constexpr int64_t chunk_elements(softmaxlib_dtype out) {
+  return kVectorsPerChunk * (out == SOFTMAXLIB_F64 ? 8 : 16);
+}
+constexpr int64_t block_elements(softmaxlib_dtype out) {
+  return kVectorsPerBlock * (out == SOFTMAXLIB_F64 ? 8 : 16);
+}
+
+// What one block of a row leaves behind when blocks run in parallel.
+struct BlockResult {
+  double sum, error;         // unevaluated sum of two
+  double held_hi, held_lo;   // the element kept out of the sum, or the maximum
+  int32_t reference;
+  int32_t padding[7];
+};
+static_assert(sizeof(BlockResult) == 64, "one cache line: no false sharing");
+
+// Scratch of one row at a time: results of blocks, then a reference exponent per chunk for the
+// schedules that reload.
+inline int64_t scratch_bytes(int64_t n, softmaxlib_dtype out, bool split, bool reload) {
+  const int64_t blocks = (n + block_elements(out) - 1) / block_elements(out);
+  const int64_t references = reload && blocks > 1 ? blocks * kVectorsPerBlock / kVectorsPerChunk : 0;
+  const int64_t results = split ? blocks : 0;
+  return results * static_cast<int64_t>(sizeof(BlockResult)) + (references * 4 + 63) / 64 * 64;
+}
+
+}  // namespace softmaxlib

@@ -1,0 +1,116 @@
+// log_softmax and logsumexp with relative accuracy where one element holds nearly all of the sum:
+// with M the largest element and rest = sum of the others' e^(x - M),
+//
+//   logsumexp = M + log1p(rest),  log_softmax = (x - M) - log1p(rest)
+//
+// Passes: three-pass reads x once more for the maximum, which spares the sum its check.
+#pragma once
+
+#include "kernels/softmax.hpp"
+#include "math/log.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+struct LogSum {
+  double held_hi, held_lo;  // M, less the row's shift
+  double log_rest;          // log1p(rest)
+};
+
+template <class D>
+using AccurateExp = Exp<typename Row<D>::V, true>;
+
+template <class D>
+inline LogSum log_sum_of(const RowRest<AccurateExp<D>>& rest) {
+  const Exp<f64x8> exp(rest.reference);
+  const Pair<f64x8> held = {f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)};
+  const double unit = power_of_two(Exp<f64x8>::kBias - AccurateExp<D>::kBias);
+  return {rest.held_hi, rest.held_lo, log1p_scalar(rest.value() * unit / first(exp(held)))};
+}
+
+template <class V>
+inline V subtract(V x, V y, V) {
+  return x - y;
+}
+template <class V>
+inline V subtract(Pair<V> x, V y, V y_low) {
+  return (x.hi - y) + (x.lo - y_low);
+}
+
+// finish(LogSum) with the row's sum, or invalid() where there is none.
+template <class D, class Finish, class Invalid>
+inline void with_log_sum(Row<D> row, bool three_pass, Finish finish, Invalid invalid) {
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    const Known known = three_pass ? Known{max_of_row(row)} : Known{};
+    const auto rest = rest_of<AccurateExp<D>>(row, known);
+    if (usable(rest)) return finish(row, log_sum_of<D>(rest));
+    const double top = exact_max_of(row);
+    if (!finite(top)) return invalid(row, top);
+    row.shift_by(top);
+  }
+  invalid(row, NAN);
+}
+
+template <class D>
+inline void log_softmax(const Row<D>& row, bool three_pass) {
+  using V = typename Row<D>::V;
+  using T = typename Row<D>::T;
+  with_log_sum(
+      row, three_pass,
+      [](const Row<D>& r, LogSum s) {
+        const V held_hi = V::set1(static_cast<T>(s.held_hi)), held_lo = V::set1(static_cast<T>(s.held_lo));
+        const V log_rest = V::set1(static_cast<T>(s.log_rest));
+        r.map(static_cast<T>(-INFINITY), [=](auto x) { return subtract(x, held_hi, held_lo) - log_rest; });
+      },
+      [](const Row<D>& r, double) { r.fill(static_cast<T>(NAN), static_cast<T>(-INFINITY)); });
+}
+
+template <class D>
+inline void log_softmax_three_pass_recompute(const Row<D>& row) {
+  log_softmax(row, true);
+}
+template <class D>
+inline void log_softmax_two_pass(const Row<D>& row) {
+  log_softmax(row, false);
+}
+
+// -inf if that is all there is, +inf if it is the largest, NaN if there is any.
+template <class D>
+inline double logsumexp_of_invalid(const Row<D>& row, double top) {
+  using V = typename Row<D>::V;
+  bool nan = top != top;
+  row.read(0, row.size(), [&](auto x, int64_t, int64_t n) {
+    V seen = V::set1(0);
+    for (int64_t i = 0; i < n; i += V::lanes) {
+      const V v = high(load_up_to(x, i, n - i));
+      seen = select(eq(v, v), seen, V::set1(1));
+    }
+    nan |= any(gt(seen, V::set1(0)));
+  });
+  return nan ? NAN : top;
+}
+
+template <class D>
+inline void logsumexp(const Row<D>& row, bool three_pass) {
+  using T = typename Row<D>::T;
+  with_log_sum(
+      row, three_pass,
+      [](const Row<D>& r, LogSum s) {
+        r.put_first(static_cast<T>((r.shift() + s.held_hi) + (s.held_lo + s.log_rest)));
+      },
+      [](const Row<D>& r, double top) { r.put_first(static_cast<T>(logsumexp_of_invalid(r, top))); });
+}
+
+template <class D>
+inline void logsumexp_three_pass_recompute(const Row<D>& row) {
+  logsumexp(row, true);
+}
+template <class D>
+inline void logsumexp_two_pass(const Row<D>& row) {
+  logsumexp(row, false);
+}
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

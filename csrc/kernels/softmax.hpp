@@ -1,0 +1,42 @@
+// What the four schedules of softmax share: the repair of rows outside of the safe range.
+#pragma once
+
+#include "rows/terms.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+inline bool finite(double x) { return x - x == 0; }
+
+// Whether a sum can be trusted: no NaN, and the row's maximum within kSafe of 0.
+inline bool usable(const Total& total) {
+  return total.sum == total.sum && total.reference > -kSafeReference &&
+         total.reference < kSafeReference;
+}
+
+template <class D>
+inline double exact_max_of(const Row<D>& row) {
+  return row.direct() ? max_of_row(row) : row.staged_max();
+}
+
+// schedule(row) computes a row and returns true, or returns false, x still being intact but for
+// NaN, if its sum is not usable. Such a row is computed again less its maximum.
+template <class D, class Schedule>
+inline void run_softmax(Row<D> row, Schedule schedule) {
+  using T = typename Row<D>::T;
+  bool done = schedule(row);
+  if (!done) {
+    const double top = exact_max_of(row);
+    if (finite(top)) {
+      row.shift_by(top);
+      done = schedule(row);
+    }
+  }
+  if (!done) row.fill(static_cast<T>(NAN), 0);
+  else if (row.size() == 1) row.fill(1, 0);  // p times the rounded 1 / p need not be 1
+}
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

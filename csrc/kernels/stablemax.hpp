@@ -1,0 +1,102 @@
+// stablemax = s(x) / sum of s(x) and log_stablemax = sign(x) log1p(|x|) - log(sum of s(x)), with
+// StableMax's s (math/stable.hpp; Prieto et al., 2025). There is no maximum to subtract: two passes
+// are all there is, with s computed again (3N) or reloaded (4N).
+#pragma once
+
+#include "kernels/softmax.hpp"
+#include "math/log.hpp"
+#include "math/stable.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// The reference under which a sum and its reciprocal stay in range: 0 but for huge arguments.
+template <class V>
+inline int stable_reference(double sum) {
+  constexpr bool kFloat = sizeof(typename V::elem) == 4;
+  if (sum > (kFloat ? 0x1p64 : 0x1p900)) return kFloat ? 64 : 200;
+  if (sum < (kFloat ? 0x1p-90 : 0x1p-900)) return kFloat ? -60 : -200;
+  return 0;
+}
+
+// compute(known) gives the sum of s under known.reference; a second time where 0 will not do.
+template <class D, class Compute>
+inline auto in_range(Compute compute) {
+  Known known;
+  auto total = compute(known);
+  known.reference = stable_reference<typename Row<D>::V>(total.sum);
+  if (known.reference) total = compute(known);
+  return total;
+}
+
+inline bool positive_finite(double x) { return x > 0 && finite(x); }
+
+template <class D, class Compute, class Write>
+inline void run_stablemax(const Row<D>& row, Compute compute, Write write) {
+  using T = typename Row<D>::T;
+  const auto total = in_range<D>(compute);
+  if (!positive_finite(total.sum)) row.fill(static_cast<T>(NAN), 0);
+  else if (row.size() == 1) row.fill(1, 0);
+  else write(total);
+}
+
+template <class D>
+inline void stablemax_two_pass(const Row<D>& row) {
+  using S = Stable<typename Row<D>::V>;
+  run_stablemax(
+      row, [&](Known known) { return sum_of<S>(row, known); },     // reads x
+      [&](const RowSum<S>& total) { write_of(row, total); });      // reads x, writes y
+}
+
+template <class D>
+inline void stablemax_two_pass_reload(const Row<D>& row) {
+  using S = Stable<typename Row<D>::V>;
+  run_stablemax(
+      row, [&](Known known) { return store_of<S>(row, known); },   // reads x, writes y
+      [&](const RowSum<S>& total) { scale_stored(row, total); });  // reads y, writes y
+}
+
+// log s(x) = sign(x) log1p(|x|) = sign(x) (e ln2 + log m), with the logarithm of the sum in the same
+// form, so that the large parts cancel exactly. For the largest element, where all would cancel, the
+// result is -log1p(rest / s(largest)).
+template <class D>
+inline void log_stablemax_two_pass(const Row<D>& row) {
+  using V = typename Row<D>::V;
+  using T = typename Row<D>::T;
+  using S = Stable<V>;
+  using C = LogConstants<V>;
+  const T masked = static_cast<T>(-INFINITY);
+
+  const auto rest = in_range<D>([&](Known known) { return rest_of<S>(row, known); });  // reads x
+  const Pair<f64x8> held = {f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)};
+  const double s_held = first(Stable<f64x8>(rest.reference)(held));
+  if (!positive_finite(s_held + rest.sum)) return row.fill(static_cast<T>(NAN), masked);
+
+  // log sum = log s(largest) + log1p(ratio) = exponent ln2 + mantissa
+  const double ratio = rest.value() / s_held;
+  const Pair<f64x8> a = magnitude(held);
+  const LogParts<f64x8> of_held = log1p_parts(a.hi, a.lo);
+  const LogParts<f64x8> of_rest = log1p_parts(f64x8::set1(ratio), f64x8::set1(0));
+  const double exponent = first(with_sign_of(of_held.exponent, held.hi) + of_rest.exponent);
+  const double mantissa = first(with_sign_of(of_held.mantissa, held.hi) + of_rest.mantissa);
+  const double ln2_rest = kLn2Hi - static_cast<double>(C::kLn2Hi) + kLn2Lo;
+
+  const V sum_exponent = V::set1(static_cast<T>(exponent));
+  const V sum_mantissa = V::set1(static_cast<T>(mantissa + exponent * ln2_rest));
+  const V top = V::set1(static_cast<T>(rest.held_hi));
+  const V y_top = V::set1(static_cast<T>(0 - log1p_scalar(ratio)));
+  row.map(masked, [=](auto x) {                                                        // reads x, writes y
+    const Pair<V> m = magnitude(x);
+    const LogParts<V> log_s = log1p_parts(m.hi, m.lo);
+    const V large = (with_sign_of(log_s.exponent, high(x)) - sum_exponent) * V::set1(C::kLn2Hi);
+    const V small = fma(log_s.exponent, V::set1(C::kLn2Lo), log_s.mantissa);
+    V y = large + (with_sign_of(small, high(x)) - sum_mantissa);
+    y = select(eq(high(x), V::set1(masked)), V::set1(masked), y);
+    return select(eq(high(x), top), y_top, y);
+  });
+}
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

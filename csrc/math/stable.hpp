@@ -1,0 +1,61 @@
+// StableMax's s(x) = x + 1 for x >= 0, 1 / (1 - x) for x < 0 (Prieto et al., 2025), in units of
+// 2^reference, so that neither the largest nor the smallest s leaves the range of a float.
+//
+//   float: max error 1.5 ULP (two roundings for x < 0); sums are accumulated in double
+#pragma once
+
+#include "math/log.hpp"
+#include "math/value.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+template <class V>
+inline V sign_of(V x) {
+  return from_bits(bits(x) & V::Int::set1(LogConstants<V>::kSignBit));
+}
+template <class V>
+inline V with_sign_of(V magnitude, V x) {
+  return from_bits(bits(magnitude) ^ bits(sign_of(x)));
+}
+
+// |x| as a vector and what it leaves: x's low part, turned along with it.
+template <class V>
+inline Pair<V> magnitude(V x) {
+  return {with_sign_of(x, x), V::set1(0)};
+}
+template <class V>
+inline Pair<V> magnitude(Pair<V> x) {
+  return {with_sign_of(x.hi, x.hi), with_sign_of(x.lo, x.hi)};
+}
+
+inline f64x8 widen_sum(f32x16 x) { return widen_low(x) + widen_high(x); }
+inline f64x8 widen_sum(f64x8 x) { return x; }
+
+template <class Vector>
+class Stable {
+ public:
+  using V = Vector;
+  using Sum = f64x8;
+  static constexpr bool kFollows = false;
+
+  explicit Stable(int reference)
+      : unit_(V::set1(static_cast<typename V::elem>(power_of_two(-reference)))) {}
+
+  template <class X>
+  V operator()(X x) const {
+    const Pair<V> a = magnitude(x);
+    const V u = plus_low(V::set1(1) + a.hi, Pair<V>{a.hi, a.lo});
+    return select(gt(V::set1(0), high(x)), unit_ / u, unit_ * u);
+  }
+
+  static Sum widen(V x) { return widen_sum(x); }
+
+ private:
+  V unit_;
+};
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

@@ -1,0 +1,162 @@
+// The optional thread pool: the caller works too, the others sleep between jobs.
+//
+// Not OpenMP: libgomp's workers do not survive a fork, a second OpenMP runtime in the process (torch
+// brings one) oversubscribes the CPU, and a library that others embed should leave the choice of
+// threads to them. This pool is one implementation of softmaxlib_parallel_for among others.
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <new>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "softmaxlib/softmaxlib.h"
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#include <signal.h>
+#define SOFTMAXLIB_POSIX 1
+#endif
+
+namespace {
+
+// Counts forks on the child's side: a pool of another generation has lost its threads.
+std::atomic<unsigned> generation{0};
+
+#if defined(SOFTMAXLIB_POSIX)
+void watch_forks() {
+  static const int registered =
+      pthread_atfork(nullptr, nullptr, [] { generation.fetch_add(1, std::memory_order_relaxed); });
+  (void)registered;
+}
+
+// Signals belong to the caller's threads; workers are created with all of them blocked.
+class BlockedSignals {
+ public:
+  BlockedSignals() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &saved_);
+  }
+  ~BlockedSignals() { pthread_sigmask(SIG_SETMASK, &saved_, nullptr); }
+  BlockedSignals(const BlockedSignals&) = delete;
+  BlockedSignals& operator=(const BlockedSignals&) = delete;
+
+ private:
+  sigset_t saved_;
+};
+#else
+void watch_forks() {}
+struct BlockedSignals {};
+#endif
+
+struct Job {
+  softmaxlib_task task;
+  void* argument;
+  int64_t count;
+  std::atomic<int64_t> next{0};
+
+  void work() {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(argument, i);
+  }
+};
+
+}  // namespace
+
+struct softmaxlib_pool {
+  unsigned born = generation.load(std::memory_order_relaxed);
+  std::mutex busy;  // held by the caller whose job runs
+  std::mutex mutex;
+  std::condition_variable wake, done;
+  Job* job = nullptr;
+  uint64_t ticket = 0;  // of the last job
+  int working = 0;
+  bool stop = false;
+  std::vector<std::thread> threads;
+
+  void run_worker() {
+    uint64_t seen = 0;
+    std::unique_lock<std::mutex> lock(mutex);
+    for (;;) {
+      wake.wait(lock, [&] { return stop || (job && ticket != seen); });
+      if (stop) return;
+      seen = ticket;
+      Job* mine = job;
+      ++working;
+      lock.unlock();
+      mine->work();
+      lock.lock();
+      if (--working == 0) done.notify_one();
+    }
+  }
+
+  void run(Job& next) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      job = &next;
+      ++ticket;
+    }
+    wake.notify_all();
+    next.work();
+    std::unique_lock<std::mutex> lock(mutex);
+    job = nullptr;  // a worker that wakes late finds nothing
+    done.wait(lock, [&] { return working == 0; });
+  }
+
+  void join() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      stop = true;
+    }
+    wake.notify_all();
+    for (std::thread& thread : threads) thread.join();
+  }
+
+  bool after_fork() const { return born != generation.load(std::memory_order_relaxed); }
+};
+
+extern "C" {
+
+softmaxlib_status softmaxlib_pool_create(int32_t num_threads, softmaxlib_pool** pool) {
+  if (!pool) return SOFTMAXLIB_ERROR_NULL;
+  *pool = nullptr;
+  if (num_threads < 1 || num_threads > 4096) return SOFTMAXLIB_ERROR_THREADS;
+  watch_forks();
+  softmaxlib_pool* created = new (std::nothrow) softmaxlib_pool;
+  if (!created) return SOFTMAXLIB_ERROR_MEMORY;
+  try {
+    const BlockedSignals blocked;
+    (void)blocked;
+    created->threads.reserve(static_cast<size_t>(num_threads - 1));
+    for (int32_t i = 1; i < num_threads; ++i)
+      created->threads.emplace_back([created] { created->run_worker(); });
+  } catch (...) {  // no memory or no thread
+    created->join();
+    delete created;
+    return SOFTMAXLIB_ERROR_MEMORY;
+  }
+  *pool = created;
+  return SOFTMAXLIB_OK;
+}
+
+void softmaxlib_pool_destroy(softmaxlib_pool* pool) {
+  // The threads of a pool from before a fork do not exist in the child, and its locks may be held by
+  // them for ever: it is left behind.
+  if (!pool || pool->after_fork()) return;
+  pool->join();
+  delete pool;
+}
+
+void softmaxlib_pool_parallel_for(void* pool, int64_t count, softmaxlib_task task, void* argument) {
+  softmaxlib_pool* p = static_cast<softmaxlib_pool*>(pool);
+  if (count > 1 && !p->after_fork() && p->busy.try_lock()) {
+    const std::lock_guard<std::mutex> lock(p->busy, std::adopt_lock);
+    Job job{task, argument, count};
+    p->run(job);
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) task(argument, i);
+}
+
+}  // extern "C"

@@ -1,0 +1,80 @@
+// What verify and bench ask of a leaf: its exp over every float, and the machine's speed limits.
+#pragma once
+
+#include <math.h>
+
+#include "internal.hpp"
+#include "math/exp.hpp"
+#include "rows/row.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// Distance from the exact value in units of its last place as a float; 0 for equal specials.
+inline double ulp_distance(float actual, double exact) {
+  if (actual != actual || exact != exact) return (actual != actual) == (exact != exact) ? 0 : INFINITY;
+  if (static_cast<double>(actual) == exact) return 0;
+  int exponent;
+  frexp(exact, &exponent);
+  exponent = exponent - 24 < -149 ? -149 : exponent - 24;
+  return ldexp(fabs(static_cast<double>(actual) - exact), -exponent);
+}
+
+// Vectors of consecutive floats, each under the reference that its first lane would give it.
+template <bool kAccurate>
+inline ExpSweep sweep_exp(uint32_t start, uint64_t count) {
+  using E = Exp<f32x16, kAccurate>;
+  ExpSweep result = {0, start, 0};
+  for (uint64_t done = 0; done < count; done += 16) {
+    const uint32_t from = start + static_cast<uint32_t>(done);
+    const int n = count - done < 16 ? static_cast<int>(count - done) : 16;
+    uint32_t x_bits[16];
+    float x[16], y[16];
+    for (int i = 0; i < 16; ++i) x_bits[i] = from + static_cast<uint32_t>(i < n ? i : 0);
+    memcpy(x, x_bits, sizeof(x));
+    const int reference = reference_of(static_cast<double>(x[0]));
+    store(y, E(reference)(load(x)));
+    for (int i = 0; i < n; ++i) {
+      uint32_t y_bits;
+      memcpy(&y_bits, y + i, sizeof(y_bits));
+      if (y[i] != y[i]) y_bits = 0x7fc00000u;
+      result.checksum = (result.checksum ^ y_bits) * 0x100000001b3u + x_bits[i];
+      const double wide = static_cast<double>(x[i]);
+      if (wide > kSafe) continue;  // such a row is computed less its maximum
+      // e^x 2^(bias - reference), in the kernel's own terms: below its floor it is 0.
+      const double t = (wide - reference * kLn2Hi) - reference * kLn2Lo;
+      const double exact = t < -(E::kBias + 126) * kLn2Hi ? 0 : ldexp(exp(t), E::kBias);
+      if (exact == 0 && y[i] < 0x1p-125f) continue;
+      const double distance = ulp_distance(y[i], exact);
+      if (distance > result.max_ulp) result.max_ulp = distance, result.worst = x_bits[i];
+    }
+  }
+  return result;
+}
+
+inline ExpSweep run_exp_sweep(bool accurate, uint32_t start, uint64_t count) {
+  const DefaultFloatingPoint environment;
+  return accurate ? sweep_exp<true>(start, count) : sweep_exp<false>(start, count);
+}
+
+inline void run_roofline(Roofline kind, const void* x, void* y, size_t bytes) {
+  const float* from = static_cast<const float*>(x);
+  const int64_t n = static_cast<int64_t>(bytes / sizeof(float));
+  if (kind == Roofline::kRead) {
+    f32x16 s[4];
+    for (auto& v : s) v = f32x16::set1(0);
+    for (int64_t i = 0; i + 64 <= n; i += 64)
+      for (int j = 0; j < 4; ++j) s[j] = from_bits(bits(s[j]) ^ bits(load(from + i + 16 * j)));
+    volatile float sink = first(from_bits(bits(s[0]) ^ bits(s[1]) ^ bits(s[2]) ^ bits(s[3])));
+    (void)sink;
+    return;
+  }
+  Row<float>::map_elements(Contiguous<float>{from}, static_cast<float*>(y), n,
+                           kind == Roofline::kStreamingCopy, [](f32x16 v) { return v; });
+  stream_fence();
+}
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

@@ -1,0 +1,373 @@
+// The compiled half of the Python package: NumPy arrays in, the C interface, the GIL released.
+// What the arguments mean and whether they fit is decided in softmaxlib/_api.py.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <optional>
+
+#if !defined(_WIN32)
+#include <pthread.h>
+#endif
+
+#include "internal.hpp"
+
+namespace py = pybind11;
+
+namespace {
+
+// ---- threads ------------------------------------------------------------------------------------
+
+using Pool = std::shared_ptr<softmaxlib_pool>;
+
+// One pool for the process, made when first needed and replaced by a larger one when a call asks for
+// more threads; whoever still uses the old one keeps it alive.
+struct PoolSlot {
+  std::mutex mutex;
+  Pool pool;
+  int32_t threads = 0;
+
+  Pool acquire(int32_t wanted) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    if (threads < wanted) {
+      softmaxlib_pool* grown = nullptr;
+      if (softmaxlib_pool_create(wanted, &grown) != SOFTMAXLIB_OK) return pool;
+      pool = Pool(grown, softmaxlib_pool_destroy);
+      threads = wanted;
+    }
+    return pool;
+  }
+};
+
+// Never destroyed: at exit there is nothing to join, so nothing to hang on.
+alignas(PoolSlot) unsigned char pool_slot_storage[sizeof(PoolSlot)];
+
+PoolSlot& pool_slot() { return *std::launder(reinterpret_cast<PoolSlot*>(pool_slot_storage)); }
+
+// Also what a forked child does first: its copy of the mutex may be held by a thread that it lacks.
+void reset_pool_slot() { new (pool_slot_storage) PoolSlot; }
+
+struct SharedTasks {
+  softmaxlib_task task;
+  void* argument;
+  int64_t count;
+  std::atomic<int64_t> next{0};
+
+  static void drain(void* self, int64_t) {
+    auto& tasks = *static_cast<SharedTasks*>(self);
+    for (int64_t i; (i = tasks.next.fetch_add(1, std::memory_order_relaxed)) < tasks.count;)
+      tasks.task(tasks.argument, i);
+  }
+};
+
+// A softmaxlib_parallel_for whose context is the number of threads, at most so many of the pool's.
+void parallel_for(void* context, int64_t count, softmaxlib_task task, void* argument) {
+  const int32_t threads = *static_cast<const int32_t*>(context);
+  SharedTasks tasks{task, argument, count};
+  Pool pool;
+  try {
+    pool = pool_slot().acquire(threads);
+  } catch (...) {  // no memory for the shared_ptr: run serially
+  }
+  if (pool)
+    softmaxlib_pool_parallel_for(pool.get(), std::min<int64_t>(threads, count), SharedTasks::drain,
+                                 &tasks);
+  else
+    SharedTasks::drain(&tasks, 0);
+}
+
+// Not py::gil_scoped_release: at interpreter exit a daemon thread is unwound out of
+// PyEval_RestoreThread, which terminates the process when it happens in a destructor.
+template <class Work>
+auto without_gil(Work work) {
+  PyThreadState* state = PyEval_SaveThread();
+  const auto result = work();
+  PyEval_RestoreThread(state);
+  return result;
+}
+
+// ---- arguments ----------------------------------------------------------------------------------
+
+void check(softmaxlib_status status) {
+  if (status == SOFTMAXLIB_OK) return;
+  PyObject* type = status == SOFTMAXLIB_ERROR_DTYPE    ? PyExc_TypeError
+                   : status == SOFTMAXLIB_ERROR_MEMORY ? PyExc_MemoryError
+                                                       : PyExc_ValueError;
+  PyErr_SetString(type, softmaxlib_status_text(status));
+  throw py::error_already_set();
+}
+
+constexpr int kMaxNdim = SOFTMAXLIB_MAX_NDIM;
+
+// Owns its shape and strides: another Python thread may reshape the array while the GIL is released.
+class View {
+ public:
+  View(const py::array& source, int32_t dtype) {
+    if (source.ndim() > kMaxNdim) check(SOFTMAXLIB_ERROR_SHAPE);
+    std::copy_n(source.shape(), source.ndim(), shape_);
+    std::copy_n(source.strides(), source.ndim(), strides_);
+    array_ = {const_cast<void*>(source.data()), dtype, static_cast<int32_t>(source.ndim()), shape_,
+              strides_};
+  }
+  View(const View&) = delete;
+  View& operator=(const View&) = delete;
+
+  const softmaxlib_array* get() const { return &array_; }
+
+ private:
+  int64_t shape_[kMaxNdim];
+  int64_t strides_[kMaxNdim];
+  softmaxlib_array array_;
+};
+
+const softmaxlib_array* get(const std::optional<View>& view) { return view ? view->get() : nullptr; }
+
+struct AlignedDelete {
+  void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }
+};
+using Scratch = std::unique_ptr<void, AlignedDelete>;
+
+// A call of softmaxlib_run with the scratch it needs, ready to be repeated without the GIL.
+class Call {
+ public:
+  Call(softmaxlib_function function, const softmaxlib_array* x, const softmaxlib_array* out,
+       int32_t naxes, const int32_t* axes, const softmaxlib_options& options)
+      : function_(function), x_(x), out_(out), naxes_(naxes), axes_(axes), options_(options) {
+    if (options_.num_threads > 1) {
+      options_.parallel_for = parallel_for;
+      options_.parallel_context = &options_.num_threads;
+    }
+    report_.struct_size = sizeof report_;
+    options_.report = &report_;
+    size_t bytes = 0;
+    check(softmaxlib_scratch_size(function, x, out, naxes, axes, &options_, &bytes));
+    if (bytes == 0) return;
+    scratch_.reset(::operator new(bytes, std::align_val_t{64}, std::nothrow));
+    if (!scratch_) {
+      PyErr_Format(PyExc_MemoryError, "cannot allocate %zu bytes of scratch memory", bytes);
+      throw py::error_already_set();
+    }
+    options_.scratch = scratch_.get();
+    options_.scratch_size = bytes;
+  }
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  softmaxlib_status operator()() const {
+    return softmaxlib_run(function_, x_, out_, naxes_, axes_, &options_);
+  }
+  const softmaxlib_report& report() const { return report_; }
+
+ private:
+  softmaxlib_function function_;
+  const softmaxlib_array* x_;
+  const softmaxlib_array* out_;
+  int32_t naxes_;
+  const int32_t* axes_;
+  softmaxlib_options options_;
+  softmaxlib_report report_{};
+  Scratch scratch_;
+};
+
+// ---- functions ----------------------------------------------------------------------------------
+
+py::tuple run(int32_t function, const py::array& x, const py::array& out, int32_t x_dtype,
+              int32_t out_dtype, const py::tuple& axes, double temperature,
+              const std::optional<py::array>& temperatures, const std::optional<py::array>& bias,
+              int32_t bias_dtype, const std::optional<py::array>& where, int32_t algorithm,
+              int32_t isa, int32_t store, int32_t num_threads) {
+  int32_t axis[kMaxNdim];
+  if (axes.size() > kMaxNdim) check(SOFTMAXLIB_ERROR_AXIS);
+  for (size_t i = 0; i < axes.size(); ++i) axis[i] = axes[i].cast<int32_t>();
+
+  const View x_view(x, x_dtype), out_view(out, out_dtype);
+  std::optional<View> temperatures_view, bias_view, where_view;
+  if (temperatures) temperatures_view.emplace(*temperatures, SOFTMAXLIB_F64);
+  if (bias) bias_view.emplace(*bias, bias_dtype);
+  if (where) where_view.emplace(*where, SOFTMAXLIB_BOOL);
+
+  softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
+  options.algorithm = algorithm;
+  options.isa = isa;
+  options.store = store;
+  options.num_threads = num_threads;
+  options.temperature = temperature;
+  options.temperatures = get(temperatures_view);
+  options.bias = get(bias_view);
+  options.where = get(where_view);
+
+  const Call call(function, x_view.get(), out_view.get(), static_cast<int32_t>(axes.size()), axis,
+                  options);
+  check(without_gil([&] { return call(); }));
+  const softmaxlib_report& report = call.report();
+  return py::make_tuple(report.isa, report.algorithm, report.store, report.tasks,
+                        report.kernel ? report.kernel : "");
+}
+
+// Nanoseconds of one of `repeats` calls of work, back to back.
+template <class Work>
+double time_calls(int64_t repeats, Work work) {
+  if (repeats < 1) throw py::value_error("repeats must be at least 1");
+  return without_gil([&] {
+    using Clock = std::chrono::steady_clock;
+    const auto start = Clock::now();
+    for (int64_t i = 0; i < repeats; ++i) work();
+    const std::chrono::duration<double, std::nano> elapsed = Clock::now() - start;
+    return elapsed.count() / static_cast<double>(repeats);
+  });
+}
+
+double time_run(int32_t function, const py::array& x, const py::array& out, int32_t dtype,
+                int32_t algorithm, int32_t isa, int32_t store, int32_t num_threads,
+                int64_t repeats) {
+  const View x_view(x, dtype), out_view(out, dtype);
+  const int32_t last = static_cast<int32_t>(x.ndim()) - 1;
+  softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
+  options.algorithm = algorithm;
+  options.isa = isa;
+  options.store = store;
+  options.num_threads = num_threads;
+  const Call call(function, x_view.get(), out_view.get(), 1, &last, options);
+  softmaxlib_status status = SOFTMAXLIB_OK;
+  const double nanoseconds = time_calls(repeats, [&] { status = std::max(status, call()); });
+  check(status);
+  return nanoseconds;
+}
+
+double time_roofline(int32_t kind, int32_t isa, const py::array& x, const py::array& out,
+                     int64_t repeats) {
+  const void* from = x.data();
+  void* to = const_cast<void*>(out.data());
+  const auto bytes = static_cast<size_t>(std::min(x.nbytes(), out.nbytes()));
+  bool known = true;
+  const double nanoseconds = time_calls(repeats, [&] {
+    known &= softmaxlib::roofline(isa, static_cast<softmaxlib::Roofline>(kind), from, to, bytes);
+  });
+  if (!known) throw py::value_error("unknown kind of roofline, or an ISA that cannot run here");
+  return nanoseconds;
+}
+
+py::tuple exp_sweep(int32_t isa, bool accurate, uint32_t first, uint64_t count) {
+  softmaxlib::ExpSweep sweep{};
+  if (!without_gil([&] { return softmaxlib::exp_sweep(isa, accurate, first, count, &sweep); }))
+    throw py::value_error("exp_sweep cannot run: bad range, or an ISA that cannot run here");
+  return py::make_tuple(sweep.max_ulp, sweep.worst, sweep.checksum);
+}
+
+py::tuple isa_names(softmaxlib_isa (*ranked)(int32_t)) {
+  py::list names;
+  for (int32_t rank = 0; ranked(rank) != SOFTMAXLIB_ISA_AUTO; ++rank)
+    names.append(softmaxlib_isa_name(ranked(rank)));
+  return py::tuple(names);
+}
+
+// ---- DLPack -------------------------------------------------------------------------------------
+
+// The stable part of DLPack's ABI (github.com/dmlc/dlpack), for the one dtype NumPy cannot import.
+struct DLTensor {
+  void* data;
+  int32_t device_type, device_id;
+  int32_t ndim;
+  uint8_t code, bits;
+  uint16_t lanes;
+  int64_t* shape;
+  int64_t* strides;  // in elements; may be NULL: C order
+  uint64_t byte_offset;
+};
+struct DLManagedTensor {
+  DLTensor tensor;
+  void* manager;
+  void (*deleter)(DLManagedTensor*);
+};
+constexpr int32_t kDLCPU = 1;
+constexpr uint8_t kDLBfloat = 4;
+
+// The tensor's memory as uint16, kept alive by the array.
+py::array bfloat16_from_dlpack(const py::object& producer) {
+  const py::object capsule = producer.attr("__dlpack__")();
+  auto* managed =
+      static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+  if (!managed) throw py::error_already_set();
+  const DLTensor& tensor = managed->tensor;
+  if (tensor.device_type != kDLCPU) throw py::type_error("the tensor is not in CPU memory");
+  if (tensor.code != kDLBfloat || tensor.bits != 16 || tensor.lanes != 1)
+    throw py::type_error("the tensor is not bfloat16");
+
+  const py::array::ShapeContainer shape(tensor.shape, tensor.shape + tensor.ndim);
+  py::array::StridesContainer strides;
+  if (tensor.strides) {
+    strides = py::array::StridesContainer(tensor.strides, tensor.strides + tensor.ndim);
+    for (auto& stride : *strides) stride *= sizeof(uint16_t);
+  }
+  if (PyCapsule_SetName(capsule.ptr(), "used_dltensor") != 0) throw py::error_already_set();
+  const py::capsule owner(managed, [](void* memory) {
+    auto* owned = static_cast<DLManagedTensor*>(memory);
+    if (owned->deleter) owned->deleter(owned);
+  });
+  return py::array(py::dtype::of<uint16_t>(), shape, strides,
+                   static_cast<const char*>(tensor.data) + tensor.byte_offset, owner);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+  using namespace py::literals;
+  reset_pool_slot();
+#if !defined(_WIN32)
+  pthread_atfork(nullptr, nullptr, reset_pool_slot);
+#endif
+
+  // The C header's codes by the names that Python uses.
+  m.attr("functions") = py::dict(
+      "softmax"_a = int{SOFTMAXLIB_SOFTMAX}, "log_softmax"_a = int{SOFTMAXLIB_LOG_SOFTMAX},
+      "logsumexp"_a = int{SOFTMAXLIB_LOGSUMEXP}, "stablemax"_a = int{SOFTMAXLIB_STABLEMAX},
+      "log_stablemax"_a = int{SOFTMAXLIB_LOG_STABLEMAX});
+  m.attr("algorithms") =
+      py::dict("auto"_a = int{SOFTMAXLIB_ALGORITHM_AUTO},
+               "three_pass_recompute"_a = int{SOFTMAXLIB_THREE_PASS_RECOMPUTE},
+               "three_pass_reload"_a = int{SOFTMAXLIB_THREE_PASS_RELOAD},
+               "two_pass"_a = int{SOFTMAXLIB_TWO_PASS},
+               "two_pass_reload"_a = int{SOFTMAXLIB_TWO_PASS_RELOAD});
+  m.attr("isas") =
+      py::dict("auto"_a = int{SOFTMAXLIB_ISA_AUTO}, "avx512"_a = int{SOFTMAXLIB_ISA_AVX512},
+               "avx2"_a = int{SOFTMAXLIB_ISA_AVX2}, "scalar"_a = int{SOFTMAXLIB_ISA_SCALAR});
+  m.attr("stores") =
+      py::dict("auto"_a = int{SOFTMAXLIB_STORE_AUTO}, "plain"_a = int{SOFTMAXLIB_STORE_PLAIN},
+               "streaming"_a = int{SOFTMAXLIB_STORE_STREAMING});
+  m.attr("rooflines") =
+      py::dict("read"_a = static_cast<int>(softmaxlib::Roofline::kRead),
+               "copy"_a = static_cast<int>(softmaxlib::Roofline::kCopy),
+               "streaming_copy"_a = static_cast<int>(softmaxlib::Roofline::kStreamingCopy));
+  m.attr("dtypes") = py::dict(
+      "float32"_a = int{SOFTMAXLIB_F32}, "float64"_a = int{SOFTMAXLIB_F64},
+      "float16"_a = int{SOFTMAXLIB_F16}, "bfloat16"_a = int{SOFTMAXLIB_BF16},
+      "bool"_a = int{SOFTMAXLIB_BOOL}, "int8"_a = int{SOFTMAXLIB_I8},
+      "int16"_a = int{SOFTMAXLIB_I16}, "int32"_a = int{SOFTMAXLIB_I32},
+      "int64"_a = int{SOFTMAXLIB_I64}, "uint8"_a = int{SOFTMAXLIB_U8},
+      "uint16"_a = int{SOFTMAXLIB_U16}, "uint32"_a = int{SOFTMAXLIB_U32},
+      "uint64"_a = int{SOFTMAXLIB_U64});
+
+  m.def("run", &run, "function"_a, "x"_a, "out"_a, "x_dtype"_a, "out_dtype"_a, "axes"_a,
+        "temperature"_a, "temperatures"_a, "bias"_a, "bias_dtype"_a, "where"_a, "algorithm"_a,
+        "isa"_a, "store"_a, "num_threads"_a);
+  m.def("time_run", &time_run, "function"_a, "x"_a, "out"_a, "dtype"_a, "algorithm"_a, "isa"_a,
+        "store"_a, "num_threads"_a, "repeats"_a);
+  m.def("time_roofline", &time_roofline, "kind"_a, "isa"_a, "x"_a, "out"_a, "repeats"_a);
+  m.def("exp_sweep", &exp_sweep, "isa"_a, "accurate"_a, "first"_a, "count"_a);
+  m.def("isas_compiled", [] { return isa_names(softmaxlib_isa_compiled); });
+  m.def("isas_available", [] { return isa_names(softmaxlib_isa_available); });
+  m.def("cache_sizes", [] {
+    return py::make_tuple(softmaxlib_cache_size(1), softmaxlib_cache_size(2),
+                          softmaxlib_cache_size(3));
+  });
+  m.def("version", &softmaxlib_version);
+  m.def("compiler", &softmaxlib_compiler);
+  m.def("bfloat16_from_dlpack", &bfloat16_from_dlpack, "producer"_a);
+}

@@ -1,0 +1,336 @@
+// A row as the algorithms see it: passes over it, one after the other, each over its blocks in
+// order or in parallel. What a pass computes per element is in terms.hpp and the kernels; this file
+// knows only how to walk, split and merge.
+#pragma once
+
+#include <stdint.h>
+#if defined(__SSE__) || defined(_M_X64)
+#include <xmmintrin.h>
+#else
+#include <fenv.h>
+#endif
+
+#include "job.hpp"
+#include "math/exp.hpp"
+#include "rows/stage.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// Sources: where a pass reads its arguments.
+template <class D>
+struct Contiguous {
+  const D* p;
+  using V = typename vector_of<D>::type;
+  using Value = V;
+  V load(int64_t i) const { return SOFTMAX_ISA::load(p + i); }
+  V load_n(int64_t i, int n, typename V::elem fill) const {
+    return SOFTMAX_ISA::load_n(p + i, n, fill);
+  }
+  Contiguous at(int64_t i) const { return {p + i}; }
+};
+
+// The row less its maximum, for magnitudes beyond kSafe; exact where the result is not 0.
+template <class D>
+struct Shifted {
+  const D* p;
+  typename vector_of<D>::type shift;
+  using V = typename vector_of<D>::type;
+  using Value = V;
+  V load(int64_t i) const { return SOFTMAX_ISA::load(p + i) - shift; }
+  V load_n(int64_t i, int n, typename V::elem fill) const {
+    return SOFTMAX_ISA::load_n(p + i, n, fill) - shift;
+  }
+  Shifted at(int64_t i) const { return {p + i, shift}; }
+};
+
+template <class T>
+struct Staged {
+  const T *hi, *lo;
+  using V = typename vector_of<T>::type;
+  using Value = Pair<V>;
+  Value load(int64_t i) const { return {SOFTMAX_ISA::load(hi + i), SOFTMAX_ISA::load(lo + i)}; }
+  Value load_n(int64_t i, int n, T fill) const {
+    return {SOFTMAX_ISA::load_n(hi + i, n, fill), SOFTMAX_ISA::load_n(lo + i, n, T(0))};
+  }
+  Staged at(int64_t i) const { return {hi + i, lo + i}; }
+};
+
+// A sum as an unevaluated sum of two doubles (Knuth's two-sum), in units of 2^(reference - bias).
+struct Total {
+  double sum = 0, error = 0;
+  int reference = -kSafeReference;
+
+  void add(double x) {
+    const double s = sum + x;
+    const double tail = s - sum;
+    error += (sum - (s - tail)) + (x - tail);
+    sum = s;
+  }
+  void raise(int to) {
+    if (to <= reference) return;
+    const double down = power_of_two(reference - to);
+    sum *= down;
+    error *= down;
+    reference = to;
+  }
+  void merge(Total other) {
+    raise(other.reference);
+    other.raise(reference);
+    add(other.sum);
+    error += other.error;
+  }
+  double value() const { return sum + error; }
+};
+
+// 1 / total, correct to the last place or so.
+inline double reciprocal(const Total& total) {
+  const double r = 1.0 / total.sum;
+  return r - r * (r * total.error);
+}
+
+// Restores the caller's floating-point environment; inside, rounding to nearest, gradual underflow.
+class DefaultFloatingPoint {
+ public:
+  DefaultFloatingPoint(const DefaultFloatingPoint&) = delete;
+  DefaultFloatingPoint& operator=(const DefaultFloatingPoint&) = delete;
+#if defined(__SSE__) || defined(_M_X64)
+  DefaultFloatingPoint() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
+  ~DefaultFloatingPoint() { _mm_setcsr(saved_); }
+
+ private:
+  unsigned saved_;
+#else
+  DefaultFloatingPoint() {
+    fegetenv(&saved_);
+    fesetenv(FE_DFL_ENV);
+  }
+  ~DefaultFloatingPoint() { fesetenv(&saved_); }
+
+ private:
+  fenv_t saved_;
+#endif
+};
+
+template <class D>
+class Row {
+ public:
+  using V = typename vector_of<D>::type;
+  using T = typename V::elem;
+  static constexpr int kLanes = V::lanes;
+  static constexpr int kChunk = kVectorsPerChunk * kLanes;
+  static constexpr int64_t kBlock = int64_t{kVectorsPerBlock} * kLanes;
+
+  Row(const Job& job, const Place& place, char* scratch, int32_t* one_block)
+      : job_(job),
+        place_(place),
+        x_(reinterpret_cast<const D*>(job.base[kX] + place.offset[kX])),
+        y_(reinterpret_cast<D*>(job.base[kOut] + place.offset[kOut])) {
+    results_ = reinterpret_cast<BlockResult*>(scratch);
+    references_ = blocks() > 1
+                      ? reinterpret_cast<int32_t*>(results_ + (job.split ? blocks() : 0))
+                      : one_block;
+  }
+
+  int64_t size() const { return job_.n; }
+  int64_t blocks() const { return (job_.n + kBlock - 1) / kBlock; }
+  bool direct() const { return job_.direct; }
+  bool in_place() const { return job_.in_place; }
+
+  // From here on the passes see x - maximum.
+  void shift_by(double maximum) {
+    shift_ = maximum;
+    shifted_ = true;
+  }
+  bool shifted() const { return shifted_; }
+  double shift() const { return shift_; }
+
+  // visit(source, first element, count) over [start, stop), in pieces of whole chunks.
+  template <class F>
+  void read(int64_t start, int64_t stop, F visit) const {
+    if (!job_.direct) {
+      Stage<D> stage;
+      for (int64_t i = start; i < stop; i += kChunk) {
+        const int n = static_cast<int>(stop - i < kChunk ? stop - i : kChunk);
+        stage.fetch(job_, place_, i, n, shift_);
+        visit(Staged<T>{stage.hi, stage.lo}, i, n);
+      }
+    } else if (shifted_) {
+      visit(Shifted<D>{x_ + start, V::set1(static_cast<T>(shift_))}, start, stop - start);
+    } else {
+      visit(Contiguous<D>{x_ + start}, start, stop - start);
+    }
+  }
+
+  // visit(source, destination, first element, count); `masked` is the result where `where` is false.
+  template <class F>
+  void read_write(int64_t start, int64_t stop, T masked, F visit) const {
+    if (!job_.direct) {
+      Stage<D> stage;
+      const D fill = narrow_one<D>(masked);
+      for (int64_t i = start; i < stop; i += kChunk) {
+        const int n = static_cast<int>(stop - i < kChunk ? stop - i : kChunk);
+        stage.fetch(job_, place_, i, n, shift_);
+        visit(Staged<T>{stage.hi, stage.lo}, stage.y, i, n);
+        stage.put(job_, place_, i, n, fill);
+      }
+    } else {
+      read_write_direct(start, stop, visit);
+    }
+  }
+
+  // The same for direct rows only.
+  template <class F>
+  void read_write_direct(int64_t start, int64_t stop, F visit) const {
+    if (shifted_)
+      visit(Shifted<D>{x_ + start, V::set1(static_cast<T>(shift_))}, y_ + start, start, stop - start);
+    else
+      visit(Contiguous<D>{x_ + start}, y_ + start, start, stop - start);
+  }
+
+  // The maximum of a staged row, as far as a double holds it: temperature and bias may carry an
+  // argument beyond T. Reads x.
+  double staged_max() const {
+    double top = -INFINITY;
+    Stage<D> stage;
+    for (int64_t i = 0; i < job_.n; i += kChunk) {
+      const int n = static_cast<int>(job_.n - i < kChunk ? job_.n - i : kChunk);
+      stage.fetch(job_, place_, i, n, 0);
+      for (int j = 0; j < n; ++j) top = stage.z[j] > top ? stage.z[j] : top;
+    }
+    return top;
+  }
+
+  // run(block, start, stop) for every block, in parallel where the job says so.
+  template <class F>
+  void for_blocks(F run) const {
+    if (!job_.split) {
+      for (int64_t b = 0; b < blocks(); ++b) run(b, b * kBlock, stop_of(b));
+      return;
+    }
+    struct Call {
+      const Row* row;
+      F* run;
+    } call{this, &run};
+    job_.parallel_for(
+        job_.parallel_context, blocks(),
+        [](void* argument, int64_t b) {
+          const DefaultFloatingPoint environment;
+          const Call& c = *static_cast<Call*>(argument);
+          (*c.run)(b, b * kBlock, c.row->stop_of(b));
+          stream_fence();
+        },
+        &call);
+  }
+
+  // The results of all blocks, merged in order whatever the order of their computation.
+  // compute(start, stop) -> R, merge(R&, R); R converts to and from BlockResult.
+  template <class R, class Compute>
+  R reduce_blocks(Compute compute) const {
+    R all;
+    if (!job_.split) {
+      for (int64_t b = 0; b < blocks(); ++b) {
+        const R one = compute(b * kBlock, stop_of(b));
+        if (b == 0) all = one;
+        else all.merge(one);
+      }
+      return all;
+    }
+    for_blocks([&](int64_t b, int64_t start, int64_t stop) {
+      results_[b] = compute(start, stop).pack();
+    });
+    for (int64_t b = 0; b < blocks(); ++b) {
+      if (b == 0) all = R::unpack(results_[b]);
+      else all.merge(R::unpack(results_[b]));
+    }
+    return all;
+  }
+
+  // The reference exponent under which a chunk was stored; element: the chunk's first.
+  int32_t& reference_of_chunk(int64_t element) const { return references_[element / kChunk]; }
+
+  // y = f(x), elementwise.
+  template <class F>
+  void map(T masked, F f) const {
+    for_blocks([&](int64_t, int64_t start, int64_t stop) {
+      read_write(start, stop, masked, [&](auto source, D* y, int64_t, int64_t n) {
+        map_elements(source, y, n, job_.direct && job_.streaming, f);
+      });
+    });
+  }
+
+  // visit(y, first element, count, streaming) for every chunk of y; direct rows only.
+  template <class F>
+  void map_stored(F visit) const {
+    for_blocks([&](int64_t, int64_t start, int64_t stop) {
+      for (int64_t i = start; i < stop; i += kChunk)
+        visit(y_ + i, i, stop - i < kChunk ? stop - i : kChunk, job_.streaming);
+    });
+  }
+
+  void fill(T value, T masked) const {
+    map(masked, [value](auto) { return V::set1(value); });
+  }
+
+  // The one element of logsumexp's result.
+  void put_first(T value) const {
+    const D narrow = narrow_one<D>(value);
+    memcpy(y_, &narrow, sizeof(D));
+  }
+
+  // y = f(x) for n contiguous elements, with streaming stores from the first aligned vector on.
+  template <class Source, class F>
+  static void map_elements(Source x, D* y, int64_t n, bool streaming, F f) {
+    int64_t i = 0;
+    constexpr int64_t kBytes = sizeof(D) * kLanes;
+    const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(y) % kBytes);
+    if (streaming && past % static_cast<int64_t>(sizeof(D)) == 0) {
+      if (past) {  // up to the first aligned vector
+        const int64_t head = (kBytes - past) / static_cast<int64_t>(sizeof(D));
+        i = head < n ? head : n;
+        store_n(y, f(x.load_n(0, static_cast<int>(i), T(0))), static_cast<int>(i));
+      }
+      for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+        const auto a = x.load(i), b = x.load(i + kLanes);
+        const V fa = f(a), fb = f(b);
+        stream(y + i, fa);
+        stream(y + i + kLanes, fb);
+      }
+    } else {
+      for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+        const auto a = x.load(i), b = x.load(i + kLanes);
+        const V fa = f(a), fb = f(b);
+        store(y + i, fa);
+        store(y + i + kLanes, fb);
+      }
+    }
+    if (i + kLanes <= n) {
+      store(y + i, f(x.load(i)));
+      i += kLanes;
+    }
+    if (i < n) {
+      const int tail = static_cast<int>(n - i);
+      store_n(y + i, f(x.load_n(i, tail, T(0))), tail);
+    }
+  }
+
+ private:
+  int64_t stop_of(int64_t b) const {
+    const int64_t stop = (b + 1) * kBlock;
+    return stop < job_.n ? stop : job_.n;
+  }
+
+  const Job& job_;
+  const Place& place_;
+  const D* x_;
+  D* y_;
+  double shift_ = 0;
+  bool shifted_ = false;
+  BlockResult* results_;
+  int32_t* references_;
+};
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

@@ -1,0 +1,82 @@
+#include "rows/schedule.hpp"
+
+#include <algorithm>
+
+#include "cpu.hpp"
+#include "rows/layout.hpp"
+
+namespace softmaxlib {
+namespace {
+
+// A parallel call pays from about this many elements per task on.
+constexpr int64_t kElementsPerTask = 32768;
+
+// So that a thread that is held up delays the others by little.
+constexpr int64_t kTasksPerThread = 4;
+
+int64_t cache_or(int level, int64_t fallback) {
+  const int64_t size = cache_size(level);
+  return size ? size : fallback;
+}
+int64_t level2() {
+  static const int64_t size = cache_or(2, int64_t{1} << 20);
+  return size;
+}
+int64_t last_level() {
+  static const int64_t size = std::max(cache_or(3, int64_t{32} << 20), level2());
+  return size;
+}
+
+bool reloads(softmaxlib_algorithm a) {
+  return a == SOFTMAXLIB_THREE_PASS_RELOAD || a == SOFTMAXLIB_TWO_PASS_RELOAD;
+}
+
+// The nearest relative that the registry has for this function and job.
+softmaxlib_algorithm registered(softmaxlib_function function, const Job& job,
+                                softmaxlib_algorithm a) {
+  const bool softmax = function == SOFTMAXLIB_SOFTMAX, stablemax = function == SOFTMAXLIB_STABLEMAX;
+  const softmaxlib_dtype out = job.dtype[kOut];
+  const bool can_store = job.direct && (out == SOFTMAXLIB_F32 || out == SOFTMAXLIB_F64);
+  if (function == SOFTMAXLIB_LOG_STABLEMAX) return SOFTMAXLIB_TWO_PASS;
+  if (stablemax)  // has no maximum pass; in place it must be able to start over
+    return reloads(a) && can_store && !job.in_place ? SOFTMAXLIB_TWO_PASS_RELOAD
+                                                    : SOFTMAXLIB_TWO_PASS;
+  if (softmax && can_store && a == SOFTMAXLIB_TWO_PASS_RELOAD && job.in_place)
+    return SOFTMAXLIB_THREE_PASS_RELOAD;
+  if (softmax && can_store) return a;
+  if (a == SOFTMAXLIB_THREE_PASS_RELOAD) return SOFTMAXLIB_THREE_PASS_RECOMPUTE;
+  if (a == SOFTMAXLIB_TWO_PASS_RELOAD) return SOFTMAXLIB_TWO_PASS;
+  return a;
+}
+
+}  // namespace
+
+Schedule choose_schedule(softmaxlib_function function, const Job& job,
+                         const softmaxlib_options& options) {
+  Schedule s;
+  const int64_t x_item = item_size(job.dtype[kX]), out_item = item_size(job.dtype[kOut]);
+  const int64_t row_bytes = job.n * (x_item + out_item);
+
+  // One exponential per element where both x and y stay in cache, else the least traffic.
+  s.algorithm = options.algorithm;
+  if (s.algorithm == SOFTMAXLIB_ALGORITHM_AUTO)
+    s.algorithm = row_bytes <= level2() ? SOFTMAXLIB_TWO_PASS_RELOAD : SOFTMAXLIB_TWO_PASS;
+  s.algorithm = registered(function, job, s.algorithm);
+
+  // Past the caches a plain store first reads the line it overwrites. In place it was read anyway.
+  const bool can_stream = job.direct && function != SOFTMAXLIB_LOGSUMEXP;
+  s.streaming = can_stream && (options.store == SOFTMAXLIB_STORE_STREAMING ||
+                               (options.store == SOFTMAXLIB_STORE_AUTO && !job.in_place &&
+                                row_bytes * job.rows > last_level()));
+
+  const int64_t threads = options.parallel_for ? std::max(options.num_threads, 1) : 1;
+  const int64_t blocks = (job.n + block_elements(job.dtype[kOut]) - 1) / block_elements(job.dtype[kOut]);
+  const int64_t worth = std::max<int64_t>(job.rows * job.n / kElementsPerTask, 1);
+  s.tasks = threads == 1 ? 1 : std::min({job.rows, worth, threads * kTasksPerThread});
+  s.split = threads > 1 && blocks >= 2 * threads && job.rows < 2 * threads;
+  if (s.split) s.tasks = blocks;
+  s.scratch = scratch_bytes(job.n, job.dtype[kOut], s.split, reloads(s.algorithm));
+  return s;
+}
+
+}  // namespace softmaxlib

@@ -1,0 +1,287 @@
+// The portable leaf: the 64-byte virtual vector as a plain array. It defines what every operation
+// of a leaf means (see README.md here); the compiler may vectorize it with what the target has.
+#pragma once
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "macros.hpp"
+#include "storage.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+constexpr bool kHasStreamingStores = false;
+
+template <class To, class From>
+inline To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast keeps the size");
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+inline float fma1(float a, float b, float c) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+  return __builtin_fmaf(a, b, c);
+#else
+  // The product is exact in double; the sum is rounded to odd, which makes the second rounding (to
+  // float) the only one that counts (Boldo and Melquiond, 2008). Unlike libm's, it inlines.
+  const double product = static_cast<double>(a) * b;
+  const double addend = c;
+  const double sum = product + addend;
+  const double tail = sum - product;
+  const double error = (product - (sum - tail)) + (addend - tail);
+  uint64_t bits = bit_cast<uint64_t>(sum);
+  const bool inexact = (error > 0) | (error < 0);
+  const uint64_t even = (bits & 1) ^ 1;
+  const uint64_t toward_zero = (bits ^ bit_cast<uint64_t>(error)) >> 63;
+  bits += (inexact ? even : 0) * (1 - 2 * toward_zero);
+  return static_cast<float>(bit_cast<double>(bits));
+#endif
+}
+
+inline double fma1(double a, double b, double c) {
+#if defined(__GNUC__)
+  return __builtin_fma(a, b, c);
+#else
+  return ::fma(a, b, c);
+#endif
+}
+
+inline float widen1(bf16 x) { return bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+
+inline float widen1(f16 x) {
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16;
+  const uint32_t magnitude = x.bits & 0x7fffu;
+  // Moved to float's field, a finite half is 2^112 too small; an exact product repairs that.
+  const float scaled = bit_cast<float>(magnitude << 13) * 0x1p112f;
+  const uint32_t special = 0x7f800000u | (magnitude & 0x3ffu) << 13;
+  return bit_cast<float>(sign | (magnitude >= 0x7c00u ? special : bit_cast<uint32_t>(scaled)));
+}
+
+inline void narrow1(float x, float& out) { out = x; }
+inline void narrow1(double x, double& out) { out = x; }
+
+inline void narrow1(float x, bf16& out) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  out.bits = static_cast<uint16_t>((x == x ? rounded : bits | 0x400000u) >> 16);
+}
+
+inline void narrow1(float x, f16& out) {
+  const uint32_t bits = bit_cast<uint32_t>(x);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t magnitude = bits & 0x7fffffffu;
+  uint32_t half;
+  if (magnitude >= 0x7f800000u) {
+    half = magnitude > 0x7f800000u ? 0x7e00u | ((magnitude >> 13) & 0x3ffu) : 0x7c00u;
+  } else if (magnitude < 0x38800000u) {
+    // Subnormal half: adding 1/2 moves its last place to float's last place, rounded by the adder.
+    half = bit_cast<uint32_t>(bit_cast<float>(magnitude) + 0.5f) - 0x3f000000u;
+  } else {
+    half = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+    if (half > 0x7c00u) half = 0x7c00u;
+  }
+  out.bits = static_cast<uint16_t>(sign | half);
+}
+
+inline float widen1(float x) { return x; }
+inline double widen1(double x) { return x; }
+
+template <class T, class Bits, int N>
+struct Vector {
+  using elem = T;
+  static constexpr int lanes = N;
+
+  struct Int {
+    Bits lane[N];
+    static Int set1(Bits x) {
+      Int r;
+      for (int i = 0; i < N; ++i) r.lane[i] = x;
+      return r;
+    }
+    friend Int operator+(Int a, Int b) {
+      for (int i = 0; i < N; ++i) a.lane[i] += b.lane[i];
+      return a;
+    }
+    friend Int operator-(Int a, Int b) {
+      for (int i = 0; i < N; ++i) a.lane[i] -= b.lane[i];
+      return a;
+    }
+    friend Int operator&(Int a, Int b) {
+      for (int i = 0; i < N; ++i) a.lane[i] &= b.lane[i];
+      return a;
+    }
+    friend Int operator^(Int a, Int b) {
+      for (int i = 0; i < N; ++i) a.lane[i] ^= b.lane[i];
+      return a;
+    }
+  };
+
+  struct Mask {
+    bool lane[N];
+  };
+
+  T lane[N];
+
+  static Vector set1(T x) {
+    Vector r;
+    for (int i = 0; i < N; ++i) r.lane[i] = x;
+    return r;
+  }
+  friend Vector operator+(Vector a, Vector b) {
+    for (int i = 0; i < N; ++i) a.lane[i] += b.lane[i];
+    return a;
+  }
+  friend Vector operator-(Vector a, Vector b) {
+    for (int i = 0; i < N; ++i) a.lane[i] -= b.lane[i];
+    return a;
+  }
+  friend Vector operator*(Vector a, Vector b) {
+    for (int i = 0; i < N; ++i) a.lane[i] *= b.lane[i];
+    return a;
+  }
+  friend Vector operator/(Vector a, Vector b) {
+    for (int i = 0; i < N; ++i) a.lane[i] /= b.lane[i];
+    return a;
+  }
+  // Not inlined: 16 emulated fma are long, and kernels have many.
+  SOFTMAXLIB_NOINLINE friend Vector fma(Vector a, Vector b, Vector c) {
+    for (int i = 0; i < N; ++i) a.lane[i] = fma1(a.lane[i], b.lane[i], c.lane[i]);
+    return a;
+  }
+  friend Vector fnma(Vector a, Vector b, Vector c) {
+    for (int i = 0; i < N; ++i) a.lane[i] = -a.lane[i];
+    return fma(a, b, c);
+  }
+  friend Vector max(Vector a, Vector b) {
+    for (int i = 0; i < N; ++i) a.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+    return a;
+  }
+  friend Vector min(Vector a, Vector b) {
+    for (int i = 0; i < N; ++i) a.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
+    return a;
+  }
+  friend Mask gt(Vector a, Vector b) {
+    Mask m;
+    for (int i = 0; i < N; ++i) m.lane[i] = a.lane[i] > b.lane[i];
+    return m;
+  }
+  friend Mask eq(Vector a, Vector b) {
+    Mask m;
+    for (int i = 0; i < N; ++i) m.lane[i] = a.lane[i] == b.lane[i];
+    return m;
+  }
+  friend bool any(Mask m) {
+    bool found = false;
+    for (int i = 0; i < N; ++i) found |= m.lane[i];
+    return found;
+  }
+  friend Vector select(Mask m, Vector a, Vector b) {
+    for (int i = 0; i < N; ++i) a.lane[i] = m.lane[i] ? a.lane[i] : b.lane[i];
+    return a;
+  }
+  friend Int bits(Vector a) { return bit_cast<Int>(a); }
+  friend Vector from_bits(Int a) { return bit_cast<Vector>(a); }
+  friend T first(Vector a) { return a.lane[0]; }
+  friend T max_lane(Vector a) {
+    for (int half = N / 2; half; half /= 2)
+      for (int i = 0; i < half; ++i)
+        a.lane[i] = a.lane[i] > a.lane[i + half] ? a.lane[i] : a.lane[i + half];
+    return a.lane[0];
+  }
+  friend double sum(Vector a) {
+    double s[N];
+    for (int i = 0; i < N; ++i) s[i] = static_cast<double>(a.lane[i]);
+    for (int half = N / 2; half; half /= 2)
+      for (int i = 0; i < half; ++i) s[i] += s[i + half];
+    return s[0];
+  }
+};
+
+template <int K, class Int>
+inline Int shl(Int a) {
+  for (auto& lane : a.lane) lane <<= K;
+  return a;
+}
+template <int K, class Int>
+inline Int shr(Int a) {
+  for (auto& lane : a.lane) lane >>= K;
+  return a;
+}
+
+using f32x16 = Vector<float, uint32_t, 16>;
+using f64x8 = Vector<double, uint64_t, 8>;
+
+struct Table8 {
+  uint32_t entry[8];
+};
+inline Table8 load_table8(const uint32_t* p) {
+  Table8 t;
+  memcpy(t.entry, p, sizeof(t.entry));
+  return t;
+}
+inline f32x16::Int lookup(Table8 t, f32x16::Int index) {
+  for (auto& lane : index.lane) lane = t.entry[lane & 7u];
+  return index;
+}
+
+inline f64x8 widen_low(f32x16 a) {
+  f64x8 r;
+  for (int i = 0; i < 8; ++i) r.lane[i] = static_cast<double>(a.lane[i]);
+  return r;
+}
+inline f64x8 widen_high(f32x16 a) {
+  f64x8 r;
+  for (int i = 0; i < 8; ++i) r.lane[i] = static_cast<double>(a.lane[i + 8]);
+  return r;
+}
+
+template <class S>
+struct vector_of {
+  using type = f32x16;
+};
+template <>
+struct vector_of<double> {
+  using type = f64x8;
+};
+
+template <class S>
+inline typename vector_of<S>::type load_n(const S* p, int n, typename vector_of<S>::type::elem fill) {
+  using V = typename vector_of<S>::type;
+  V r = V::set1(fill);
+  for (int i = 0; i < n; ++i) {
+    S x;
+    memcpy(&x, p + i, sizeof(S));
+    r.lane[i] = widen1(x);
+  }
+  return r;
+}
+template <class S>
+inline typename vector_of<S>::type load(const S* p) {
+  return load_n(p, vector_of<S>::type::lanes, 0);
+}
+template <class S>
+inline void store_n(S* p, typename vector_of<S>::type v, int n) {
+  for (int i = 0; i < n; ++i) {
+    S x;
+    narrow1(v.lane[i], x);
+    memcpy(p + i, &x, sizeof(S));
+  }
+}
+template <class S>
+inline void store(S* p, typename vector_of<S>::type v) {
+  store_n(p, v, vector_of<S>::type::lanes);
+}
+template <class S>
+inline void stream(S* p, typename vector_of<S>::type v) {
+  store(p, v);
+}
+inline void stream_fence() {}
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

@@ -1,0 +1,30 @@
+"""Softmax and its relatives on CPUs: fast, accurate, the same bits on every ISA."""
+
+from softmaxlib import _core
+from softmaxlib._api import log_softmax, log_stablemax, logsumexp, softmax, stablemax
+from softmaxlib._runtime import (
+    available_isas,
+    get_num_threads,
+    info,
+    last_kernel,
+    set_num_threads,
+    threads,
+    use_isa,
+)
+
+__version__: str = _core.version()
+
+__all__ = [
+    "available_isas",
+    "get_num_threads",
+    "info",
+    "last_kernel",
+    "log_softmax",
+    "log_stablemax",
+    "logsumexp",
+    "set_num_threads",
+    "softmax",
+    "stablemax",
+    "threads",
+    "use_isa",
+]

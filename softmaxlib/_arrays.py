@@ -1,0 +1,236 @@
+"""What callers pass, as the plain arrays and codes that the compiled module reads."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from softmaxlib import _core
+
+try:
+    from numpy.exceptions import AxisError
+except ImportError:  # NumPy < 1.25
+    from numpy import AxisError  # type: ignore[attr-defined, no-redef]
+
+Array: TypeAlias = NDArray[Any]
+Axes: TypeAlias = tuple[int, ...]
+
+_FLOATS = "float16, bfloat16, float32 or float64"
+_LAST_FLOAT_CODE = max(_core.dtypes[name] for name in ("float16", "bfloat16", "float32", "float64"))
+_BOOL = _core.dtypes["bool"]
+_FLOAT64 = np.dtype(np.float64)
+_codes: dict[np.dtype[Any], int] = {
+    np.dtype(name): code for name, code in _core.dtypes.items() if name != "bfloat16"
+}
+
+
+def dtype_code(dtype: np.dtype[Any]) -> int | None:
+    """Return the compiled module's code of a native dtype, None where it has none."""
+    code = _codes.get(dtype)
+    if code is None and dtype.name == "bfloat16":  # ml_dtypes, known only once it is met
+        code = _codes[dtype] = _core.dtypes["bfloat16"]
+    return code
+
+
+def is_float(code: int) -> bool:
+    """Tell whether a code is one of the four floating dtypes."""
+    return code <= _LAST_FLOAT_CODE
+
+
+def as_array(name: str, value: Any) -> Array:
+    """Return the value as a base-class ndarray, without a copy where it has memory to share."""
+    if type(value) is np.ndarray:
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array: pass {name}.data, and its mask as where=~mask")
+    try:
+        if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            return np.asarray(np.from_dlpack(value))
+        return np.asarray(value)
+    except Exception as error:
+        if not hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
+            raise  # a ragged list, say: NumPy's own words are the best
+        try:
+            return _bfloat16_tensor(value)
+        except Exception:
+            raise TypeError(
+                f"{name} ({type(value).__name__}) cannot be read as an array in CPU memory: {error}"
+            ) from error
+
+
+def _bfloat16_tensor(value: Any) -> Array:
+    """Import a bfloat16 tensor, such as torch's, which NumPy refuses."""
+    bits = _core.bfloat16_from_dlpack(value)
+    import ml_dtypes
+
+    return bits.view(ml_dtypes.bfloat16)
+
+
+def native(array: Array) -> Array:
+    """Return the array in native byte order, itself where it is."""
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def as_input(name: str, value: Any) -> tuple[Array, int]:
+    """Return the value as a native array of a dtype that can be read, and the dtype's code."""
+    array = native(as_array(name, value))
+    code = dtype_code(array.dtype)
+    if code is None:
+        raise TypeError(
+            f"{name} has dtype {array.dtype}; it must be {_FLOATS}, an integer type or bool"
+        )
+    return array, code
+
+
+def result_dtype(dtype: Any, x_dtype: np.dtype[Any], x_code: int) -> tuple[np.dtype[Any], int]:
+    """Return the dtype of the result and its code."""
+    if dtype is None:
+        return (x_dtype, x_code) if is_float(x_code) else (_FLOAT64, _codes[_FLOAT64])
+    if isinstance(dtype, str) and dtype == "bfloat16":
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise TypeError("dtype 'bfloat16' needs the package ml_dtypes") from None
+        dtype = ml_dtypes.bfloat16
+    try:
+        wanted = np.dtype(dtype).newbyteorder("=")
+    except TypeError:
+        raise TypeError(f"dtype must be {_FLOATS}, got {dtype!r}") from None
+    code = dtype_code(wanted)
+    if code is None or not is_float(code):
+        raise TypeError(f"dtype must be {_FLOATS}, got {wanted}")
+    return wanted, code
+
+
+def _normalize_axis(axis: Any, ndim: int) -> int:
+    if isinstance(axis, (bool, np.bool_)):
+        raise TypeError("axis must be an integer, a tuple of integers or None, got a bool")
+    try:
+        index = operator.index(axis)
+    except TypeError:
+        raise TypeError(
+            f"axis must be an integer, a tuple of integers or None, got {axis!r}"
+        ) from None
+    limit = max(ndim, 1)  # as in NumPy, a scalar accepts the axes of a vector
+    if not -limit <= index < limit:
+        raise AxisError(index, ndim)
+    return index % limit
+
+
+def normalize_axes(axis: Any, ndim: int) -> Axes:
+    """Return the axes as distinct numbers from 0; none where every element stands alone."""
+    if axis is None:
+        return tuple(range(ndim))
+    axes = (
+        tuple(_normalize_axis(a, ndim) for a in axis)
+        if isinstance(axis, tuple)
+        else (_normalize_axis(axis, ndim),)
+    )
+    if len(set(axes)) != len(axes):
+        raise ValueError(f"axis {axis} repeats an axis of an array of {ndim} dimensions")
+    return axes if ndim else ()
+
+
+def _check_broadcasts(name: str, array: Array, shape: Axes) -> None:
+    surplus = array.ndim - len(shape)
+    if surplus > 0 or any(
+        have not in (1, want) for have, want in zip(array.shape, shape[-surplus:], strict=True)
+    ):
+        raise ValueError(
+            f"{name} of shape {array.shape} does not broadcast to the shape {shape} of x"
+        )
+
+
+def as_temperature(value: Any, shape: Axes, axes: Axes) -> tuple[float, Array | None]:
+    """Return a scalar temperature, or 1.0 and an array of temperatures, checked."""
+    if type(value) is float or type(value) is int:
+        if 0 < value < math.inf:
+            return float(value), None
+        raise ValueError(f"temperature must be positive and finite, got {value}")
+    array, code = as_input("temperature", value)
+    if code == _BOOL:
+        raise TypeError("temperature has dtype bool; it must be a real number")
+    _check_broadcasts("temperature", array, shape)
+    offset = len(shape) - array.ndim
+    if any(axis >= offset and array.shape[axis - offset] != 1 for axis in axes):
+        raise ValueError(
+            f"temperature of shape {array.shape} varies along axis {axes} of x of shape {shape}: "
+            "it must have length 1 there"
+        )
+    temperatures = array.astype(np.float64, copy=False)
+    bad = temperatures[~((temperatures > 0) & (temperatures < math.inf))]
+    if bad.size:
+        raise ValueError(f"temperature must be positive and finite, got {bad.flat[0]}")
+    return (float(temperatures.item()), None) if array.size == 1 else (1.0, temperatures)
+
+
+def as_bias(value: Any, shape: Axes) -> tuple[Array, int]:
+    """Return the bias as a floating array that broadcasts to shape, and its dtype's code."""
+    array, code = as_input("bias", value)
+    if code == _BOOL:
+        raise TypeError("bias has dtype bool; a boolean mask goes to where")
+    _check_broadcasts("bias", array, shape)
+    return (array, code) if is_float(code) else (array.astype(np.float64), _codes[_FLOAT64])
+
+
+def as_where(value: Any, shape: Axes) -> Array:
+    """Return the mask as a boolean array that broadcasts to shape."""
+    array = as_array("where", value)
+    if array.dtype != np.bool_:
+        raise TypeError(f"where has dtype {array.dtype}; it must be bool")
+    _check_broadcasts("where", array, shape)
+    return array
+
+
+def check_out(out: Any, shape: Axes, dtype: np.dtype[Any]) -> Array:
+    """Return out as a base-class array, or say why it cannot take the result."""
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"out must be a numpy.ndarray, got {type(out).__name__}")
+    if out.dtype.newbyteorder("=") != dtype:
+        raise TypeError(f"out has dtype {out.dtype}; the result has dtype {dtype}")
+    if out.shape != shape:
+        raise ValueError(f"out has shape {out.shape}; the result has shape {shape}")
+    if not out.flags.writeable:
+        raise ValueError("out is read-only; it must be writeable")
+    if _overlaps_itself(out):
+        raise ValueError("out has elements that share memory; each must have its own")
+    return np.asarray(out)
+
+
+def _overlaps_itself(array: Array) -> bool:
+    if array.flags.c_contiguous or array.flags.f_contiguous or array.size < 2:
+        return False
+    steps = sorted((abs(s), n) for s, n in zip(array.strides, array.shape, strict=True) if n > 1)
+    span = array.itemsize
+    for step, n in steps:
+        if step < span:
+            break
+        span += step * (n - 1)
+    else:
+        return False  # every dimension steps over all smaller ones: the usual case
+    offsets = np.zeros((), np.intp)
+    for step, n in steps:
+        offsets = np.add.outer(offsets, step * np.arange(n))
+    return bool(np.diff(np.sort(offsets, axis=None)).min() < array.itemsize)
+
+
+def can_write_directly(out: Array, x: Array, *others: Array | None) -> bool:
+    """Tell whether out is native, and either x itself or apart from everything that is read."""
+    if not out.dtype.isnative:
+        return False
+    if any(other is not None and np.may_share_memory(out, other) for other in others):
+        return False
+    return out is x or not np.may_share_memory(out, x) or _is_same_view(out, x)
+
+
+def _is_same_view(a: Array, b: Array) -> bool:
+    return (
+        a.dtype == b.dtype
+        and a.shape == b.shape
+        and a.strides == b.strides
+        and a.__array_interface__["data"] == b.__array_interface__["data"]
+    )

@@ -1,0 +1,51 @@
+"""The compiled module: csrc/python/module.cpp."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+functions: dict[str, int]
+algorithms: dict[str, int]
+isas: dict[str, int]
+stores: dict[str, int]
+rooflines: dict[str, int]
+dtypes: dict[str, int]
+
+def run(
+    function: int,
+    x: NDArray[Any],
+    out: NDArray[Any],
+    x_dtype: int,
+    out_dtype: int,
+    axes: tuple[int, ...],
+    temperature: float,
+    temperatures: NDArray[Any] | None,
+    bias: NDArray[Any] | None,
+    bias_dtype: int,
+    where: NDArray[Any] | None,
+    algorithm: int,
+    isa: int,
+    store: int,
+    num_threads: int,
+) -> tuple[int, int, int, int, str]: ...
+def time_run(
+    function: int,
+    x: NDArray[Any],
+    out: NDArray[Any],
+    dtype: int,
+    algorithm: int,
+    isa: int,
+    store: int,
+    num_threads: int,
+    repeats: int,
+) -> float: ...
+def time_roofline(
+    kind: int, isa: int, x: NDArray[Any], out: NDArray[Any], repeats: int
+) -> float: ...
+def exp_sweep(isa: int, accurate: bool, first: int, count: int) -> tuple[float, int, int]: ...
+def isas_compiled() -> tuple[str, ...]: ...
+def isas_available() -> tuple[str, ...]: ...
+def cache_sizes() -> tuple[int, int, int]: ...
+def version() -> str: ...
+def compiler() -> str: ...
+def bfloat16_from_dlpack(producer: object) -> NDArray[Any]: ...

@@ -1,0 +1,505 @@
+"""The command line: ``softmaxlib info``, ``softmaxlib bench``, ``softmaxlib verify``."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import io
+import itertools
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import softmaxlib
+from softmaxlib import _core
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from softmaxlib import _bench, _verify
+
+INTERRUPTED = 130
+
+_STORES = {None: "", "plain": "plain", "streaming": "stream"}
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done: one line, exit status 2."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return the exit status."""
+    parser = _parser()
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as stop:  # argparse has already said why
+        return stop.code if isinstance(stop.code, int) else 2
+    try:
+        _check_environment()
+        status: int = args.run(args)
+    except BrokenPipeError:  # whoever read the output has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (UsageError, OSError, MemoryError) as error:
+        print(f"softmaxlib: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("softmaxlib: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    return status
+
+
+def _check_environment() -> None:
+    try:
+        softmaxlib.info()
+    except ValueError as error:
+        raise UsageError(error) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="softmaxlib", description="Softmax on CPUs, fast and the same bits on every ISA."
+    )
+    parser.add_argument("--version", action="version", version=f"softmaxlib {_core.version()}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    info = commands.add_parser("info", help="what the library found on this machine")
+    info.add_argument("--json", action="store_true", help="print JSON")
+    info.set_defaults(run=_info)
+
+    bench = commands.add_parser(
+        "bench",
+        help="the paper's comparison on this machine",
+        description="Times the softmax algorithms on float32 rows of random normal logits, from L1 "
+        "to at least 4x the last-level cache, next to a read pass and two copies in the same run.",
+        epilog=_definitions(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bench.add_argument("--quick", action="store_true", help="about a minute in total")
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
+    bench.add_argument("--csv", type=Path, metavar="FILE", help="write the table here")
+    bench.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        default=Path("softmaxlib-bench.png"),
+        help="write the plot here, .png or .svg (default: %(default)s)",
+    )
+    bench.add_argument("--no-plot", action="store_true", help="write no plot")
+    bench.add_argument(
+        "--isa", action="append", metavar="NAME", help="time only this ISA (may be repeated)"
+    )
+    bench.add_argument(
+        "--store",
+        choices=("plain", "streaming", "both"),
+        default="both",
+        help="kind of stores; both: plain ones, and streaming ones too where x and y leave the "
+        "caches (default)",
+    )
+    bench.add_argument("--threads", type=_positive, default=1, metavar="N", help="default: 1")
+    bench.add_argument(
+        "--sizes", type=_sizes, metavar="N,N,...", help="elements per row, instead of the usual"
+    )
+    bench.add_argument(
+        "--rounds", type=_positive, metavar="N", help="samples per number, instead of timed"
+    )
+    bench.add_argument(
+        "--max-bytes", type=_bytes, metavar="B", help="memory for both arrays, such as 512M or 2G"
+    )
+    bench.add_argument(
+        "--offset",
+        type=_offset,
+        default=0,
+        metavar="B",
+        help="bytes past a page at which arrays begin; NumPy's large ones: 16 (default: 0)",
+    )
+    bench.add_argument("--seed", type=_natural, default=2020, metavar="N", help="of the logits")
+    bench.set_defaults(run=_run_bench)
+
+    verify = commands.add_parser(
+        "verify",
+        help="check the numerics contract on this machine",
+        description="Checks the library's promises on this machine's own ISAs: the error of exp "
+        "over all 2^32 floats, the same bits over ISAs, algorithms, threads, alignments and "
+        "stores, the accuracy. Exit status 1 and a reproducer where one fails.",
+    )
+    verify.add_argument("--quick", action="store_true", help="samples instead of all floats")
+    verify.add_argument("--seed", type=_natural, default=0, metavar="N", help="of the random rows")
+    verify.add_argument(
+        "--seconds",
+        type=_seconds,
+        metavar="S",
+        help="for the random rows of 'same bits' (default: 120, with --quick 15)",
+    )
+    verify.add_argument("--json", type=Path, metavar="FILE", help="write the results here")
+    verify.set_defaults(run=_run_verify)
+    return parser
+
+
+# ---- info ----------------------------------------------------------------------------------------
+
+
+def _info(args: argparse.Namespace) -> int:
+    found = softmaxlib.info()
+    if args.json:
+        print(json.dumps(found, indent=2, default=str))
+        return 0
+    from rich.table import Table
+
+    console = _console()
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in found.items():
+        table.add_row(f"[bold]{key}", _text(key, value))
+    console.print(table)
+    return 0
+
+
+def _text(key: str, value: Any) -> str:
+    from softmaxlib._bench import size_text
+
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(f'{key} {name}', item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(key, item) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool) and "cache" in key:
+        return size_text(value)
+    return str(value)
+
+
+# ---- bench ---------------------------------------------------------------------------------------
+
+
+def _run_bench(args: argparse.Namespace) -> int:
+    from softmaxlib import _bench
+
+    console = _console()
+    plot: Path | None = None if args.no_plot else args.plot
+    if plot is not None:
+        _require("matplotlib")
+        if plot.suffix.lower() not in (".png", ".svg"):
+            raise UsageError(f"--plot {plot}: the name must end in .png or .svg")
+    outputs: list[Path] = [path for path in (args.json, args.csv, plot) if path is not None]
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise UsageError("--json, --csv and --plot name the same file")
+    for path in outputs:
+        _check_writable(path)
+    settings = _bench.Settings(
+        isas=_isas(args.isa),
+        stores=get_args(_bench.Store) if args.store == "both" else (args.store,),
+        sizes=args.sizes,
+        threads=args.threads,
+        quick=args.quick,
+        rounds=args.rounds,
+        seconds=40.0 if args.quick else 240.0,
+        max_bytes=args.max_bytes,
+        offset=args.offset,
+        seed=args.seed,
+    )
+    try:
+        bench = _bench.Bench(settings)
+    except _bench.TooLargeError as error:
+        raise UsageError(error) from None
+    status = 0
+    try:
+        with _progress() as progress:
+            task = progress.add_task("filling the arrays", total=None)
+            bench.run(
+                plan=lambda seconds: progress.update(task, total=seconds),
+                step=lambda what, done: progress.update(task, description=what, advance=done),
+            )
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+        console.print("Interrupted: what follows is what was measured so far.")
+    rows = bench.rows()
+    report = bench.report()
+    _print_rows(console, rows)
+    _print_headline(console, _bench.headline(rows))
+    for note in bench.notes:
+        console.print(f"Note: {note}.", highlight=False)
+    if args.json:
+        _write(args.json, json.dumps(report, indent=1).encode())
+    if args.csv:
+        _write(args.csv, _csv(_bench.flat(row) for row in report["rows"]))
+    if plot is not None and any(row.kind == "algorithm" for row in rows):
+        from softmaxlib import _plots
+
+        threads = f"{args.threads} thread" + "s" * (args.threads > 1)
+        title = f"softmax, float32, one row, {threads}: {_cpu(report)}"
+        _write(plot, _plots.plot(rows, title, plot.suffix.lower()))
+    for path in outputs:
+        if path.exists():
+            console.print(f"Wrote {path}", soft_wrap=True, highlight=False, markup=False)
+    return status
+
+
+def _print_rows(console: Console, rows: list[_bench.Row]) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from softmaxlib._bench import size_text
+
+    wide = console.width >= 100
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
+    for title in ("array", "level", "ISA", "algorithm", "stores"):
+        table.add_column(title, no_wrap=True)
+    for title in ("ns/1k", *(["quartiles"] if wide else []), "GB/s", "roof", "vs 3p"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for _, group in itertools.groupby(rows, key=lambda row: row.elements):
+        table.add_section()
+        for i, row in enumerate(group):
+            spread = row.ns_per_1000
+            share, ratio = row.roofline_share, row.over_best_three_pass
+            style = "dim" if row.kind == "limit" else "bold" if row.name == "two_pass" else ""
+            table.add_row(
+                *((size_text(row.bytes_per_array), row.level) if i == 0 else ("", "")),
+                row.isa,
+                row.name,
+                _STORES[row.store],
+                _digits(spread.median),
+                *([f"{_digits(spread.q1)}-{_digits(spread.q3)}"] if wide else []),
+                _digits(row.gb_per_s),
+                "" if share is None else f"{share:.0%}",
+                "" if ratio is None else f"{ratio:.2f}x",
+                style=style,
+            )
+    console.print(table)
+    console.print(
+        "level: what holds x and y. ns/1k: ns per 1,000 elements, median. GB/s: moved by the "
+        "paper's count (4N, 5N, 3N, 4N). roof: (read + faster copy) / time. vs 3p: best three-pass "
+        "time / time, same ISA and stores. More in --help.",
+        style="dim",
+        highlight=False,
+    )
+
+
+def _print_headline(console: Console, found: list[_bench.Comparison]) -> None:
+    if not found:
+        return
+    from rich import box
+    from rich.table import Table
+
+    from softmaxlib._bench import PAPER, size_text
+
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    console.print("\n[bold]Two-pass against the best three-pass with the same stores")
+    for title in ("ISA", "stores", "array", "level"):
+        table.add_column(title, no_wrap=True)
+    for title in ("two-pass", "best 3p", "here", "paper"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("best 3p is", no_wrap=True)
+    for c in found:
+        table.add_row(
+            c.isa,
+            _STORES[c.store],
+            size_text(4 * c.elements),
+            c.level,
+            _digits(c.two_pass_ns_per_1000),
+            _digits(c.best_three_pass_ns_per_1000),
+            f"[bold]{c.speedup - 1:+.0%}",
+            "" if c.paper_speedup is None else f"{c.paper_speedup - 1:+.0%}",
+            c.best_three_pass.removeprefix("three_pass_"),
+        )
+    console.print(table)
+    console.print(f"Times in ns per 1,000 elements. paper: {PAPER}.", style="dim", highlight=False)
+
+
+def _digits(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
+
+
+def _cpu(report: dict[str, Any]) -> str:
+    library = report["machine"]["library"]
+    return next((str(value) for key, value in library.items() if "cpu" in key.lower()), "this CPU")
+
+
+def _csv(rows: Iterable[dict[str, Any]]) -> bytes:
+    listed = list(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(listed[0]) if listed else ["elements"])
+    writer.writeheader()
+    writer.writerows(listed)
+    return text.getvalue().encode()
+
+
+# ---- verify --------------------------------------------------------------------------------------
+
+
+def _run_verify(args: argparse.Namespace) -> int:
+    from rich import box
+    from rich.table import Table
+
+    from softmaxlib import _verify
+
+    console = _console()
+    if args.json:
+        _check_writable(args.json)
+    seconds = args.seconds or (15.0 if args.quick else 120.0)
+    checks = _verify.checks(args.quick, args.seed, seconds)
+    results: list[_verify.Result] = []
+    status = 0
+    try:
+        with _progress() as progress:
+            task = progress.add_task("", total=1.0)
+
+            def step(name: str, part: float) -> None:
+                label = f"{len(results) + 1}/{len(checks)} {name}"
+                if part == 0.0:
+                    progress.reset(task, description=label)
+                progress.update(task, completed=part)
+
+            for result in _verify.run(checks, step):
+                results.append(result)
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+        console.print("Interrupted: what follows is what was checked so far.")
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("check", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("seen")
+    table.add_column("s", justify="right", no_wrap=True)
+    for r in results:
+        verdict = "[green]pass" if r.passed else "[bold red]FAIL"
+        table.add_row(r.check, verdict, r.detail, f"{r.seconds:.1f}")
+    console.print(table)
+    console.print(f"ISAs: {', '.join(_core.isas_available())}; seed {args.seed}", highlight=False)
+    failed = [result for result in results if not result.passed]
+    for result in failed:
+        console.print(f"\n[bold]{result.check}[/] shows again with:", highlight=False)
+        console.print(
+            result.reproducer or "", soft_wrap=True, highlight=False, markup=False, emoji=False
+        )
+    if args.json:
+        report = {"complete": status == 0, "seed": args.seed, **_verify.report(results)}
+        _write(args.json, json.dumps(report, indent=1).encode())
+    return 1 if failed else status
+
+
+# ---- arguments -----------------------------------------------------------------------------------
+
+
+def _definitions() -> str:
+    import textwrap
+
+    from softmaxlib._bench import ROOFLINE, TRAFFIC
+
+    return "\n\n".join(textwrap.fill(text, 80) for text in (ROOFLINE, TRAFFIC))
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text}: must not be negative")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text}: must be a positive number")
+    return value
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(_positive(part) for part in text.split(","))
+
+
+def _bytes(text: str) -> int:
+    scale = {"K": 10, "M": 20, "G": 30}.get(text[-1:].upper())
+    value = int(text) if scale is None else int(float(text[:-1]) * 2**scale)
+    if value < 1 << 16:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 64K")
+    return value
+
+
+def _offset(text: str) -> int:
+    value = int(text)
+    if value % 4 or not 0 <= value < 4096:
+        raise argparse.ArgumentTypeError(f"{text}: must be a multiple of 4 below 4096")
+    return value
+
+
+def _isas(wanted: list[str] | None) -> tuple[str, ...]:
+    available = _core.isas_available()
+    for isa in wanted or ():
+        if isa not in available:
+            raise UsageError(f"--isa {isa}: this machine has {', '.join(available)}")
+    return tuple(isa for isa in available if wanted is None or isa in wanted)
+
+
+# ---- output --------------------------------------------------------------------------------------
+
+
+def _require(module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise UsageError(f"this needs {module}: pip install softmaxlib[bench]")
+
+
+def _console() -> Console:
+    _require("rich")
+    from rich.console import Console
+
+    return Console()
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """On the error stream, so that the tables can be piped; gone when done."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description:36}"),
+        BarColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        refresh_per_second=4,  # drawing takes time from what is measured
+        disable=not console.is_terminal,
+    ) as progress:
+        yield progress
+
+
+def _check_writable(path: Path) -> None:
+    """Before minutes of measuring, not after."""
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(None, "it is a directory")
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionError(None, "permission denied")
+        if path.is_file() or not path.exists():
+            _temporary(path).touch()
+            _temporary(path).unlink()
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    """All or nothing: a reader never sees half a file."""
+    if path.exists() and not path.is_file():  # a device or a pipe
+        path.write_bytes(content)
+        return
+    temporary = _temporary(path)
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path.resolve())
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    path = path.resolve()
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")

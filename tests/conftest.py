@@ -1,0 +1,70 @@
+"""Finds the installed package, and says which instruction sets the tests really ran."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# `python -m pytest` at the root would import ./softmaxlib, the sources without the compiled module.
+sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != ROOT]
+try:
+    import softmaxlib as sml
+    from softmaxlib import _core
+except ImportError as error:
+    pytest.exit(f"softmaxlib is not installed ({error}): run `pip install .[test]`", 4)
+
+ISAS = ("avx512", "avx2", "scalar")
+_ran: dict[str, int] = {}
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--require-isa",
+        action="append",
+        default=[],
+        choices=ISAS,
+        help="fail where this CPU or build lacks the ISA (repeatable)",
+    )
+
+
+def pytest_configure(config):
+    missing = [isa for isa in config.getoption("--require-isa") if isa not in sml.available_isas()]
+    if missing:
+        raise pytest.UsageError(f"required ISA missing on this machine: {', '.join(missing)}")
+
+
+def pytest_report_header():
+    idle = [isa for isa in _core.isas_compiled() if isa not in sml.available_isas()]
+    return [
+        f"softmaxlib: {sml.__version__}, {Path(sml.__file__).parent}",
+        f"ISAs available: {', '.join(sml.available_isas())}; "
+        f"compiled, not runnable here: {', '.join(idle) or 'none'}; "
+        f"not compiled: {', '.join(i for i in ISAS if i not in _core.isas_compiled()) or 'none'}",
+    ]
+
+
+def pytest_runtest_teardown():
+    kernel = sml.last_kernel()  # asked of the kernel, not of the settings
+    if kernel:
+        isa = kernel.partition("::")[0]
+        _ran[isa] = _ran.get(isa, 0) + 1
+
+
+def pytest_terminal_summary(terminalreporter):
+    ran = ", ".join(f"{isa} ({_ran[isa]} tests)" for isa in ISAS if isa in _ran)
+    terminalreporter.write_line(f"ISAs that ran: {ran or 'none'}")
+    idle = [isa for isa in ISAS if isa not in _ran]
+    if idle:
+        terminalreporter.write_line(f"ISAs that did NOT run: {', '.join(idle)}", yellow=True)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request):
+    """Run the test once per instruction set, and prove that it did."""
+    if request.param not in sml.available_isas():
+        pytest.skip(f"{request.param} cannot run here (--require-isa makes this a failure)")
+    with sml.use_isa(request.param):
+        yield request.param

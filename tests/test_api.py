@@ -1,0 +1,705 @@
+"""Signatures, dtypes, axes, strides, options, out, and every kind of bad input."""
+
+import ctypes
+import inspect
+from decimal import Decimal
+
+import ml_dtypes
+import numpy as np
+import pytest
+from oracle import DTYPES, FUNCTIONS, expected, ulp_error, within_contract
+
+import softmaxlib as sml
+
+try:
+    from numpy.exceptions import AxisError
+except ImportError:
+    from numpy import AxisError
+
+BF16 = np.dtype(ml_dtypes.bfloat16)
+REDUCING = ("logsumexp",)
+ELEMENTWISE = tuple(f for f in FUNCTIONS if f not in REDUCING)
+ALGORITHMS = ("auto", "three_pass_recompute", "three_pass_reload", "two_pass", "two_pass_reload")
+EVERY = pytest.mark.parametrize("function", FUNCTIONS)
+
+
+def call(function, x, *args, **options):
+    return getattr(sml, function)(x, *args, **options)
+
+
+def logits(*shape, dtype=np.float32, scale=3, seed=0):
+    return (np.random.default_rng(seed).standard_normal(shape) * scale).astype(dtype)
+
+
+def assert_right(function, x, *args, actual=None, **options):
+    exact = expected(function, x, *args, **options)
+    if actual is None:
+        actual = call(function, x, *args, **options)
+    assert actual.shape == exact.shape
+    wrong = ~within_contract(function, actual, exact, actual.dtype)
+    error = ulp_error(actual, exact, actual.dtype)
+    assert not wrong.any(), f"{wrong.sum()} wrong, first {error[wrong][0]} ULP off"
+
+
+def assert_same_bits(a, b):
+    assert (a.dtype, a.shape) == (b.dtype, b.shape)
+    as_bits = f"u{a.dtype.itemsize}"
+    np.testing.assert_array_equal(
+        np.ascontiguousarray(a).view(as_bits), np.ascontiguousarray(b).view(as_bits)
+    )
+
+
+# ---- signature -----------------------------------------------------------------------------------
+
+
+@EVERY
+def test_signature_is_the_one_of_api_md(function):
+    options = {"temperature": 1.0, "bias": None, "where": None, "dtype": None, "out": None}
+    options["algorithm"] = "auto"
+    if function in REDUCING:
+        options = {"keepdims": False, **options}
+    parameters = inspect.signature(getattr(sml, function)).parameters
+    assert list(parameters) == ["x", "axis", *options]
+    assert parameters["axis"].default == -1
+    for name, default in options.items():
+        assert parameters[name].kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameters[name].default == default
+
+
+def test_every_public_name_has_a_docstring():
+    for name in sml.__all__:
+        assert getattr(sml, name).__doc__, name
+
+
+@EVERY
+def test_docstring_examples_hold(function):
+    import doctest
+
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    tests = doctest.DocTestFinder().find(
+        getattr(sml, function), function, globs={"softmaxlib": sml}
+    )
+    assert sum(len(test.examples) for test in tests) >= 1
+    with np.printoptions(legacy=False):
+        if function == "logsumexp" and int(np.__version__.split(".")[0]) < 2:
+            pytest.skip("NumPy 1 prints scalars without their type")
+        assert sum(runner.run(test).failed for test in tests) == 0
+
+
+# ---- dtypes --------------------------------------------------------------------------------------
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_floats_keep_their_dtype(function, dtype, isa):
+    x = logits(3, 200, dtype=dtype)
+    y = call(function, x)
+    assert y.dtype == dtype
+    assert sml.last_kernel().startswith(f"{isa}::")
+    assert_right(function, x, actual=y)
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", ["bool", *"bhilqBHILQ"])
+def test_integers_and_bool_compute_in_float64(function, dtype):
+    x = (np.arange(60).reshape(3, 20) * 7 % 23).astype(dtype)
+    y = call(function, x)
+    assert y.dtype == np.float64
+    assert_same_bits(y, call(function, x.astype(np.float64)))
+    assert_right(function, x, actual=y)
+
+
+@EVERY
+def test_integers_at_the_ends_of_their_range(function):
+    for dtype in (np.int64, np.uint64):
+        ends = np.iinfo(dtype)
+        x = np.array([ends.min, ends.max, ends.max - 1], dtype)
+        assert_same_bits(call(function, x), call(function, x.astype(np.float64)))
+
+
+@EVERY
+@pytest.mark.parametrize("to", DTYPES, ids=str)
+@pytest.mark.parametrize("source", [*DTYPES, np.dtype(np.int32), np.dtype(bool)], ids=str)
+def test_dtype_converts_x_on_reading(function, source, to):
+    x = logits(4, 70).astype(source)
+    y = call(function, x, dtype=to)
+    assert y.dtype == to
+    assert_same_bits(y, call(function, x.astype(to)))
+
+
+def test_dtype_spellings():
+    x = [1.0, 2.0]
+    assert sml.softmax(x, dtype="float32").dtype == np.float32
+    assert sml.softmax(x, dtype="bfloat16").dtype == BF16
+    assert sml.softmax(x, dtype=ml_dtypes.bfloat16).dtype == BF16
+    assert sml.softmax(x, dtype=">f4").dtype == np.dtype("=f4")
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [">f2", ">f4", ">f8", ">i4", "<f4"])
+def test_byte_order_does_not_matter(function, dtype):
+    x = logits(3, 40).astype(dtype)
+    swapped_bias = logits(40, seed=1).astype(">f4")
+    native = x.astype(x.dtype.newbyteorder("="))
+    y = call(function, x, bias=swapped_bias, temperature=np.full((3, 1), 2.0, ">f8"))
+    assert y.dtype.isnative
+    assert_same_bits(
+        y, call(function, native, bias=swapped_bias.astype("=f4"), temperature=np.float32(2))
+    )
+
+
+@EVERY
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.ones(3, complex),
+        np.ones(3, np.complex64),
+        np.ones(3, object),
+        np.array(["a", "b"]),
+        np.array([b"a"]),
+        np.ones(3, "m8[s]"),
+        np.ones(3, "M8[s]"),
+        np.zeros(3, "f4,f4"),
+        np.zeros(3, ml_dtypes.float8_e4m3fn),
+        "text",
+        None,
+        [Decimal(1)],
+        2**70,
+        1j,
+    ],
+    ids=lambda x: f"{type(x).__name__}-{getattr(x, 'dtype', '')}",
+)
+def test_unsupported_dtypes_are_named(function, x):
+    name = str(np.asarray(x).dtype)
+    with pytest.raises(TypeError) as raised:
+        call(function, x)
+    assert name in str(raised.value) and "x has dtype" in str(raised.value)
+
+
+@EVERY
+def test_longdouble_is_refused(function):
+    if np.dtype(np.longdouble) == np.float64:
+        pytest.skip("longdouble is float64 here")
+    with pytest.raises(TypeError, match=str(np.dtype(np.longdouble))):
+        call(function, np.ones(3, np.longdouble))
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [np.int32, bool, complex, np.longdouble, object, "nonsense", "U"])
+def test_unsupported_result_dtypes(function, dtype):
+    with pytest.raises(TypeError, match="dtype must be"):
+        call(function, [1.0, 2.0], dtype=dtype)
+
+
+# ---- what x may be -------------------------------------------------------------------------------
+
+
+def test_array_likes():
+    want = sml.softmax(np.array([1.0, 2.0, 4.0]))
+    for x in ([1.0, 2.0, 4.0], (1, 2, 4), range(0), memoryview(np.array([1.0, 2.0, 4.0]))):
+        if len(x):
+            assert_same_bits(sml.softmax(x), want)
+    assert sml.softmax([]).shape == (0,)
+
+
+def test_ragged_list_keeps_numpys_words():
+    with pytest.raises(ValueError, match="inhomogeneous"):
+        sml.softmax([[1.0], [1.0, 2.0]])
+
+
+def test_scalars_give_scalars():
+    for axis in (-1, 0, None, ()):
+        y = sml.softmax(np.float32(3), axis)
+        assert type(y) is np.float32 and y == 1
+        assert sml.logsumexp(3.5, axis) == 3.5
+        assert sml.log_softmax(np.array(3.5), axis) == 0
+    assert type(sml.logsumexp(np.ones(4, np.float32))) is np.float32
+    assert type(sml.logsumexp(np.ones(4, np.float32), keepdims=True)) is np.ndarray
+    with pytest.raises(AxisError):
+        sml.softmax(3.0, axis=1)
+
+
+class OnlyDLPack:
+    """A tensor of some other library."""
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+
+class Bfloat16Tensor(OnlyDLPack):
+    """What torch gives out for torch.bfloat16: DLPack's type code 4."""
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("Got unsupported ScalarType BFloat16")
+
+    def __dlpack__(self, **options):
+        capsule = self.array.__dlpack__()
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        ctypes.c_uint8.from_address(pointer(capsule, b"dltensor") + 20).value = 4
+        return capsule
+
+
+class OnTheGpu:
+    def __array__(self, *args, **kwargs):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+    def __dlpack__(self, **options):
+        raise BufferError("not in CPU memory")
+
+    def __dlpack_device__(self):
+        return (2, 0)
+
+
+def test_dlpack_tensors():
+    x = logits(5, 7)[:, ::-2]
+    assert_same_bits(sml.softmax(OnlyDLPack(x)), sml.softmax(x))
+
+
+@pytest.mark.parametrize(
+    "index", [np.s_[:], np.s_[::2, ::-1], np.s_[1], np.s_[:0], np.s_[2, 3, ...]]
+)
+def test_bfloat16_tensors_that_numpy_refuses(index):
+    x = logits(5, 7, dtype=BF16)[index]
+    tensor = Bfloat16Tensor(x.view(np.uint16))
+    assert_same_bits(np.asarray(sml.softmax(tensor)), np.asarray(sml.softmax(x)))
+
+
+def test_tensors_elsewhere_are_refused_by_name():
+    with pytest.raises(TypeError, match="^x .*OnTheGpu.*CPU memory"):
+        sml.softmax(OnTheGpu())
+    with pytest.raises(TypeError, match="^bias .*OnTheGpu"):
+        sml.softmax([1.0], bias=OnTheGpu())
+
+
+def test_torch_tensors():
+    torch = pytest.importorskip("torch")
+    x = logits(4, 6)
+    assert_same_bits(sml.softmax(torch.from_numpy(x)), sml.softmax(x))
+    half = torch.from_numpy(x).to(torch.bfloat16)
+    assert sml.softmax(half).dtype == BF16
+
+
+@EVERY
+def test_subclasses_give_plain_arrays(function, tmp_path):
+    x = logits(4, 6)
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert isinstance(mapped, np.memmap)
+    for like in (mapped, x.view(np.recarray)):
+        y = call(function, like)
+        assert type(y) is np.ndarray
+        assert_same_bits(y, call(function, x))
+
+
+@EVERY
+def test_masked_arrays_are_told_what_to_do(function):
+    masked = np.ma.masked_less([1.0, 2.0], 1.5)
+    with pytest.raises(TypeError, match=r"x\.data.*where=~mask"):
+        call(function, masked)
+    with pytest.raises(TypeError, match="bias"):
+        call(function, [1.0, 2.0], bias=masked)
+
+
+@EVERY
+def test_x_is_never_written_to(function):
+    x = logits(6, 30)
+    before = x.copy()
+    x.flags.writeable = False
+    call(function, x, temperature=2.0, bias=x, where=x > 0)
+    np.testing.assert_array_equal(x, before)
+
+
+# ---- axes and strides ----------------------------------------------------------------------------
+
+AXES = [-1, 0, 1, 2, -3, None, (), (0,), (0, 2), (2, 0), (-1, -2), (0, 1, 2), np.int64(1)]
+
+
+@EVERY
+@pytest.mark.parametrize("axis", AXES, ids=str)
+def test_axes(function, axis):
+    x = logits(3, 4, 5)
+    assert_right(function, x, axis)
+    if function in REDUCING:
+        assert_right(function, x, axis, keepdims=True)
+
+
+@EVERY
+@pytest.mark.parametrize("axis", [-1, 0, (0, 1), ()], ids=str)
+def test_axes_do_not_change_the_bits(function, axis, isa):
+    """A row has the same bits wherever it lies in memory."""
+    x = logits(70, 90)
+    y = call(function, x, axis)
+    for moved in (np.asfortranarray(x), np.pad(x, 1)[1:-1, 1:-1], np.repeat(x, 2, 1)[:, ::2]):
+        assert_same_bits(call(function, moved, axis), y)
+    if function not in REDUCING:
+        assert_same_bits(call(function, x[::-1], axis)[::-1], y) if axis == -1 else None
+        swapped = {-1: 0, 0: 1}.get(axis)
+        if swapped is not None:
+            assert_same_bits(call(function, x.T, swapped).T, y)
+
+
+@EVERY
+def test_broadcast_and_misaligned_x(function):
+    row = logits(33)
+    assert_right(function, np.broadcast_to(row, (4, 33)))
+    assert_right(function, np.broadcast_to(row[:, None], (33, 4)))
+    for dtype in ("<f2", "<f4", "<f8"):
+        buffer = np.zeros(33 * np.dtype(dtype).itemsize + 1, np.uint8)
+        x = buffer[1:].view(dtype)
+        assert not x.flags.aligned or x.dtype.itemsize == 1
+        x[:] = row
+        assert_same_bits(call(function, x), call(function, row.astype(dtype)))
+
+
+@pytest.mark.parametrize("function", ELEMENTWISE)
+def test_result_keeps_the_memory_order_of_x(function):
+    assert call(function, logits(4, 5)).flags.c_contiguous
+    assert call(function, np.asfortranarray(logits(4, 5))).flags.f_contiguous
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_size_zero(function, dtype):
+    for shape in ((0,), (0, 3), (3, 0), (2, 0, 3)):
+        x = np.empty(shape, dtype)
+        for axis in (-1, 0, None):
+            y = call(function, x, axis)
+            assert y.dtype == dtype
+            assert y.shape == expected(function, x, axis).shape
+            if function in REDUCING:
+                assert (np.asarray(y, float) == -np.inf).all()
+
+
+@EVERY
+@pytest.mark.parametrize("axis", [3, -4, (0, 3), 2**40])
+def test_axis_out_of_range(function, axis):
+    with pytest.raises(AxisError, match="out of bounds for array of dimension 3"):
+        call(function, logits(2, 3, 4), axis)
+
+
+@EVERY
+def test_axis_repeated(function):
+    for axis in ((0, 0), (1, -2)):
+        with pytest.raises(ValueError, match="repeats"):
+            call(function, logits(2, 3, 4), axis)
+
+
+@EVERY
+@pytest.mark.parametrize(
+    "axis", [1.0, "0", True, np.bool_(False), [0], (0, 1.0), (True,)], ids=repr
+)
+def test_axis_of_the_wrong_type(function, axis):
+    with pytest.raises(TypeError, match="axis"):
+        call(function, logits(2, 3, 4), axis)
+
+
+# ---- options -------------------------------------------------------------------------------------
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_temperature(function, dtype, isa):
+    x = logits(3, 50, dtype=dtype)
+    for temperature in (0.3, 7, np.float32(2.5), np.array(3), np.array([0.1]), np.int8(2)):
+        assert_right(function, x, temperature=temperature)
+    for temperature in ([[0.5], [1], [3.0]], np.array([[2], [3], [4]], np.uint8)):
+        assert_right(function, x, temperature=temperature)
+    per_row = np.array([0.5, 1.0, 3.0], dtype)
+    assert_right(function, x, temperature=per_row[:, None])
+    assert_right(function, x.T, 0, temperature=per_row)
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_bias_and_where(function, dtype, isa):
+    x = logits(4, 3, 50, dtype=dtype)
+    where = np.random.default_rng(1).random((3, 50)) < 0.7
+    for bias_dtype in DTYPES:
+        bias = logits(3, 50, dtype=bias_dtype, seed=2)
+        assert_right(function, x, bias=bias)
+        assert_right(function, x, bias=bias[:, :1], where=where, temperature=0.7)
+        assert_right(function, x, (0, 2), bias=bias, where=where[:, ::-1], temperature=3)
+    assert_right(function, x, bias=1, where=True)
+    assert_right(function, x, bias=np.arange(50), where=where[0])
+    assert_right(function, x, (), bias=bias, where=where, temperature=np.full((3, 50), 2.0))
+
+
+@EVERY
+def test_where_hides_what_x_holds(function, isa):
+    x = logits(40)
+    where = np.arange(40) % 3 > 0
+    spoiled = np.where(where, x, np.resize([np.nan, np.inf, -np.inf], 40)).astype(np.float32)
+    assert_same_bits(
+        np.asarray(call(function, spoiled, where=where)),
+        np.asarray(call(function, x, where=where)),
+    )
+    nothing = call(function, spoiled, where=False)
+    assert (nothing == (0 if function in ("softmax", "stablemax") else -np.inf)).all()
+
+
+@EVERY
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_algorithms_return_the_same_bits(function, algorithm, isa):
+    x = logits(3, 5000)
+    y = call(function, x, algorithm=algorithm)
+    assert_same_bits(y, call(function, x))
+    assert_right(function, x, actual=y)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS[1:])
+def test_algorithm_asked_for_is_the_one_that_runs(algorithm, isa):
+    sml.softmax(logits(3, 100), algorithm=algorithm)
+    assert sml.last_kernel() == f"{isa}::softmax_{algorithm}_f32"
+
+
+@EVERY
+@pytest.mark.parametrize("bad", ["", "fast", "TWO_PASS"])
+def test_unknown_algorithm(function, bad):
+    with pytest.raises(ValueError, match="two_pass_reload"):
+        call(function, [1.0], algorithm=bad)
+    with pytest.raises(TypeError, match="algorithm"):
+        call(function, [1.0], algorithm=3)
+
+
+BAD_NUMBERS = [0, 0.0, -0.0, -1, -1e-300, np.nan, np.inf, -np.inf, np.float32(0), np.array(np.nan)]
+
+
+@EVERY
+@pytest.mark.parametrize("bad", BAD_NUMBERS, ids=repr)
+def test_temperature_not_positive_and_finite(function, bad):
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got "):
+        call(function, [[1.0, 2.0]], temperature=bad)
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got "):
+        call(function, [[1.0, 2.0], [1.0, 2.0]], temperature=[[1.0], [bad]])
+
+
+@EVERY
+def test_temperature_of_the_wrong_shape(function):
+    x = logits(3, 4)
+    for axis, shape in ((-1, (4,)), (-1, (3, 4)), (0, (3, 1)), (None, (3, 1)), ((0, 1), (4,))):
+        with pytest.raises(ValueError, match="temperature of shape .* varies along axis"):
+            call(function, x, axis, temperature=np.ones(shape))
+    for shape in ((3,), (2, 1), (1, 3, 1), (1, 1, 1)):
+        with pytest.raises(ValueError, match=r"temperature of shape .* does not broadcast.*\(3, 4"):
+            call(function, x, temperature=np.ones(shape))
+
+
+@EVERY
+@pytest.mark.parametrize("bad", [True, np.True_, 1j, "1", None, [[True], [True]]], ids=repr)
+def test_temperature_of_the_wrong_type(function, bad):
+    with pytest.raises(TypeError, match="temperature"):
+        call(function, logits(2, 3), temperature=bad)
+
+
+@EVERY
+@pytest.mark.parametrize("option", ["bias", "where"])
+def test_bias_and_where_that_do_not_broadcast(function, option):
+    x = logits(3, 4)
+    for shape in ((3,), (2, 4), (1, 3, 4), (2, 3, 4), (0,)):
+        value = np.ones(shape, bool if option == "where" else np.float32)
+        with pytest.raises(ValueError) as raised:
+            call(function, x, **{option: value})
+        for said in (option, str(shape), "(3, 4)"):
+            assert said in str(raised.value)
+
+
+@EVERY
+def test_bias_and_where_of_the_wrong_dtype(function):
+    for bad in (np.ones(3, complex), np.ones(3, bool), np.ones(3, object), "x", np.longdouble(1)):
+        with pytest.raises(TypeError, match="bias has dtype"):
+            call(function, [1.0, 2.0, 3.0], bias=bad)
+    for bad in (np.ones(3), np.ones(3, np.uint8), np.ones(3, object), "x", 1):
+        with pytest.raises(TypeError, match="where has dtype"):
+            call(function, [1.0, 2.0, 3.0], where=bad)
+
+
+# ---- out -----------------------------------------------------------------------------------------
+
+
+def result_like(function, x, axis=-1, **options):
+    return np.zeros_like(call(function, x, axis, **options))
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_out_is_filled_and_returned(function, dtype):
+    x = logits(3, 40, dtype=dtype)
+    y = call(function, x)
+    out = np.zeros_like(y)
+    assert call(function, x, out=out) is out
+    assert_same_bits(out, y)
+    out = np.zeros((2 * y.size,), dtype).reshape(*y.shape, 2)[..., 1]  # strided
+    assert call(function, x, out=out, dtype=dtype) is out
+    assert_same_bits(np.ascontiguousarray(out), y)
+    assert not out.base.reshape(-1, 2)[:, 0].any()
+
+
+@pytest.mark.parametrize("axis", [-1, 0, None, (), (0, 1)], ids=str)
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_out_of_logsumexp(axis, keepdims):
+    x = logits(3, 4)
+    y = np.asarray(sml.logsumexp(x, axis, keepdims=keepdims))
+    out = np.zeros(y.shape, y.dtype)
+    assert sml.logsumexp(x, axis, keepdims=keepdims, out=out) is out
+    assert_same_bits(out, y)
+
+
+@pytest.mark.parametrize("function", ELEMENTWISE)
+def test_out_of_a_scalar(function):
+    out = np.full((), 9.0)
+    assert call(function, 3.0, out=out) is out
+    assert out == (1 if function in ("softmax", "stablemax") else 0)
+
+
+@EVERY
+def test_out_of_foreign_byte_order(function):
+    x = logits(3, 4)
+    y = call(function, x)
+    out = np.zeros(y.shape, ">f4")
+    assert call(function, x, out=out) is out
+    assert out.dtype == ">f4"
+    np.testing.assert_array_equal(out, y)
+    swapped = x.astype(">f4")
+    if function not in REDUCING:
+        assert call(function, swapped, out=swapped) is swapped
+        np.testing.assert_array_equal(swapped, y)
+
+
+@EVERY
+def test_out_of_a_subclass(function, tmp_path):
+    x = logits(3, 4)
+    y = call(function, x)
+    out = np.memmap(tmp_path / "out", np.float32, "w+", shape=y.shape)
+    assert call(function, x, out=out) is out
+    assert_same_bits(np.asarray(out), y)
+
+
+@pytest.mark.parametrize("function", ELEMENTWISE)
+@pytest.mark.parametrize("axis", [-1, 0, None, ()], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_in_place(function, axis, dtype, isa):
+    for order in "CF":
+        x = np.array(logits(30, 50, dtype=dtype), order=order)
+        y = call(function, x, axis)
+        view = x[:]
+        assert call(function, x, axis, out=view) is view  # the same memory, another object
+        assert_same_bits(x, y)
+
+
+def overlapping(name, n=60):
+    """An array and a view of the same memory that is neither it nor apart from it."""
+    memory = logits(4 * n + 8)
+    cases = {
+        "shifted forward": (memory[:n], memory[1 : n + 1]),
+        "shifted backward": (memory[8 : n + 8], memory[:n]),
+        "reversed": (memory[:n], memory[:n][::-1]),
+        "stretched": (memory[:n], memory[: 2 * n : 2]),
+        "squeezed": (memory[: 2 * n : 2], memory[:n]),
+        "transposed": (memory[: n * 2].reshape(n // 6, 12), None),
+        "bytes": (memory[:n], memory.view(np.uint8)[2 : 2 + 4 * n].view(np.float32)),
+        "row of broadcast": (np.broadcast_to(memory[:12], (5, 12)), memory[:60].reshape(5, 12)),
+        "interleaved": (memory[: 2 * n : 2], memory[1 : 2 * n : 2]),
+    }
+    x, out = cases[name]
+    if name == "transposed":
+        square = memory[:144].reshape(12, 12)
+        return square, square.T
+    return x, out
+
+
+@pytest.mark.parametrize("function", ELEMENTWISE)
+@pytest.mark.parametrize(
+    "name",
+    "shifted forward,shifted backward,reversed,stretched,squeezed,transposed,bytes,"
+    "row of broadcast,interleaved".split(","),
+)
+def test_overlap_of_out_and_x_does_no_harm(function, name):
+    x, out = overlapping(name)
+    want = call(function, x.copy())
+    assert call(function, x, out=out) is out
+    assert_same_bits(np.ascontiguousarray(out), np.ascontiguousarray(want))
+
+
+@EVERY
+def test_overlap_of_out_and_options_does_no_harm(function):
+    x = logits(5, 5)
+    shape = call(function, x).shape
+    for option in ("bias", "temperature"):
+        value = np.abs(logits(5, 5, dtype=np.float64, seed=1)) + 1
+        value = value if option == "bias" else value[:, :1]
+        x64 = x.astype(np.float64)
+        want = call(function, x64, **{option: value.copy()})
+        out = value if value.shape == shape else (value if shape == (5, 5) else value[:, 0])
+        if out.shape != shape:
+            out = np.lib.stride_tricks.as_strided(value.base, shape, value.base.strides)
+        assert call(function, x64, out=out, **{option: value}) is out
+        assert_same_bits(np.ascontiguousarray(out), want)
+    memory = np.zeros(100, np.uint8)
+    out = memory.view(np.float32)[: int(np.prod(shape))].reshape(shape)
+    where = memory[:25].view(bool).reshape(5, 5)
+    where[:] = np.eye(5, dtype=bool) | (x > 0)
+    want = call(function, x, where=where.copy())
+    assert_same_bits(call(function, x, where=where, out=out), want)
+
+
+@pytest.mark.parametrize("function", ELEMENTWISE)
+def test_out_that_overlaps_itself(function):
+    x = logits(3, 4)
+    row = np.zeros(4, np.float32)
+    windows = np.lib.stride_tricks.as_strided(np.zeros(9, np.float32), (3, 4), (4, 4))
+    for out in (np.lib.stride_tricks.as_strided(row, (3, 4), (0, 4)), windows):
+        with pytest.raises(ValueError, match="out has elements that share memory"):
+            call(function, x, out=out)
+    woven = np.lib.stride_tricks.as_strided(np.zeros(20, np.float32), (4, 3), (8, 12))
+    with pytest.raises(ValueError, match="share memory"):  # 3 steps of 8 bytes, 2 of 12
+        call(function, x.T, out=woven)
+    apart = np.lib.stride_tricks.as_strided(np.zeros(20, np.float32), (2, 3), (12, 8))
+    assert_same_bits(
+        np.ascontiguousarray(call(function, x[:2, :3], out=apart)), call(function, x[:2, :3])
+    )
+
+
+@EVERY
+def test_out_of_the_wrong_kind(function):
+    x = logits(3, 4)
+    right = result_like(function, x)
+    for dtype in (np.float64, np.float16, BF16, np.int32, np.complex64):
+        with pytest.raises(TypeError, match=f"out has dtype {np.dtype(dtype)}.*float32"):
+            call(function, x, out=right.astype(dtype))
+    with pytest.raises(TypeError, match="out has dtype float32.*float64"):
+        call(function, x, out=right, dtype=np.float64)
+    with pytest.raises(TypeError, match="out has dtype float32.*float64"):
+        call(function, [[1, 2], [3, 4]], out=right)
+    for shape in ((3, 5), (4, 3), (12,), (1, 3, 4), ()):
+        with pytest.raises(ValueError) as raised:
+            call(function, x, out=np.zeros(shape, np.float32))
+        assert str(shape) in str(raised.value) and str(right.shape) in str(raised.value)
+    right.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        call(function, x, out=right)
+    for bad in ([0.0] * 4, (right,), "out", np.float32(0), np.ma.zeros(right.shape, np.float32)):
+        with pytest.raises(TypeError, match="out must be a numpy.ndarray"):
+            call(function, x, out=bad)
+
+
+@EVERY
+def test_bad_input_leaves_out_alone(function):
+    out = np.full(call(function, logits(3, 4)).shape, 7, np.float32)
+    for options in ({"temperature": 0}, {"algorithm": "x"}, {"where": 1}, {"bias": "x"}):
+        with pytest.raises((TypeError, ValueError)):
+            call(function, logits(3, 4), out=out, **options)
+    assert (out == 7).all()
+
+
+@pytest.mark.parametrize("function", ELEMENTWISE)
+def test_memory_that_cannot_be_allocated(function):
+    huge = np.broadcast_to(np.float32(1), (2**46,))
+    with pytest.raises(MemoryError, match="allocate"):
+        call(function, huge)

@@ -1,0 +1,335 @@
+"""The command line: what it prints and writes, and how it fails."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from softmaxlib import _bench, _core, _verify, cli
+
+TINY = ["bench", "--sizes", "1024,4096", "--rounds", "2"]
+
+
+def softmaxlib(*args: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "softmaxlib", *args],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# info
+
+
+def test_info(capsys):
+    assert cli.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert _core.version() in printed
+    assert _core.isas_available()[0] in printed
+
+
+def test_info_json():
+    ran = softmaxlib("info", "--json")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["version"] == _core.version()
+
+
+# bench
+
+
+def test_bench(here, capsys):
+    files = ["--json", "a.json", "--csv", "a.csv", "--plot", "a.svg"]
+    assert cli.main([*TINY, *files]) == 0
+    printed = capsys.readouterr().out
+    assert "two_pass" in printed
+    assert all(f"Wrote {name}" in printed for name in files[1::2])
+    assert sorted(path.name for path in here.iterdir()) == ["a.csv", "a.json", "a.svg"]
+    assert b"<svg" in Path("a.svg").read_bytes()
+
+    report = json.loads(Path("a.json").read_text())
+    assert report["schema"] == _bench.SCHEMA
+    assert report["complete"] is True
+    assert report["settings"]["threads"] == 1
+    assert report["machine"]["compiler"] == _core.compiler()
+    assert set(report["machine"]) >= {"library", "caches_bytes", "page_bytes", "numpy"}
+    assert set(report["definitions"]) == {"roofline", "traffic", "paper"}
+
+    rows = report["rows"]
+    algorithms = [row for row in rows if row["kind"] == "algorithm"]
+    assert {row["name"] for row in algorithms} == {kernel.name for kernel in _bench.ALGORITHMS}
+    assert {row["isa"] for row in algorithms} == set(_core.isas_available())
+    assert {row["elements"] for row in rows} == {1024, 4096}
+    for row in rows:
+        spread = row["ns_per_1000"]
+        assert 0 < spread["minimum"] <= spread["q1"] <= spread["median"] <= spread["q3"]
+        assert spread["samples"] == 2
+    for row in algorithms:
+        limits = {
+            limit["name"]: limit["ns_per_1000"]["median"]
+            for limit in rows
+            if limit["kind"] == "limit" and limit["elements"] == row["elements"]
+        }
+        floor = limits["read"] + min(limits["copy"], limits["streaming_copy"])
+        median = row["ns_per_1000"]["median"]
+        assert row["roofline_share"] == pytest.approx(floor / median)
+        traffic = next(k.traffic for k in _bench.ALGORITHMS if k.name == row["name"])
+        assert row["gb_per_s"] == pytest.approx(4 * traffic * 1000 / median)
+        rivals = [
+            rival["ns_per_1000"]["median"]
+            for rival in algorithms
+            if rival["name"].startswith("three_pass")
+            and all(rival[key] == row[key] for key in ("elements", "isa", "store"))
+        ]
+        assert row["over_best_three_pass"] == pytest.approx(min(rivals) / median)
+    assert {c["isa"] for c in report["headline"]} == set(_core.isas_available())
+    assert all(c["elements"] == 4096 for c in report["headline"])
+
+    with Path("a.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == len(rows)
+    for line, row in zip(table, rows, strict=True):
+        assert float(line["ns_per_1000_median"]) == row["ns_per_1000"]["median"]
+        assert line["name"] == row["name"]
+
+
+def test_bench_default_plot_threads_isa_store(here):
+    arguments = ["--threads", "2", "--isa", "scalar", "--store", "streaming", "--offset", "16"]
+    assert cli.main([*TINY, *arguments, "--json", "a.json"]) == 0
+    assert Path("softmaxlib-bench.png").read_bytes().startswith(b"\x89PNG")
+    algorithms = [
+        row for row in json.loads(Path("a.json").read_text())["rows"] if row["kind"] == "algorithm"
+    ]
+    assert {(row["isa"], row["store"]) for row in algorithms} == {("scalar", "streaming")}
+
+
+def test_bench_table_fits_80_columns(here, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main([*TINY, "--no-plot"]) == 0
+    printed = capsys.readouterr().out
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    assert not list(here.iterdir())
+
+
+def test_default_sizes():
+    known = list(_bench.caches().values())
+    for quick in (False, True):
+        sizes = _bench.default_sizes(quick, 1 << 62)
+        assert _bench.cache_level(sizes[0]) in ("L1", "DRAM")
+        assert 4 * sizes[-1] >= max(256 << 20, 4 * known[-1] if known else 0)
+        assert 8 * _bench.default_sizes(quick, 1 << 22)[-1] <= 1 << 22
+
+
+def test_bench_notes_reduced_memory(monkeypatch):
+    monkeypatch.setattr(_bench, "available_memory", lambda: 20 << 20)
+    bench = _bench.Bench(_bench.Settings(isas=_core.isas_available()))
+    assert 8 * max(bench.groups) <= 16 << 20
+    assert any("reduced from" in note for note in bench.notes)
+
+
+def test_bench_interrupted_keeps_what_it_has(here, monkeypatch, capsys):
+    time_run, calls = _core.time_run, 0
+
+    def interrupted(*args):
+        nonlocal calls
+        calls += 1
+        if calls > 200:
+            raise KeyboardInterrupt
+        return time_run(*args)
+
+    monkeypatch.setattr(_core, "time_run", interrupted)
+    assert cli.main(["bench", "--sizes", "1024", "--rounds", "1000", "--json", "a.json"]) == 130
+    assert "measured so far" in capsys.readouterr().out
+    report = json.loads(Path("a.json").read_text())
+    assert report["complete"] is False
+    assert report["rows"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
+@pytest.mark.parametrize("command", [["bench", "--no-plot"], ["verify"]])
+def test_ctrl_c(here, command):
+    running = subprocess.Popen(
+        [sys.executable, "-m", "softmaxlib", *command, "--json", "a.json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    time.sleep(3)
+    running.send_signal(signal.SIGINT)
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert "Traceback" not in errors
+    assert json.loads(Path("a.json").read_text())["complete"] is False
+
+
+# bad usage
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required"),
+        (["nonsense"], "invalid choice"),
+        ([*TINY, "--isa", "sse9"], "sse9"),
+        ([*TINY, "--store", "wet"], "invalid choice"),
+        ([*TINY, "--threads", "0"], "at least 1"),
+        ([*TINY, "--rounds", "x"], "invalid"),
+        (["bench", "--sizes", "1,0"], "at least 1"),
+        (["bench", "--sizes", ""], "invalid"),
+        (["bench", "--sizes", str(1 << 50)], "may be used"),
+        ([*TINY, "--max-bytes", "3"], "64K"),
+        ([*TINY, "--offset", "3"], "multiple of 4"),
+        ([*TINY, "--plot", "a.bmp"], ".png or .svg"),
+        ([*TINY, "--json", "no/such/a.json"], "cannot write"),
+        ([*TINY, "--csv", "."], "directory"),
+        ([*TINY, "--json", "a", "--csv", "./a"], "same file"),
+        (["verify", "--seconds", "-1"], "positive"),
+        (["verify", "--seed", "-1"], "negative"),
+        (["verify", "--json", "no/such/a.json"], "cannot write"),
+    ],
+)
+def test_bad_usage(here, capsys, monkeypatch, arguments, message):
+    def measure(*args, **kwargs):
+        raise AssertionError("measured before complaining")
+
+    monkeypatch.setattr(_bench.Bench, "run", measure)
+    monkeypatch.setattr(_verify, "run", measure)
+    assert cli.main(arguments) == 2
+    complaint = capsys.readouterr().err.strip().splitlines()[-1]
+    assert complaint.startswith("softmaxlib")
+    assert message in complaint
+    assert not list(here.iterdir())
+
+
+@pytest.mark.parametrize("module", ["rich", "matplotlib"])
+def test_missing_extra(here, capsys, monkeypatch, module):
+    find_spec = cli.importlib.util.find_spec
+    monkeypatch.setattr(
+        cli.importlib.util, "find_spec", lambda name: None if name == module else find_spec(name)
+    )
+    assert cli.main(TINY) == 2
+    assert f"this needs {module}: pip install softmaxlib[bench]" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["SOFTMAXLIB_ISA", "SOFTMAXLIB_NUM_THREADS"])
+def test_bad_environment(variable):
+    ran = softmaxlib("info", **{variable: "nonsense"})
+    assert ran.returncode == 2
+    assert "nonsense" in ran.stderr
+    assert len(ran.stderr.strip().splitlines()) == 1
+
+
+# verify
+
+
+@pytest.fixture
+def few_exps(monkeypatch):
+    monkeypatch.setattr(_verify, "exp_pieces", lambda quick, seed: [(0x3F800000, 1000)])
+
+
+def test_verify(here, capsys):
+    assert cli.main(["verify", "--quick", "--seconds", "0.5", "--json", "a.json"]) == 0
+    assert "FAIL" not in capsys.readouterr().out
+    report = json.loads(Path("a.json").read_text())
+    assert report["passed"] and report["complete"]
+    assert {check["check"].split()[0] for check in report["checks"]} >= {"exp", "same", "accuracy:"}
+
+
+def test_exp_pieces_cover():
+    pieces = _verify.exp_pieces(quick=False, seed=0)
+    assert pieces[0][0] == 0
+    assert all(a + n == b for (a, n), (b, _) in zip(pieces, pieces[1:], strict=False))
+    assert sum(pieces[-1]) == 1 << 32
+    assert all(a + n <= 1 << 32 for a, n in _verify.exp_pieces(quick=True, seed=0))
+
+
+def test_verify_finds_a_wrong_bit(few_exps, monkeypatch, capsys):
+    compute = _verify.compute
+
+    def tampered(function, x, out, where, variant):
+        compute(function, x, out, where, variant)
+        if function == "stablemax" and variant.algorithm == "two_pass" and out.size > 1:
+            bits = out.view(f"u{out.dtype.itemsize}")
+            bits.flat[-1] ^= 1
+
+    monkeypatch.setattr(_verify, "compute", tampered)
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.main(["verify", "--quick", "--seconds", "0.5"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("FAIL") == 1
+    assert "same bits: stablemax" in printed
+    _, reproducer = printed.split("shows again with:\n")
+    again = io.StringIO()
+    with contextlib.redirect_stdout(again):
+        exec(reproducer, {})
+    assert "array([])" not in again.getvalue()
+    assert again.getvalue().startswith("(array([")
+
+
+@pytest.mark.parametrize(("ulp", "checksum"), [(7.5, 0), (0.1, 1), (float("nan"), 0)])
+def test_verify_finds_a_wrong_exp(few_exps, monkeypatch, capsys, ulp, checksum):
+    if len(_core.isas_available()) < 2:
+        pytest.skip("one ISA")
+    scalar = _core.isas["scalar"]
+    monkeypatch.setattr(
+        _core,
+        "exp_sweep",
+        lambda isa, *rest: (ulp, 1, checksum) if isa == scalar else (0.1, 1, 0),
+    )
+    assert cli.main(["verify", "--quick", "--seconds", "0.1"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("FAIL") == len(_verify.EXP_BOUNDS)
+    assert "_core.exp_sweep(" in printed
+
+
+def test_verify_finds_inaccuracy(few_exps, monkeypatch, capsys):
+    softmax = _verify.softmaxlib.softmax
+    monkeypatch.setattr(
+        _verify.softmaxlib, "softmax", lambda x, **options: softmax(x, **options) * 1.00001
+    )
+    assert cli.main(["verify", "--quick", "--seconds", "0.1"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("FAIL") == 3  # float32, float64, the sum
+    assert "N(0, 0.1^2), n = 100" in printed
+
+
+def test_cases_are_reproducible_and_varied():
+    shapes, kinds = set(), set()
+    for seed in range(300):
+        case = _verify.Case(seed, "softmax", "float32")
+        x = case.x
+        shapes.add(x.shape)
+        kinds |= {
+            name
+            for name, there in {
+                "where": case.where is not None,
+                "nan": np.isnan(x).any(),
+                "-inf": np.isneginf(x).any(),
+                "huge": (np.abs(x) > 1e25).any(),
+                "ties": x.size > 10 and len(np.unique(x)) < x.size // 4,
+            }.items()
+            if there
+        }
+    again = _verify.Case(299, "softmax", "float32").x
+    assert np.array_equal(again, x, equal_nan=True)
+    assert kinds == {"where", "nan", "-inf", "huge", "ties"}
+    assert min(n for _, n in shapes) <= 3
+    assert max(n for _, n in shapes) > 50_000
