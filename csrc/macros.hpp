@@ -4,9 +4,20 @@
 #if defined(__GNUC__)
 #define SOFTMAXLIB_NOINLINE __attribute__((noinline))
 #define SOFTMAXLIB_INLINE_LAMBDA __attribute__((always_inline))
+#define SOFTMAXLIB_NOINLINE_LAMBDA __attribute__((noinline))
 #define SOFTMAXLIB_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #else
 #define SOFTMAXLIB_NOINLINE __declspec(noinline)
 #define SOFTMAXLIB_INLINE_LAMBDA
+#define SOFTMAXLIB_NOINLINE_LAMBDA
 #define SOFTMAXLIB_UNLIKELY(x) (x)
+#endif
+
+// Element functions: in line where vectors are registers, calls where they are arrays in memory.
+#if defined(SOFTMAXLIB_VECTORS_IN_MEMORY)
+#define SOFTMAXLIB_INLINE SOFTMAXLIB_NOINLINE
+#elif defined(__GNUC__)
+#define SOFTMAXLIB_INLINE inline __attribute__((always_inline))
+#else
+#define SOFTMAXLIB_INLINE inline
 #endif

@@ -77,8 +77,11 @@ def native(array: Array) -> Array:
 
 def as_input(name: str, value: Any) -> tuple[Array, int]:
     """Return the value as a native array of a dtype that can be read, and the dtype's code."""
-    array = native(as_array(name, value))
-    code = dtype_code(array.dtype)
+    array = as_array(name, value)
+    code = _codes.get(array.dtype)
+    if code is None:  # another byte order, bfloat16 met for the first time, or nothing we read
+        array = native(array)
+        code = dtype_code(array.dtype)
     if code is None:
         raise TypeError(
             f"{name} has dtype {array.dtype}; it must be {_FLOATS}, an integer type or bool"
@@ -123,6 +126,8 @@ def _normalize_axis(axis: Any, ndim: int) -> int:
 
 def normalize_axes(axis: Any, ndim: int) -> Axes:
     """Return the axes as distinct numbers from 0; none where every element stands alone."""
+    if type(axis) is int and -ndim <= axis < ndim:  # nearly every call
+        return (axis % ndim,)
     if axis is None:
         return tuple(range(ndim))
     axes = (
@@ -190,7 +195,7 @@ def check_out(out: Any, shape: Axes, dtype: np.dtype[Any]) -> Array:
     """Return out as a base-class array, or say why it cannot take the result."""
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"out must be a numpy.ndarray, got {type(out).__name__}")
-    if out.dtype.newbyteorder("=") != dtype:
+    if out.dtype != dtype and out.dtype.newbyteorder("=") != dtype:
         raise TypeError(f"out has dtype {out.dtype}; the result has dtype {dtype}")
     if out.shape != shape:
         raise ValueError(f"out has shape {out.shape}; the result has shape {shape}")
@@ -198,7 +203,7 @@ def check_out(out: Any, shape: Axes, dtype: np.dtype[Any]) -> Array:
         raise ValueError("out is read-only; it must be writeable")
     if _overlaps_itself(out):
         raise ValueError("out has elements that share memory; each must have its own")
-    return np.asarray(out)
+    return out if type(out) is np.ndarray else np.asarray(out)
 
 
 def _overlaps_itself(array: Array) -> bool:
@@ -222,8 +227,9 @@ def can_write_directly(out: Array, x: Array, *others: Array | None) -> bool:
     """Tell whether out is native, and either x itself or apart from everything that is read."""
     if not out.dtype.isnative:
         return False
-    if any(other is not None and np.may_share_memory(out, other) for other in others):
-        return False
+    for other in others:
+        if other is not None and np.may_share_memory(out, other):
+            return False
     return out is x or not np.may_share_memory(out, x) or _is_same_view(out, x)
 
 

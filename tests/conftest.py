@@ -1,5 +1,6 @@
 """Finds the installed package, and says which instruction sets the tests really ran."""
 
+import collections
 import os
 import sys
 from pathlib import Path
@@ -12,12 +13,23 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [entry for entry in sys.path if Path(entry or os.curdir).resolve() != ROOT]
 try:
     import softmaxlib as sml
-    from softmaxlib import _core
+    from softmaxlib import _core, _runtime
 except ImportError as error:
     pytest.exit(f"softmaxlib is not installed ({error}): run `pip install .[test]`", 4)
 
 ISAS = ("avx512", "avx2", "scalar")
-_ran: dict[str, int] = {}
+_ran: collections.Counter[str] = collections.Counter()
+
+
+class _CountingReport(type(_runtime.last_report)):
+    """Counts the calls by the ISA that their kernels report, not by what was asked for."""
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        _ran[_runtime._ISA_NAMES[value[0]]] += 1
+
+
+_runtime.last_report = _CountingReport()
 
 
 def pytest_addoption(parser):
@@ -46,15 +58,8 @@ def pytest_report_header():
     ]
 
 
-def pytest_runtest_teardown():
-    kernel = sml.last_kernel()  # asked of the kernel, not of the settings
-    if kernel:
-        isa = kernel.partition("::")[0]
-        _ran[isa] = _ran.get(isa, 0) + 1
-
-
 def pytest_terminal_summary(terminalreporter):
-    ran = ", ".join(f"{isa} ({_ran[isa]} tests)" for isa in ISAS if isa in _ran)
+    ran = ", ".join(f"{isa} ({_ran[isa]:,} calls)" for isa in ISAS if isa in _ran)
     terminalreporter.write_line(f"ISAs that ran: {ran or 'none'}")
     idle = [isa for isa in ISAS if isa not in _ran]
     if idle:

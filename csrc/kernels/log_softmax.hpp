@@ -61,7 +61,9 @@ inline void log_softmax(const Row<D>& row, bool three_pass) {
       [](const Row<D>& r, LogSum s) {
         const V held_hi = V::set1(static_cast<T>(s.held_hi)), held_lo = V::set1(static_cast<T>(s.held_lo));
         const V log_rest = V::set1(static_cast<T>(s.log_rest));
-        r.map(static_cast<T>(-INFINITY), [=](auto x) { return subtract(x, held_hi, held_lo) - log_rest; });
+        r.map(static_cast<T>(-INFINITY), [=](auto x) SOFTMAXLIB_INLINE_LAMBDA {
+          return subtract(x, held_hi, held_lo) - log_rest;
+        });
       },
       [](const Row<D>& r, double) { r.fill(static_cast<T>(NAN), static_cast<T>(-INFINITY)); });
 }

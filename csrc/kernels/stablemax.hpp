@@ -86,7 +86,7 @@ inline void log_stablemax_two_pass(const Row<D>& row) {
   const V sum_mantissa = V::set1(static_cast<T>(mantissa + exponent * ln2_rest));
   const V top = V::set1(static_cast<T>(rest.held_hi));
   const V y_top = V::set1(static_cast<T>(0 - log1p_scalar(ratio)));
-  row.map(masked, [=](auto x) {                                                        // reads x, writes y
+  row.map(masked, [=](auto x) SOFTMAXLIB_INLINE_LAMBDA {                               // reads x, writes y
     const Pair<V> m = magnitude(x);
     const LogParts<V> log_s = log1p_parts(m.hi, m.lo);
     const V large = (with_sign_of(log_s.exponent, high(x)) - sum_exponent) * V::set1(C::kLn2Hi);

@@ -15,6 +15,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "macros.hpp"
 #include "math/value.hpp"
 
 namespace softmaxlib {
@@ -68,7 +69,7 @@ class Exp<f32x16, kAccurate> {
         delta_(load_table8(reinterpret_cast<const uint32_t*>(kExp32Delta))) {}
 
   template <class X>
-  V operator()(X argument) const {
+  SOFTMAXLIB_INLINE V operator()(X argument) const {
     // max() passes its second operand on when one is NaN.
     const V x = max(floor_, high(argument));
     const V m = fma(x, V::set1(0x1.715476p+3f), magic_);
@@ -114,7 +115,7 @@ class Exp<f64x8, kAccurate> {
         floor_(V::set1((reference - kBias - 1023) * kLn2Hi)) {}
 
   template <class X>
-  V operator()(X argument) const {
+  SOFTMAXLIB_INLINE V operator()(X argument) const {
     const V x = max(floor_, high(argument));
     const V m = fma(x, V::set1(kLog2E), magic_);
     const V n = m - magic_;

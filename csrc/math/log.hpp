@@ -8,6 +8,7 @@
 // Coefficients: coefficients.py.
 #pragma once
 
+#include "macros.hpp"
 #include "math/value.hpp"
 
 namespace softmaxlib {
@@ -55,7 +56,7 @@ struct LogParts {
 
 // low: a further, small part of a.
 template <class V>
-inline LogParts<V> log1p_parts(V a, V low) {
+SOFTMAXLIB_INLINE LogParts<V> log1p_parts(V a, V low) {
   using C = LogConstants<V>;
   using Int = typename V::Int;
   const V one = V::set1(1);
@@ -76,7 +77,7 @@ inline LogParts<V> log1p_parts(V a, V low) {
 }
 
 // log(1 + a) rounded; a >= 0 and finite.
-inline double log1p_scalar(double a) {
+SOFTMAXLIB_NOINLINE double log1p_scalar(double a) {
   using C = LogConstants<f64x8>;
   const LogParts<f64x8> parts = log1p_parts(f64x8::set1(a), f64x8::set1(0));
   const double e = first(parts.exponent);

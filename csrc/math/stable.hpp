@@ -44,7 +44,7 @@ class Stable {
       : unit_(V::set1(static_cast<typename V::elem>(power_of_two(-reference)))) {}
 
   template <class X>
-  V operator()(X x) const {
+  SOFTMAXLIB_INLINE V operator()(X x) const {
     const Pair<V> a = magnitude(x);
     const V u = plus_low(V::set1(1) + a.hi, Pair<V>{a.hi, a.lo});
     return select(gt(V::set1(0), high(x)), unit_ / u, unit_ * u);

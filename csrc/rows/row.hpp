@@ -11,6 +11,7 @@
 #endif
 
 #include "job.hpp"
+#include "macros.hpp"
 #include "math/exp.hpp"
 #include "rows/stage.hpp"
 
@@ -282,37 +283,29 @@ class Row {
   // y = f(x) for n contiguous elements, with streaming stores from the first aligned vector on.
   template <class Source, class F>
   static void map_elements(Source x, D* y, int64_t n, bool streaming, F f) {
+    const auto some = [&](int64_t i, int64_t count) SOFTMAXLIB_NOINLINE_LAMBDA {
+      store_n(y + i, f(x.load_n(i, static_cast<int>(count), T(0))), static_cast<int>(count));
+    };
     int64_t i = 0;
-    constexpr int64_t kBytes = sizeof(D) * kLanes;
-    const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(y) % kBytes);
-    if (streaming && past % static_cast<int64_t>(sizeof(D)) == 0) {
-      if (past) {  // up to the first aligned vector
-        const int64_t head = (kBytes - past) / static_cast<int64_t>(sizeof(D));
-        i = head < n ? head : n;
-        store_n(y, f(x.load_n(0, static_cast<int>(i), T(0))), static_cast<int>(i));
-      }
-      for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-        const auto a = x.load(i), b = x.load(i + kLanes);
-        const V fa = f(a), fb = f(b);
+    constexpr int64_t kItem = sizeof(D), kVector = kItem * kLanes;
+    const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(y)) % kVector;
+    streaming &= past % kItem == 0;
+    if (streaming && past) {
+      i = (kVector - past) / kItem < n ? (kVector - past) / kItem : n;
+      some(0, i);
+    }
+    for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+      const auto a = x.load(i), b = x.load(i + kLanes);
+      const V fa = f(a), fb = f(b);
+      if (streaming) {
         stream(y + i, fa);
         stream(y + i + kLanes, fb);
-      }
-    } else {
-      for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-        const auto a = x.load(i), b = x.load(i + kLanes);
-        const V fa = f(a), fb = f(b);
+      } else {
         store(y + i, fa);
         store(y + i + kLanes, fb);
       }
     }
-    if (i + kLanes <= n) {
-      store(y + i, f(x.load(i)));
-      i += kLanes;
-    }
-    if (i < n) {
-      const int tail = static_cast<int>(n - i);
-      store_n(y + i, f(x.load_n(i, tail, T(0))), tail);
-    }
+    for (; i < n; i += kLanes) some(i, n - i < kLanes ? n - i : kLanes);
   }
 
  private:

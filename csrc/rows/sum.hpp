@@ -64,21 +64,22 @@ inline void sum_piece(Terms& terms, Source x, D* y, int64_t n, Total& total, int
     const int64_t stop = n - start < kChunk ? n : start + kChunk;
     int64_t i = start;
     Sum a = Sum::set1(0), b = a, c = a, d = a;
-
-    const auto prepare = [&](const Value (&v)[4], Sum& s0, Sum& s1, Sum& s2,
-                             Sum& s3) SOFTMAXLIB_INLINE_LAMBDA {
+    // Groups take turns: the accumulators move up by one, so that `a` is always the next.
+    const auto turn = [&](Sum next) SOFTMAXLIB_INLINE_LAMBDA { a = b, b = c, c = d, d = next; };
+    const auto prepare = [&](const Value (&v)[4]) SOFTMAXLIB_INLINE_LAMBDA {
       if constexpr (!Terms::kRescales) return;
       else if (SOFTMAXLIB_UNLIKELY(terms.prepare(v[0], v[1], v[2], v[3], total))) {
         const auto down = terms.down();
-        s0 = down(s0), s1 = down(s1), s2 = down(s2), s3 = down(s3);
+        a = down(a), b = down(b), c = down(c), d = down(d);
         if constexpr (kStore)
           for (int64_t j = start; j < i; j += kLanes) store(y + j, down(load(y + j)));
       }
     };
-    const auto full = [&](Sum& s, Sum& s0, Sum& s1, Sum& s2, Sum& s3) SOFTMAXLIB_INLINE_LAMBDA {
+
+    for (; stop - i >= kGroup; i += kGroup) {
       const Value v[4] = {x.load(i), x.load(i + kLanes), x.load(i + 2 * kLanes),
                           x.load(i + 3 * kLanes)};
-      prepare(v, s0, s1, s2, s3);
+      prepare(v);
       const V e0 = terms(v[0]), e1 = terms(v[1]), e2 = terms(v[2]), e3 = terms(v[3]);
       if constexpr (kStore) {
         store(y + i, e0);
@@ -86,41 +87,27 @@ inline void sum_piece(Terms& terms, Source x, D* y, int64_t n, Total& total, int
         store(y + i + 2 * kLanes, e2);
         store(y + i + 3 * kLanes, e3);
       }
-      s = s + ((Terms::widen(e0) + Terms::widen(e1)) + (Terms::widen(e2) + Terms::widen(e3)));
-      i += kGroup;
-    };
-
-    while (stop - i >= 4 * kGroup) {
-      full(a, a, b, c, d);
-      full(b, a, b, c, d);
-      full(c, a, b, c, d);
-      full(d, a, b, c, d);
+      turn(a + ((Terms::widen(e0) + Terms::widen(e1)) + (Terms::widen(e2) + Terms::widen(e3))));
     }
+    int64_t groups = (i - start) / kGroup;
     if (i < stop) {
-      Sum s[4] = {a, b, c, d};
-      for (int g = 0; i < stop; ++g) {
-        if (stop - i >= kGroup) {
-          full(s[g], s[0], s[1], s[2], s[3]);
-          continue;
-        }
-        Value v[4];
-        for (int j = 0; j < 4; ++j) v[j] = load_up_to(x, i + j * kLanes, stop - i - j * kLanes);
-        prepare(v, s[0], s[1], s[2], s[3]);
-        Sum e[4];
-        for (int j = 0; j < 4; ++j) {
-          const int64_t left = stop - i - j * kLanes;
-          e[j] = Sum::set1(0);
-          if (left <= 0) continue;
-          const V term = terms(v[j]);
-          if constexpr (kStore)
-            store_n(y + i + j * kLanes, term, static_cast<int>(left < kLanes ? left : kLanes));
-          e[j] = Terms::widen(term);
-        }
-        s[g] = s[g] + ((e[0] + e[1]) + (e[2] + e[3]));
-        i = stop;
+      Value v[4];
+      for (int j = 0; j < 4; ++j) v[j] = load_up_to(x, i + j * kLanes, stop - i - j * kLanes);
+      prepare(v);
+      Sum e[4];
+      for (int j = 0; j < 4; ++j) {
+        const int64_t left = stop - i - j * kLanes;
+        e[j] = Sum::set1(0);
+        if (left <= 0) continue;
+        const V term = terms(v[j]);
+        if constexpr (kStore)
+          store_n(y + i + j * kLanes, term, static_cast<int>(left < kLanes ? left : kLanes));
+        e[j] = Terms::widen(term);
       }
-      a = s[0], b = s[1], c = s[2], d = s[3];
+      turn(a + ((e[0] + e[1]) + (e[2] + e[3])));
+      ++groups;
     }
+    for (; groups % 4; ++groups) turn(a);
     total.add(sum((a + b) + (c + d)));
     if constexpr (kStore) references[start / kChunk] = total.reference;
   }

@@ -55,7 +55,7 @@ class Terms {
   }
   ScaleDown<V> down() const { return ScaleDown<V>(down_by_); }
 
-  V operator()(Value x) {
+  SOFTMAXLIB_INLINE V operator()(Value x) {
     if constexpr (kHold) return function_(hold(held_, x));
     else return function_(x);
   }
@@ -224,7 +224,7 @@ inline void write_of(const Row<D>& row, const RowSum<F>& total) {
   using V = typename F::V;
   const F f(total.reference);
   const V scale = V::set1(static_cast<typename V::elem>(reciprocal(total)));
-  row.map(0, [f, scale](auto x) { return f(x) * scale; });
+  row.map(0, [f, scale](auto x) SOFTMAXLIB_INLINE_LAMBDA { return f(x) * scale; });
 }
 
 // y = y / total for what store_of left there. Reads y, writes y.

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#define SOFTMAXLIB_VECTORS_IN_MEMORY 1
 #include "macros.hpp"
 #include "storage.hpp"
 
@@ -23,31 +24,53 @@ inline To bit_cast(From from) {
   return to;
 }
 
-inline float fma1(float a, float b, float c) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-  return __builtin_fmaf(a, b, c);
+#define SOFTMAXLIB_HAS_FMA 1
 #else
-  // The product is exact in double; the sum is rounded to odd, which makes the second rounding (to
-  // float) the only one that counts (Boldo and Melquiond, 2008). Unlike libm's, it inlines.
-  const double product = static_cast<double>(a) * b;
-  const double addend = c;
+#define SOFTMAXLIB_HAS_FMA 0
+#endif
+
+// The product is exact in double; rounding the sum to odd makes the second rounding, to float, the
+// only one that counts (Boldo and Melquiond, 2008).
+inline float emulated_fma(float a, float b, float c) {
+  const double product = static_cast<double>(a) * static_cast<double>(b);
+  const double addend = static_cast<double>(c);
   const double sum = product + addend;
   const double tail = sum - product;
   const double error = (product - (sum - tail)) + (addend - tail);
   uint64_t bits = bit_cast<uint64_t>(sum);
-  const bool inexact = (error > 0) | (error < 0);
-  const uint64_t even = (bits & 1) ^ 1;
-  const uint64_t toward_zero = (bits ^ bit_cast<uint64_t>(error)) >> 63;
-  bits += (inexact ? even : 0) * (1 - 2 * toward_zero);
+  if ((error > 0 || error < 0) && !(bits & 1))
+    bits += (bits ^ bit_cast<uint64_t>(error)) >> 63 ? uint64_t(-1) : 1;
   return static_cast<float>(bit_cast<double>(bits));
+}
+
+// 16 at once, in a form that compilers vectorize: a double sum that is not half way between two
+// floats rounds as the exact sum does; the rare others go one by one.
+SOFTMAXLIB_NOINLINE void fma_lanes(float* a, const float* b, const float* c, int n) {
+#if SOFTMAXLIB_HAS_FMA
+  for (int i = 0; i < n; ++i) a[i] = __builtin_fmaf(a[i], b[i], c[i]);
+#else
+  float result[16];
+  uint32_t suspect = 0;
+  for (int i = 0; i < n; ++i) {
+    const double sum = static_cast<double>(a[i]) * static_cast<double>(b[i]) + static_cast<double>(c[i]);
+    const uint32_t low = static_cast<uint32_t>(bit_cast<uint64_t>(sum));
+    result[i] = static_cast<float>(sum);
+    const uint32_t magnitude = bit_cast<uint32_t>(result[i]) & 0x7fffffffu;
+    suspect |= (low & 0x1fffffffu) == 0x10000000u;
+    suspect |= (magnitude <= 0x00800000u) & (sum != 0);  // subnormal or so: other halves
+  }
+  if (SOFTMAXLIB_UNLIKELY(suspect))
+    for (int i = 0; i < n; ++i) result[i] = emulated_fma(a[i], b[i], c[i]);
+  memcpy(a, result, static_cast<size_t>(n) * sizeof(float));
 #endif
 }
 
-inline double fma1(double a, double b, double c) {
+SOFTMAXLIB_NOINLINE void fma_lanes(double* a, const double* b, const double* c, int n) {
 #if defined(__GNUC__)
-  return __builtin_fma(a, b, c);
+  for (int i = 0; i < n; ++i) a[i] = __builtin_fma(a[i], b[i], c[i]);
 #else
-  return ::fma(a, b, c);
+  for (int i = 0; i < n; ++i) a[i] = ::fma(a[i], b[i], c[i]);
 #endif
 }
 
@@ -91,6 +114,8 @@ inline void narrow1(float x, f16& out) {
 inline float widen1(float x) { return x; }
 inline double widen1(double x) { return x; }
 
+// Operations are small functions that the compiler vectorizes one by one, not inlined: 16 lanes of
+// scalar code in line, a hundred times per kernel, would make this the largest leaf by far.
 template <class T, class Bits, int N>
 struct Vector {
   using elem = T;
@@ -103,21 +128,17 @@ struct Vector {
       for (int i = 0; i < N; ++i) r.lane[i] = x;
       return r;
     }
-    friend Int operator+(Int a, Int b) {
-      for (int i = 0; i < N; ++i) a.lane[i] += b.lane[i];
-      return a;
+    SOFTMAXLIB_NOINLINE friend Int operator+(const Int& a, const Int& b) {
+      return zip(a, b, [](Bits x, Bits y) { return x + y; });
     }
-    friend Int operator-(Int a, Int b) {
-      for (int i = 0; i < N; ++i) a.lane[i] -= b.lane[i];
-      return a;
+    SOFTMAXLIB_NOINLINE friend Int operator-(const Int& a, const Int& b) {
+      return zip(a, b, [](Bits x, Bits y) { return x - y; });
     }
-    friend Int operator&(Int a, Int b) {
-      for (int i = 0; i < N; ++i) a.lane[i] &= b.lane[i];
-      return a;
+    SOFTMAXLIB_NOINLINE friend Int operator&(const Int& a, const Int& b) {
+      return zip(a, b, [](Bits x, Bits y) { return x & y; });
     }
-    friend Int operator^(Int a, Int b) {
-      for (int i = 0; i < N; ++i) a.lane[i] ^= b.lane[i];
-      return a;
+    SOFTMAXLIB_NOINLINE friend Int operator^(const Int& a, const Int& b) {
+      return zip(a, b, [](Bits x, Bits y) { return x ^ y; });
     }
   };
 
@@ -132,68 +153,75 @@ struct Vector {
     for (int i = 0; i < N; ++i) r.lane[i] = x;
     return r;
   }
-  friend Vector operator+(Vector a, Vector b) {
-    for (int i = 0; i < N; ++i) a.lane[i] += b.lane[i];
-    return a;
+
+  template <class R, class F>
+  static R zip(const R& a, const R& b, F f) {
+    R r;
+    for (int i = 0; i < N; ++i) r.lane[i] = f(a.lane[i], b.lane[i]);
+    return r;
   }
-  friend Vector operator-(Vector a, Vector b) {
-    for (int i = 0; i < N; ++i) a.lane[i] -= b.lane[i];
-    return a;
-  }
-  friend Vector operator*(Vector a, Vector b) {
-    for (int i = 0; i < N; ++i) a.lane[i] *= b.lane[i];
-    return a;
-  }
-  friend Vector operator/(Vector a, Vector b) {
-    for (int i = 0; i < N; ++i) a.lane[i] /= b.lane[i];
-    return a;
-  }
-  // Not inlined: 16 emulated fma are long, and kernels have many.
-  SOFTMAXLIB_NOINLINE friend Vector fma(Vector a, Vector b, Vector c) {
-    for (int i = 0; i < N; ++i) a.lane[i] = fma1(a.lane[i], b.lane[i], c.lane[i]);
-    return a;
-  }
-  friend Vector fnma(Vector a, Vector b, Vector c) {
-    for (int i = 0; i < N; ++i) a.lane[i] = -a.lane[i];
-    return fma(a, b, c);
-  }
-  friend Vector max(Vector a, Vector b) {
-    for (int i = 0; i < N; ++i) a.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
-    return a;
-  }
-  friend Vector min(Vector a, Vector b) {
-    for (int i = 0; i < N; ++i) a.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
-    return a;
-  }
-  friend Mask gt(Vector a, Vector b) {
+  template <class F>
+  static Mask compare(const Vector& a, const Vector& b, F f) {
     Mask m;
-    for (int i = 0; i < N; ++i) m.lane[i] = a.lane[i] > b.lane[i];
+    for (int i = 0; i < N; ++i) m.lane[i] = f(a.lane[i], b.lane[i]);
     return m;
   }
-  friend Mask eq(Vector a, Vector b) {
-    Mask m;
-    for (int i = 0; i < N; ++i) m.lane[i] = a.lane[i] == b.lane[i];
-    return m;
+
+  SOFTMAXLIB_NOINLINE friend Vector operator+(const Vector& a, const Vector& b) {
+    return zip(a, b, [](T x, T y) { return x + y; });
   }
-  friend bool any(Mask m) {
+  SOFTMAXLIB_NOINLINE friend Vector operator-(const Vector& a, const Vector& b) {
+    return zip(a, b, [](T x, T y) { return x - y; });
+  }
+  SOFTMAXLIB_NOINLINE friend Vector operator*(const Vector& a, const Vector& b) {
+    return zip(a, b, [](T x, T y) { return x * y; });
+  }
+  SOFTMAXLIB_NOINLINE friend Vector operator/(const Vector& a, const Vector& b) {
+    return zip(a, b, [](T x, T y) { return x / y; });
+  }
+  SOFTMAXLIB_NOINLINE friend Vector fma(const Vector& a, const Vector& b, const Vector& c) {
+    Vector r = a;
+    fma_lanes(r.lane, b.lane, c.lane, N);
+    return r;
+  }
+  SOFTMAXLIB_NOINLINE friend Vector fnma(const Vector& a, const Vector& b, const Vector& c) {
+    Vector r = a;
+    for (int i = 0; i < N; ++i) r.lane[i] = -r.lane[i];
+    fma_lanes(r.lane, b.lane, c.lane, N);
+    return r;
+  }
+  SOFTMAXLIB_NOINLINE friend Vector max(const Vector& a, const Vector& b) {
+    return zip(a, b, [](T x, T y) { return x > y ? x : y; });
+  }
+  SOFTMAXLIB_NOINLINE friend Vector min(const Vector& a, const Vector& b) {
+    return zip(a, b, [](T x, T y) { return x < y ? x : y; });
+  }
+  SOFTMAXLIB_NOINLINE friend Mask gt(const Vector& a, const Vector& b) {
+    return compare(a, b, [](T x, T y) { return x > y; });
+  }
+  SOFTMAXLIB_NOINLINE friend Mask eq(const Vector& a, const Vector& b) {
+    return compare(a, b, [](T x, T y) { return x == y; });
+  }
+  SOFTMAXLIB_NOINLINE friend bool any(const Mask& m) {
     bool found = false;
     for (int i = 0; i < N; ++i) found |= m.lane[i];
     return found;
   }
-  friend Vector select(Mask m, Vector a, Vector b) {
-    for (int i = 0; i < N; ++i) a.lane[i] = m.lane[i] ? a.lane[i] : b.lane[i];
-    return a;
+  SOFTMAXLIB_NOINLINE friend Vector select(const Mask& m, const Vector& a, const Vector& b) {
+    Vector r;
+    for (int i = 0; i < N; ++i) r.lane[i] = m.lane[i] ? a.lane[i] : b.lane[i];
+    return r;
   }
-  friend Int bits(Vector a) { return bit_cast<Int>(a); }
-  friend Vector from_bits(Int a) { return bit_cast<Vector>(a); }
-  friend T first(Vector a) { return a.lane[0]; }
-  friend T max_lane(Vector a) {
+  friend Int bits(const Vector& a) { return bit_cast<Int>(a); }
+  friend Vector from_bits(const Int& a) { return bit_cast<Vector>(a); }
+  friend T first(const Vector& a) { return a.lane[0]; }
+  SOFTMAXLIB_NOINLINE friend T max_lane(Vector a) {
     for (int half = N / 2; half; half /= 2)
       for (int i = 0; i < half; ++i)
         a.lane[i] = a.lane[i] > a.lane[i + half] ? a.lane[i] : a.lane[i + half];
     return a.lane[0];
   }
-  friend double sum(Vector a) {
+  SOFTMAXLIB_NOINLINE friend double sum(const Vector& a) {
     double s[N];
     for (int i = 0; i < N; ++i) s[i] = static_cast<double>(a.lane[i]);
     for (int half = N / 2; half; half /= 2)
@@ -203,12 +231,12 @@ struct Vector {
 };
 
 template <int K, class Int>
-inline Int shl(Int a) {
+SOFTMAXLIB_NOINLINE Int shl(Int a) {
   for (auto& lane : a.lane) lane <<= K;
   return a;
 }
 template <int K, class Int>
-inline Int shr(Int a) {
+SOFTMAXLIB_NOINLINE Int shr(Int a) {
   for (auto& lane : a.lane) lane >>= K;
   return a;
 }
@@ -224,17 +252,17 @@ inline Table8 load_table8(const uint32_t* p) {
   memcpy(t.entry, p, sizeof(t.entry));
   return t;
 }
-inline f32x16::Int lookup(Table8 t, f32x16::Int index) {
+SOFTMAXLIB_NOINLINE f32x16::Int lookup(const Table8& t, f32x16::Int index) {
   for (auto& lane : index.lane) lane = t.entry[lane & 7u];
   return index;
 }
 
-inline f64x8 widen_low(f32x16 a) {
+SOFTMAXLIB_NOINLINE f64x8 widen_low(const f32x16& a) {
   f64x8 r;
   for (int i = 0; i < 8; ++i) r.lane[i] = static_cast<double>(a.lane[i]);
   return r;
 }
-inline f64x8 widen_high(f32x16 a) {
+SOFTMAXLIB_NOINLINE f64x8 widen_high(const f32x16& a) {
   f64x8 r;
   for (int i = 0; i < 8; ++i) r.lane[i] = static_cast<double>(a.lane[i + 8]);
   return r;
@@ -250,7 +278,7 @@ struct vector_of<double> {
 };
 
 template <class S>
-inline typename vector_of<S>::type load_n(const S* p, int n, typename vector_of<S>::type::elem fill) {
+SOFTMAXLIB_NOINLINE typename vector_of<S>::type load_n(const S* p, int n, typename vector_of<S>::type::elem fill) {
   using V = typename vector_of<S>::type;
   V r = V::set1(fill);
   for (int i = 0; i < n; ++i) {
@@ -265,7 +293,7 @@ inline typename vector_of<S>::type load(const S* p) {
   return load_n(p, vector_of<S>::type::lanes, 0);
 }
 template <class S>
-inline void store_n(S* p, typename vector_of<S>::type v, int n) {
+SOFTMAXLIB_NOINLINE void store_n(S* p, const typename vector_of<S>::type& v, int n) {
   for (int i = 0; i < n; ++i) {
     S x;
     narrow1(v.lane[i], x);
@@ -273,11 +301,11 @@ inline void store_n(S* p, typename vector_of<S>::type v, int n) {
   }
 }
 template <class S>
-inline void store(S* p, typename vector_of<S>::type v) {
+inline void store(S* p, const typename vector_of<S>::type& v) {
   store_n(p, v, vector_of<S>::type::lanes);
 }
 template <class S>
-inline void stream(S* p, typename vector_of<S>::type v) {
+inline void stream(S* p, const typename vector_of<S>::type& v) {
   store(p, v);
 }
 inline void stream_fence() {}
