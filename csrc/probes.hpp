@@ -12,13 +12,22 @@ namespace SOFTMAX_ISA {
 namespace {
 
 // Distance from the exact value in units of its last place as a float; 0 for equal specials.
-inline double ulp_distance(float actual, double exact) {
+inline double ulp_distance(double actual, double exact) {
   if (actual != actual || exact != exact) return (actual != actual) == (exact != exact) ? 0 : INFINITY;
-  if (static_cast<double>(actual) == exact) return 0;
+  if (actual == exact) return 0;
   int exponent;
   frexp(exact, &exponent);
   exponent = exponent - 24 < -149 ? -149 : exponent - 24;
-  return ldexp(fabs(static_cast<double>(actual) - exact), -exponent);
+  return ldexp(fabs(actual - exact), -exponent);
+}
+
+inline void store_wide(f32x16 term, double* y) {
+  store(y, widen_low(term));
+  store(y + 8, widen_high(term));
+}
+inline void store_wide(Pair<f32x16> term, double* y) {
+  store(y, widen_low(term.hi) + widen_low(term.lo));
+  store(y + 8, widen_high(term.hi) + widen_high(term.lo));
 }
 
 // Vectors of consecutive floats, each under the reference that its first lane would give it.
@@ -30,22 +39,22 @@ inline ExpSweep sweep_exp(uint32_t start, uint64_t count) {
     const uint32_t from = start + static_cast<uint32_t>(done);
     const int n = count - done < 16 ? static_cast<int>(count - done) : 16;
     uint32_t x_bits[16];
-    float x[16], y[16];
+    float x[16];
+    double y[16];
     for (int i = 0; i < 16; ++i) x_bits[i] = from + static_cast<uint32_t>(i < n ? i : 0);
     memcpy(x, x_bits, sizeof(x));
     const int reference = reference_of(static_cast<double>(x[0]));
-    store(y, E(reference)(load(x)));
+    store_wide(E(reference)(load(x)), y);
     for (int i = 0; i < n; ++i) {
-      uint32_t y_bits;
-      memcpy(&y_bits, y + i, sizeof(y_bits));
-      if (y[i] != y[i]) y_bits = 0x7fc00000u;
+      uint64_t y_bits = 0;
+      if (y[i] == y[i]) memcpy(&y_bits, y + i, sizeof(y_bits));
       result.checksum = (result.checksum ^ y_bits) * 0x100000001b3u + x_bits[i];
       const double wide = static_cast<double>(x[i]);
       if (wide > kSafe) continue;  // such a row is computed less its maximum
       // e^x 2^(bias - reference), in the kernel's own terms: below its floor it is 0.
       const double t = (wide - reference * kLn2Hi) - reference * kLn2Lo;
       const double exact = t < -(E::kBias + 126) * kLn2Hi ? 0 : ldexp(exp(t), E::kBias);
-      if (exact == 0 && y[i] < 0x1p-125f) continue;
+      if (exact == 0 && y[i] < 0x1p-125) continue;
       const double distance = ulp_distance(y[i], exact);
       if (distance > result.max_ulp) result.max_ulp = distance, result.worst = x_bits[i];
     }

@@ -41,6 +41,7 @@ PAPER = "Dukhan & Ablavatski 2020, Skylake-X: two-pass over the best three-pass,
 PAPER_SPEEDUP = {"avx512": 1.28, "avx2": 1.18}
 
 SAMPLE_NS = 2e6
+MIN_ROUNDS, MAX_ROUNDS = 5, 101
 HEADLINE_BYTES = 256 << 20
 
 
@@ -89,6 +90,16 @@ class Series:
     repeats: int = 1
     call_ns: float = 0.0  # of the calibration
     samples: list[float] = field(default_factory=list)  # ns per call
+
+    @property
+    def warm(self) -> bool:
+        """In cache, a call before the sample: the variant before may have left other lines."""
+        return cache_level(self.elements) != "DRAM"
+
+    @property
+    def seconds(self) -> float:
+        """Time of one sample."""
+        return 1e-9 * self.call_ns * (self.repeats + self.warm)
 
     @property
     def label(self) -> str:
@@ -279,16 +290,15 @@ class Bench:
                     step(f"calibrating {size_text(4 * series.elements)}", 0.0)
                     self._calibrate(series, x, y, pool)
             rounds = {n: self._rounds(n) for n in self.groups}
-            plan(sum(rounds[n] * self._round_seconds(n) for n in self.groups))
-            for n, group in self.groups.items():
-                warm = cache_level(n) != "DRAM"
-                for _ in range(rounds[n]):
-                    for series in order.sample(group, len(group)):
-                        if warm:  # the variant before may have left other lines in the cache
+            plan(sum(s.seconds for n in self.groups for r in rounds[n] for s in r))
+            for n in self.groups:
+                for members in rounds[n]:
+                    for series in order.sample(members, len(members)):
+                        if series.warm:
                             self._sample(series, x, y, pool, 1)
                         ns = self._sample(series, x, y, pool, series.repeats)
                         series.samples.append(ns)
-                        step(series.label, 1e-9 * series.call_ns * (series.repeats + warm))
+                        step(series.label, series.seconds)
         self.complete = True
 
     def _calibrate(self, series: Series, x: Floats, y: Floats, pool: ThreadPoolExecutor) -> None:
@@ -319,17 +329,17 @@ class Bench:
         parts = [slice(*pair) for pair in zip(edges[:-1], edges[1:], strict=True)]
         return max(pool.map(lambda p: _core.time_roofline(kind, isa, x[p], y[p], repeats), parts))
 
-    def _round_seconds(self, elements: int) -> float:
-        warm = cache_level(elements) != "DRAM"
-        return sum(1e-9 * s.call_ns * (s.repeats + warm) for s in self.groups[elements])
-
-    def _rounds(self, elements: int) -> int:
+    def _rounds(self, elements: int) -> list[list[Series]]:
+        """Choose who takes part in each round, as many rounds as the time allows."""
+        group = self.groups[elements]
         if self.settings.rounds is not None:
-            return self.settings.rounds
+            return [group] * self.settings.rounds
         weights = {n: 3 if cache_level(n) == "DRAM" else 1 for n in self.groups}
         share = self.settings.seconds * weights[elements] / sum(weights.values())
-        fits = int(share / self._round_seconds(elements))
-        return min(max(fits, 5), 101)
+        # The scalar leaf would use up the time of all others: it sits out when it has enough.
+        quick = [series for series in group if series.isa != "scalar"] or group
+        fits = int((share - MIN_ROUNDS * _seconds(group)) / _seconds(quick))
+        return [group] * MIN_ROUNDS + [quick] * min(max(fits, 0), MAX_ROUNDS - MIN_ROUNDS)
 
     def rows(self) -> list[Row]:
         return [row for n, group in self.groups.items() for row in _rows(n, group)]
@@ -393,6 +403,10 @@ def _aligned(elements: int, offset: int) -> Floats:
     raw = np.empty(4 * elements + 4096 + offset, np.uint8)
     start = -raw.ctypes.data % 4096 + offset
     return raw[start : start + 4 * elements].view(np.float32)
+
+
+def _seconds(group: list[Series]) -> float:
+    return sum(series.seconds for series in group)
 
 
 def _spread(series: Series) -> Spread:

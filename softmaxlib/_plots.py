@@ -98,7 +98,7 @@ def _panel(axes: Axes, rows: Sequence[Row], isa: str) -> None:
     axes.xaxis.set_major_locator(FixedLocator([float(tick) for tick in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([size_text(tick) for tick in ticks], rotation=60, fontsize=8)
-    axes.set_ylim(0, 1.05 * max(row.ns_per_1000.q3 for row in mine))
+    axes.set_ylim(0, 1.1 * max(row.ns_per_1000.median for row in mine))
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     for level, size in caches().items():

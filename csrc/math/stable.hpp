@@ -1,7 +1,7 @@
 // StableMax's s(x) = x + 1 for x >= 0, 1 / (1 - x) for x < 0 (Prieto et al., 2025), in units of
 // 2^reference, so that neither the largest nor the smallest s leaves the range of a float.
 //
-//   float: max error 1.5 ULP (two roundings for x < 0); sums are accumulated in double
+//   max error 1.5 ULP (two roundings for x < 0)
 #pragma once
 
 #include "math/log.hpp"
@@ -30,14 +30,11 @@ inline Pair<V> magnitude(Pair<V> x) {
   return {with_sign_of(x.hi, x.hi), with_sign_of(x.lo, x.hi)};
 }
 
-inline f64x8 widen_sum(f32x16 x) { return widen_low(x) + widen_high(x); }
-inline f64x8 widen_sum(f64x8 x) { return x; }
-
 template <class Vector>
 class Stable {
  public:
   using V = Vector;
-  using Sum = f64x8;
+  using Term = V;
   static constexpr bool kFollows = false;
 
   explicit Stable(int reference)
@@ -49,8 +46,6 @@ class Stable {
     const V u = plus_low(V::set1(1) + a.hi, Pair<V>{a.hi, a.lo});
     return select(gt(V::set1(0), high(x)), unit_ / u, unit_ * u);
   }
-
-  static Sum widen(V x) { return widen_sum(x); }
 
  private:
   V unit_;

@@ -30,13 +30,16 @@ inline V plus_low(V y, Pair<V> x) {
   return y + x.lo;
 }
 
+inline f64x8 widen_sum(f32x16 x) { return widen_low(x) + widen_high(x); }
+inline f64x8 widen_sum(f64x8 x) { return x; }
 template <class V>
-inline V select_value(typename V::Mask m, V a, V b) {
-  return select(m, a, b);
+inline f64x8 widen_sum(Pair<V> x) {
+  return widen_sum(x.hi) + widen_sum(x.lo);
 }
+
 template <class V>
-inline Pair<V> select_value(typename V::Mask m, Pair<V> a, Pair<V> b) {
-  return {select(m, a.hi, b.hi), select(m, a.lo, b.lo)};
+inline Pair<V> operator+(Pair<V> a, Pair<V> b) {
+  return {a.hi + b.hi, a.lo + b.lo};
 }
 
 }  // namespace

@@ -1,10 +1,11 @@
 // The one sum that every schedule runs, so that all return the same bits:
-//   group   4 vectors: (v0 + v1) + (v2 + v3), added to accumulator (group mod 4)
-//   chunk   16 groups: (A0 + A1) + (A2 + A3), lanes folded 8-4-2-1 in double, added to the total
+//   group   4 vectors: (v0 + v1) + (v2 + v3), then lanes i and i + 8 of a float vector, in double
+//   chunk   16 groups, one after the other; the lanes folded 8-4-2-1, added to the total
 //   block   64 chunks: a total of its own; blocks are merged in order
-// The tail of a row adds exact zeros. Relative to the paper, which carries an exponent per lane, a
-// block carries one reference exponent R, raised only when a group exceeds it by kSlack binades;
-// rescaling by powers of two is exact.
+// Sums of float thus round in float twice only; sums of double are compensated. The tail of a row
+// adds exact zeros. Where the paper carries an exponent per lane, a block carries one reference
+// exponent R, raised only when a group exceeds it by kSlack binades; rescaling by powers of two is
+// exact.
 #pragma once
 
 #include <stdint.h>
@@ -43,19 +44,53 @@ inline void from_pair(Pair<V> x, V& out) {
   out = x.hi;
 }
 
+// A sum over groups, per lane. Of floats: double is enough.
+template <class V>
+struct Lanes {
+  f64x8 sum = f64x8::set1(0);
+
+  SOFTMAXLIB_INLINE void add(f64x8 x) { sum = sum + x; }
+  template <class Down>
+  void scale(Down down) {
+    sum = down(sum);
+  }
+  void fold_into(Total& total) const { total.add(sum_lanes(sum)); }
+};
+
+// Of doubles: what each addition rounds away is summed too.
+template <>
+struct Lanes<f64x8> {
+  f64x8 sum = f64x8::set1(0), error = f64x8::set1(0);
+
+  SOFTMAXLIB_INLINE void add(f64x8 x) {
+    const f64x8 s = sum + x;
+    const f64x8 tail = s - sum;
+    error = error + ((sum - (s - tail)) + (x - tail));
+    sum = s;
+  }
+  template <class Down>
+  void scale(Down down) {
+    sum = down(sum);
+    error = down(error);
+  }
+  void fold_into(Total& total) const {
+    total.add(sum_lanes(sum));
+    total.add(sum_lanes(error));
+  }
+};
+
 // Folds the terms of a piece of a block into `total`.
 //
 // Terms (terms.hpp) provide:
-//   prepare(x0, x1, x2, x3)  true if what was summed and stored so far must be rescaled by down();
-//                            asked only where kRescales
-//   operator()(x) -> V       the term of an argument; with kHold, of the smaller of the argument
-//                            and the held maximum of its lane, which stays out of the sum
-//   widen(V) -> Sum          to the type that is accumulated
+//   prepare(x0, x1, x2, x3, total)  true if what was summed and stored so far must be scaled down by
+//                                   2^down_by(); asked only where kRescales
+//   operator()(x)                   the term of an argument
+//   group(e0, e1, e2, e3)           the sum of four terms in double
 template <bool kStore, class Terms, class Source, class D>
 inline void sum_piece(Terms& terms, Source x, D* y, int64_t n, Total& total, int32_t* references) {
   using V = typename Source::V;
   using Value = typename Source::Value;
-  using Sum = typename Terms::Sum;
+  using Term = typename Terms::Term;
   constexpr int64_t kLanes = V::lanes;
   constexpr int64_t kGroup = kVectorsPerGroup * kLanes;
   constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
@@ -63,16 +98,15 @@ inline void sum_piece(Terms& terms, Source x, D* y, int64_t n, Total& total, int
   for (int64_t start = 0; start < n; start += kChunk) {
     const int64_t stop = n - start < kChunk ? n : start + kChunk;
     int64_t i = start;
-    Sum a = Sum::set1(0), b = a, c = a, d = a;
-    // Groups take turns: the accumulators move up by one, so that `a` is always the next.
-    const auto turn = [&](Sum next) SOFTMAXLIB_INLINE_LAMBDA { a = b, b = c, c = d, d = next; };
+    Lanes<V> lanes;
     const auto prepare = [&](const Value (&v)[4]) SOFTMAXLIB_INLINE_LAMBDA {
       if constexpr (!Terms::kRescales) return;
       else if (SOFTMAXLIB_UNLIKELY(terms.prepare(v[0], v[1], v[2], v[3], total))) {
-        const auto down = terms.down();
-        a = down(a), b = down(b), c = down(c), d = down(d);
-        if constexpr (kStore)
+        lanes.scale(ScaleDown<f64x8>(terms.down_by()));
+        if constexpr (kStore) {
+          const ScaleDown<V> down(terms.down_by());
           for (int64_t j = start; j < i; j += kLanes) store(y + j, down(load(y + j)));
+        }
       }
     };
 
@@ -80,35 +114,33 @@ inline void sum_piece(Terms& terms, Source x, D* y, int64_t n, Total& total, int
       const Value v[4] = {x.load(i), x.load(i + kLanes), x.load(i + 2 * kLanes),
                           x.load(i + 3 * kLanes)};
       prepare(v);
-      const V e0 = terms(v[0]), e1 = terms(v[1]), e2 = terms(v[2]), e3 = terms(v[3]);
+      const Term e0 = terms(v[0]), e1 = terms(v[1]), e2 = terms(v[2]), e3 = terms(v[3]);
       if constexpr (kStore) {
         store(y + i, e0);
         store(y + i + kLanes, e1);
         store(y + i + 2 * kLanes, e2);
         store(y + i + 3 * kLanes, e3);
       }
-      turn(a + ((Terms::widen(e0) + Terms::widen(e1)) + (Terms::widen(e2) + Terms::widen(e3))));
+      lanes.add(Terms::group(e0, e1, e2, e3));
     }
-    int64_t groups = (i - start) / kGroup;
     if (i < stop) {
       Value v[4];
       for (int j = 0; j < 4; ++j) v[j] = load_up_to(x, i + j * kLanes, stop - i - j * kLanes);
       prepare(v);
-      Sum e[4];
+      Term e[4];
       for (int j = 0; j < 4; ++j) {
         const int64_t left = stop - i - j * kLanes;
-        e[j] = Sum::set1(0);
-        if (left <= 0) continue;
-        const V term = terms(v[j]);
+        if (left <= 0) {
+          e[j] = Terms::zero();
+          continue;
+        }
+        e[j] = terms(v[j]);
         if constexpr (kStore)
-          store_n(y + i + j * kLanes, term, static_cast<int>(left < kLanes ? left : kLanes));
-        e[j] = Terms::widen(term);
+          store_n(y + i + j * kLanes, e[j], static_cast<int>(left < kLanes ? left : kLanes));
       }
-      turn(a + ((e[0] + e[1]) + (e[2] + e[3])));
-      ++groups;
+      lanes.add(Terms::group(e[0], e[1], e[2], e[3]));
     }
-    for (; groups % 4; ++groups) turn(a);
-    total.add(sum((a + b) + (c + d)));
+    lanes.fold_into(total);
     if constexpr (kStore) references[start / kChunk] = total.reference;
   }
 }

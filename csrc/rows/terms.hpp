@@ -34,14 +34,14 @@ template <class F, class Value, bool kHold, bool kChecked>
 class Terms {
  public:
   using V = typename F::V;
-  using Sum = typename F::Sum;
+  using Term = typename F::Term;
   static constexpr bool kRescales = kChecked;
 
   Terms(int reference, Pair<V> held) : function_(reference), limit_(limit(reference)) {
     from_pair(held, held_);
   }
 
-  // True if what was summed and stored so far must be scaled by down().
+  // True if what was summed and stored so far must be scaled by 2^down_by().
   bool prepare(Value a, Value b, Value c, Value d, Total& total) {
     const V top = max_of(high(a), high(b), high(c), high(d));
     if (!any(gt(top, limit_))) return false;
@@ -53,13 +53,21 @@ class Terms {
     limit_ = limit(reference);
     return true;
   }
-  ScaleDown<V> down() const { return ScaleDown<V>(down_by_); }
+  int down_by() const { return down_by_; }
 
-  SOFTMAXLIB_INLINE V operator()(Value x) {
+  SOFTMAXLIB_INLINE Term operator()(Value x) {
     if constexpr (kHold) return function_(hold(held_, x));
     else return function_(x);
   }
-  static Sum widen(V x) { return F::widen(x); }
+  SOFTMAXLIB_INLINE static f64x8 group(Term a, Term b, Term c, Term d) {
+    if constexpr (F::kFollows) return widen_sum((a + b) + (c + d));
+    else return (widen_sum(a) + widen_sum(b)) + (widen_sum(c) + widen_sum(d));  // may exceed float
+  }
+  static Term zero() {
+    Term term;
+    from_pair(Pair<V>{V::set1(0), V::set1(0)}, term);
+    return term;
+  }
   Pair<V> held() const { return to_pair(held_); }
 
  private:
@@ -91,10 +99,11 @@ struct RowRest : Total {
   double held_hi = -INFINITY, held_lo = 0;
 
   void add_term(double hi, double lo) {
-    using V = typename F::V;
-    using T = typename V::elem;
-    const Pair<V> x = {V::set1(static_cast<T>(hi)), V::set1(static_cast<T>(lo))};
-    add(static_cast<double>(first(F(reference)(x))));
+    using T = typename F::V::elem;
+    const T one_hi = static_cast<T>(hi), one_lo = static_cast<T>(lo);
+    const Pair<typename F::V> x = {load_n(&one_hi, 1, static_cast<T>(-INFINITY)),
+                                   load_n(&one_lo, 1, T(0))};
+    add(sum_lanes(widen_sum(F(reference)(x))));
   }
   void merge(RowRest other) {
     if (other.held_hi > held_hi) {
@@ -173,7 +182,7 @@ inline RowRest<F> take_largest(const BlockState<typename F::V>& state) {
   result.held_lo = static_cast<double>(lo[largest]);
   hi[largest] = static_cast<typename V::elem>(-INFINITY);
   lo[largest] = 0;
-  result.add(sum(F(state.total.reference)(Pair<V>{load(hi), load(lo)})));
+  result.add(sum_lanes(widen_sum(F(state.total.reference)(Pair<V>{load(hi), load(lo)}))));
   return result;
 }
 

@@ -172,7 +172,7 @@ inline f64x8::Int shr(f64x8::Int x) {
 inline double first(f64x8 x) { return _mm256_cvtsd_f64(x.a); }
 
 // Folds halves until one lane is left: 8-4-2-1.
-inline double sum(f64x8 x) {
+inline double sum_lanes(f64x8 x) {
   const __m256d four = _mm256_add_pd(x.a, x.b);
   const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
   return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
@@ -187,7 +187,7 @@ inline f64x8 widen(__m256 x) {
 }
 inline f64x8 widen_low(f32x16 x) { return widen(x.a); }
 inline f64x8 widen_high(f32x16 x) { return widen(x.b); }
-inline double sum(f32x16 x) { return sum(widen_low(x) + widen_high(x)); }
+inline double sum_lanes(f32x16 x) { return sum_lanes(widen_low(x) + widen_high(x)); }
 inline float max_lane(f32x16 x) {
   const __m256 eight = _mm256_max_ps(x.a, x.b);
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

@@ -105,7 +105,7 @@ inline f64x8::Int shr(f64x8::Int a) {
 inline double first(f64x8 a) { return _mm512_cvtsd_f64(a.v); }
 
 // Folds halves until one lane is left: 8-4-2-1.
-inline double sum(f64x8 a) {
+inline double sum_lanes(f64x8 a) {
   const __m256d four = _mm256_add_pd(_mm512_castpd512_pd256(a.v), _mm512_extractf64x4_pd(a.v, 1));
   const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
   return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
@@ -117,7 +117,7 @@ inline double max_lane(f64x8 a) {
 }
 inline f64x8 widen_low(f32x16 a) { return {_mm512_cvtps_pd(_mm512_castps512_ps256(a.v))}; }
 inline f64x8 widen_high(f32x16 a) { return {_mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1))}; }
-inline double sum(f32x16 a) { return sum(widen_low(a) + widen_high(a)); }
+inline double sum_lanes(f32x16 a) { return sum_lanes(widen_low(a) + widen_high(a)); }
 inline float max_lane(f32x16 a) {
   const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
   const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));

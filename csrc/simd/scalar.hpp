@@ -221,7 +221,7 @@ struct Vector {
         a.lane[i] = a.lane[i] > a.lane[i + half] ? a.lane[i] : a.lane[i + half];
     return a.lane[0];
   }
-  SOFTMAXLIB_NOINLINE friend double sum(const Vector& a) {
+  SOFTMAXLIB_NOINLINE friend double sum_lanes(const Vector& a) {
     double s[N];
     for (int i = 0; i < N; ++i) s[i] = static_cast<double>(a.lane[i]);
     for (int half = N / 2; half; half /= 2)
