@@ -50,7 +50,7 @@ inline ExpSweep sweep_exp(uint32_t start, uint64_t count) {
       if (y[i] == y[i]) memcpy(&y_bits, y + i, sizeof(y_bits));
       result.checksum = (result.checksum ^ y_bits) * 0x100000001b3u + x_bits[i];
       const double wide = static_cast<double>(x[i]);
-      if (wide > kSafe) continue;  // such a row is computed less its maximum
+      if (wide > kSafe || wide < -kSafe) continue;  // such a row is computed less its maximum
       // e^x 2^(bias - reference), in the kernel's own terms: below its floor it is 0.
       const double t = (wide - reference * kLn2Hi) - reference * kLn2Lo;
       const double exact = t < -(E::kBias + 126) * kLn2Hi ? 0 : ldexp(exp(t), E::kBias);

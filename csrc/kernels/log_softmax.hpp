@@ -15,7 +15,7 @@ namespace {
 
 struct LogSum {
   double held_hi, held_lo;  // M, less the row's shift
-  double log_rest;          // log1p(rest)
+  Pair<double> log_rest;    // log1p(rest)
 };
 
 template <class D>
@@ -26,7 +26,7 @@ inline LogSum log_sum_of(const RowRest<AccurateExp<D>>& rest) {
   const Exp<f64x8> exp(rest.reference);
   const Pair<f64x8> held = {f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)};
   const double unit = power_of_two(Exp<f64x8>::kBias - AccurateExp<D>::kBias);
-  return {rest.held_hi, rest.held_lo, log1p_scalar(rest.value() * unit / first(exp(held)))};
+  return {rest.held_hi, rest.held_lo, log1p_pair(rest.value() * unit / first(exp(held)))};
 }
 
 template <class V>
@@ -59,10 +59,10 @@ inline void log_softmax(const Row<D>& row, bool three_pass) {
   with_log_sum(
       row, three_pass,
       [](const Row<D>& r, LogSum s) {
-        const V held_hi = V::set1(static_cast<T>(s.held_hi)), held_lo = V::set1(static_cast<T>(s.held_lo));
-        const V log_rest = V::set1(static_cast<T>(s.log_rest));
+        const T hi = static_cast<T>(s.held_hi), lo = static_cast<T>(s.held_lo);
+        const T log_rest = static_cast<T>(s.log_rest.hi + s.log_rest.lo);
         r.map(static_cast<T>(-INFINITY), [=](auto x) SOFTMAXLIB_INLINE_LAMBDA {
-          return subtract(x, held_hi, held_lo) - log_rest;
+          return subtract(x, V::set1(hi), V::set1(lo)) - V::set1(log_rest);
         });
       },
       [](const Row<D>& r, double) { r.fill(static_cast<T>(NAN), static_cast<T>(-INFINITY)); });
@@ -99,7 +99,9 @@ inline void logsumexp(const Row<D>& row, bool three_pass) {
   with_log_sum(
       row, three_pass,
       [](const Row<D>& r, LogSum s) {
-        r.put_first(static_cast<T>((r.shift() + s.held_hi) + (s.held_lo + s.log_rest)));
+        // The large parts may cancel, exactly.
+        const double large = (r.shift() + s.held_hi) + s.log_rest.hi;
+        r.put_first(static_cast<T>(large + (s.held_lo + s.log_rest.lo)));
       },
       [](const Row<D>& r, double top) { r.put_first(static_cast<T>(logsumexp_of_invalid(r, top))); });
 }

@@ -82,18 +82,19 @@ inline void log_stablemax_two_pass(const Row<D>& row) {
   const double mantissa = first(with_sign_of(of_held.mantissa, held.hi) + of_rest.mantissa);
   const double ln2_rest = kLn2Hi - static_cast<double>(C::kLn2Hi) + kLn2Lo;
 
-  const V sum_exponent = V::set1(static_cast<T>(exponent));
-  const V sum_mantissa = V::set1(static_cast<T>(mantissa + exponent * ln2_rest));
-  const V top = V::set1(static_cast<T>(rest.held_hi));
-  const V y_top = V::set1(static_cast<T>(0 - log1p_scalar(ratio)));
+  const T sum_exponent = static_cast<T>(exponent);
+  const T sum_mantissa = static_cast<T>(mantissa + exponent * ln2_rest);
+  const T top = static_cast<T>(rest.held_hi);
+  const Pair<double> log_ratio = log1p_pair(ratio);
+  const T y_top = static_cast<T>(0 - (log_ratio.hi + log_ratio.lo));
   row.map(masked, [=](auto x) SOFTMAXLIB_INLINE_LAMBDA {                               // reads x, writes y
     const Pair<V> m = magnitude(x);
     const LogParts<V> log_s = log1p_parts(m.hi, m.lo);
-    const V large = (with_sign_of(log_s.exponent, high(x)) - sum_exponent) * V::set1(C::kLn2Hi);
+    const V large = (with_sign_of(log_s.exponent, high(x)) - V::set1(sum_exponent)) * V::set1(C::kLn2Hi);
     const V small = fma(log_s.exponent, V::set1(C::kLn2Lo), log_s.mantissa);
-    V y = large + (with_sign_of(small, high(x)) - sum_mantissa);
+    V y = large + (with_sign_of(small, high(x)) - V::set1(sum_mantissa));
     y = select(eq(high(x), V::set1(masked)), V::set1(masked), y);
-    return select(eq(high(x), top), y_top, y);
+    return select(eq(high(x), V::set1(top)), V::set1(y_top), y);
   });
 }
 

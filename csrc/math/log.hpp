@@ -76,12 +76,12 @@ SOFTMAXLIB_INLINE LogParts<V> log1p_parts(V a, V low) {
   return {exponent, f - s * (f - z * C::polynomial(z))};
 }
 
-// log(1 + a) rounded; a >= 0 and finite.
-SOFTMAXLIB_NOINLINE double log1p_scalar(double a) {
+// log(1 + a) as hi + lo, hi being a short multiple of ln2's high part; a >= 0 and finite.
+SOFTMAXLIB_NOINLINE Pair<double> log1p_pair(double a) {
   using C = LogConstants<f64x8>;
   const LogParts<f64x8> parts = log1p_parts(f64x8::set1(a), f64x8::set1(0));
   const double e = first(parts.exponent);
-  return e * C::kLn2Hi + (first(parts.mantissa) + e * C::kLn2Lo);
+  return {e * C::kLn2Hi, first(parts.mantissa) + e * C::kLn2Lo};
 }
 
 }  // namespace

@@ -36,19 +36,21 @@ class Stable {
   using V = Vector;
   using Term = V;
   static constexpr bool kFollows = false;
+  // Sums of four float terms may exceed float; of doubles, the reference sees to that.
+  static constexpr bool kWide = sizeof(typename V::elem) == 4;
 
   explicit Stable(int reference)
-      : unit_(V::set1(static_cast<typename V::elem>(power_of_two(-reference)))) {}
+      : unit_(static_cast<typename V::elem>(power_of_two(-reference))) {}
 
   template <class X>
   SOFTMAXLIB_INLINE V operator()(X x) const {
     const Pair<V> a = magnitude(x);
     const V u = plus_low(V::set1(1) + a.hi, Pair<V>{a.hi, a.lo});
-    return select(gt(V::set1(0), high(x)), unit_ / u, unit_ * u);
+    return select(gt(V::set1(0), high(x)), V::set1(unit_) / u, V::set1(unit_) * u);
   }
 
  private:
-  V unit_;
+  typename V::elem unit_;
 };
 
 }  // namespace

@@ -36,12 +36,12 @@ struct Contiguous {
 template <class D>
 struct Shifted {
   const D* p;
-  typename vector_of<D>::type shift;
+  typename vector_of<D>::type::elem shift;
   using V = typename vector_of<D>::type;
   using Value = V;
-  V load(int64_t i) const { return SOFTMAX_ISA::load(p + i) - shift; }
+  V load(int64_t i) const { return SOFTMAX_ISA::load(p + i) - V::set1(shift); }
   V load_n(int64_t i, int n, typename V::elem fill) const {
-    return SOFTMAX_ISA::load_n(p + i, n, fill) - shift;
+    return SOFTMAX_ISA::load_n(p + i, n, fill) - V::set1(shift);
   }
   Shifted at(int64_t i) const { return {p + i, shift}; }
 };
@@ -158,7 +158,7 @@ class Row {
         visit(Staged<T>{stage.hi, stage.lo}, i, n);
       }
     } else if (shifted_) {
-      visit(Shifted<D>{x_ + start, V::set1(static_cast<T>(shift_))}, start, stop - start);
+      visit(Shifted<D>{x_ + start, static_cast<T>(shift_)}, start, stop - start);
     } else {
       visit(Contiguous<D>{x_ + start}, start, stop - start);
     }
@@ -185,7 +185,7 @@ class Row {
   template <class F>
   void read_write_direct(int64_t start, int64_t stop, F visit) const {
     if (shifted_)
-      visit(Shifted<D>{x_ + start, V::set1(static_cast<T>(shift_))}, y_ + start, start, stop - start);
+      visit(Shifted<D>{x_ + start, static_cast<T>(shift_)}, y_ + start, start, stop - start);
     else
       visit(Contiguous<D>{x_ + start}, y_ + start, start, stop - start);
   }
@@ -283,7 +283,8 @@ class Row {
   // y = f(x) for n contiguous elements, with streaming stores from the first aligned vector on.
   template <class Source, class F>
   static void map_elements(Source x, D* y, int64_t n, bool streaming, F f) {
-    const auto some = [&](int64_t i, int64_t count) SOFTMAXLIB_NOINLINE_LAMBDA {
+    // A copy of f: the loop's own stays in registers only if its address goes nowhere.
+    const auto some = [x, y, f](int64_t i, int64_t count) SOFTMAXLIB_NOINLINE_LAMBDA {
       store_n(y + i, f(x.load_n(i, static_cast<int>(count), T(0))), static_cast<int>(count));
     };
     int64_t i = 0;

@@ -1,8 +1,8 @@
 // The one sum that every schedule runs, so that all return the same bits:
 //   group   4 vectors: (v0 + v1) + (v2 + v3), then lanes i and i + 8 of a float vector, in double
-//   chunk   16 groups, one after the other; the lanes folded 8-4-2-1, added to the total
+//   chunk   16 groups, one after the other; then its lanes (float: folded 8-4-2-1, double: in order)
 //   block   64 chunks: a total of its own; blocks are merged in order
-// Sums of float thus round in float twice only; sums of double are compensated. The tail of a row
+// Sums of float thus round in float twice only; sums of double are compensated throughout. The tail of a row
 // adds exact zeros. Where the paper carries an exponent per lane, a block carries one reference
 // exponent R, raised only when a group exceeds it by kSlack binades; rescaling by powers of two is
 // exact.
@@ -44,12 +44,25 @@ inline void from_pair(Pair<V> x, V& out) {
   out = x.hi;
 }
 
-// A sum over groups, per lane. Of floats: double is enough.
+// Adds x to the unevaluated sum + error of V (Knuth's two-sum).
+template <class V>
+SOFTMAXLIB_INLINE void two_sum(V& sum, V& error, V x) {
+  const V s = sum + x;
+  const V tail = s - sum;
+  error = error + ((sum - (s - tail)) + (x - tail));
+  sum = s;
+}
+
+// A sum over groups of four terms, per lane. Of floats: double is enough.
 template <class V>
 struct Lanes {
   f64x8 sum = f64x8::set1(0);
 
   SOFTMAXLIB_INLINE void add(f64x8 x) { sum = sum + x; }
+  template <class Term>
+  SOFTMAXLIB_INLINE void add(Term a, Term b, Term c, Term d) {
+    add(widen_sum((a + b) + (c + d)));
+  }
   template <class Down>
   void scale(Down down) {
     sum = down(sum);
@@ -62,11 +75,12 @@ template <>
 struct Lanes<f64x8> {
   f64x8 sum = f64x8::set1(0), error = f64x8::set1(0);
 
-  SOFTMAXLIB_INLINE void add(f64x8 x) {
-    const f64x8 s = sum + x;
-    const f64x8 tail = s - sum;
-    error = error + ((sum - (s - tail)) + (x - tail));
-    sum = s;
+  SOFTMAXLIB_INLINE void add(f64x8 x) { two_sum(sum, error, x); }
+  SOFTMAXLIB_INLINE void add(f64x8 a, f64x8 b, f64x8 c, f64x8 d) {
+    two_sum(a, error, b);
+    two_sum(c, error, d);
+    two_sum(a, error, c);
+    add(a);
   }
   template <class Down>
   void scale(Down down) {
@@ -74,8 +88,10 @@ struct Lanes<f64x8> {
     error = down(error);
   }
   void fold_into(Total& total) const {
-    total.add(sum_lanes(sum));
-    total.add(sum_lanes(error));
+    double lanes[f64x8::lanes];
+    store(lanes, sum);
+    for (const double lane : lanes) total.add(lane);
+    total.error += sum_lanes(error);
   }
 };
 
@@ -85,7 +101,7 @@ struct Lanes<f64x8> {
 //   prepare(x0, x1, x2, x3, total)  true if what was summed and stored so far must be scaled down by
 //                                   2^down_by(); asked only where kRescales
 //   operator()(x)                   the term of an argument
-//   group(e0, e1, e2, e3)           the sum of four terms in double
+//   add_to(lanes, e0, e1, e2, e3)   adds four terms to the sum
 template <bool kStore, class Terms, class Source, class D>
 inline void sum_piece(Terms& terms, Source x, D* y, int64_t n, Total& total, int32_t* references) {
   using V = typename Source::V;
@@ -121,7 +137,7 @@ inline void sum_piece(Terms& terms, Source x, D* y, int64_t n, Total& total, int
         store(y + i + 2 * kLanes, e2);
         store(y + i + 3 * kLanes, e3);
       }
-      lanes.add(Terms::group(e0, e1, e2, e3));
+      Terms::add_to(lanes, e0, e1, e2, e3);
     }
     if (i < stop) {
       Value v[4];
@@ -138,7 +154,7 @@ inline void sum_piece(Terms& terms, Source x, D* y, int64_t n, Total& total, int
         if constexpr (kStore)
           store_n(y + i + j * kLanes, e[j], static_cast<int>(left < kLanes ? left : kLanes));
       }
-      lanes.add(Terms::group(e[0], e[1], e[2], e[3]));
+      Terms::add_to(lanes, e[0], e[1], e[2], e[3]);
     }
     lanes.fold_into(total);
     if constexpr (kStore) references[start / kChunk] = total.reference;

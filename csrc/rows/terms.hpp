@@ -44,7 +44,7 @@ class Terms {
   // True if what was summed and stored so far must be scaled by 2^down_by().
   bool prepare(Value a, Value b, Value c, Value d, Total& total) {
     const V top = max_of(high(a), high(b), high(c), high(d));
-    if (!any(gt(top, limit_))) return false;
+    if (!any(gt(top, V::set1(limit_)))) return false;
     const int reference = reference_of(static_cast<double>(max_lane(top)));
     if (reference <= total.reference) return false;
     down_by_ = total.reference - reference;
@@ -59,9 +59,9 @@ class Terms {
     if constexpr (kHold) return function_(hold(held_, x));
     else return function_(x);
   }
-  SOFTMAXLIB_INLINE static f64x8 group(Term a, Term b, Term c, Term d) {
-    if constexpr (F::kFollows) return widen_sum((a + b) + (c + d));
-    else return (widen_sum(a) + widen_sum(b)) + (widen_sum(c) + widen_sum(d));  // may exceed float
+  SOFTMAXLIB_INLINE static void add_to(Lanes<V>& lanes, Term a, Term b, Term c, Term d) {
+    if constexpr (F::kWide) lanes.add((widen_sum(a) + widen_sum(b)) + (widen_sum(c) + widen_sum(d)));
+    else lanes.add(a, b, c, d);
   }
   static Term zero() {
     Term term;
@@ -71,12 +71,12 @@ class Terms {
   Pair<V> held() const { return to_pair(held_); }
 
  private:
-  static V limit(int reference) {
-    return V::set1(static_cast<typename V::elem>(limit_of(reference)));
+  static typename V::elem limit(int reference) {
+    return static_cast<typename V::elem>(limit_of(reference));
   }
 
   F function_;
-  V limit_;
+  typename V::elem limit_;
   Value held_;
   int down_by_ = 0;
 };
@@ -232,23 +232,23 @@ template <class F, class D>
 inline void write_of(const Row<D>& row, const RowSum<F>& total) {
   using V = typename F::V;
   const F f(total.reference);
-  const V scale = V::set1(static_cast<typename V::elem>(reciprocal(total)));
-  row.map(0, [f, scale](auto x) SOFTMAXLIB_INLINE_LAMBDA { return f(x) * scale; });
+  const auto scale = static_cast<typename V::elem>(reciprocal(total));
+  row.map(0, [f, scale](auto x) SOFTMAXLIB_INLINE_LAMBDA { return f(x) * V::set1(scale); });
 }
 
 // y = y / total for what store_of left there. Reads y, writes y.
 template <class F, class D>
 inline void scale_stored(const Row<D>& row, const RowSum<F>& total) {
   using V = typename F::V;
-  const V scale = V::set1(static_cast<typename V::elem>(reciprocal(total)));
+  const auto scale = static_cast<typename V::elem>(reciprocal(total));
   row.map_stored([&](D* y, int64_t i, int64_t n, bool streaming) {
     const int below = row.reference_of_chunk(i) - total.reference;
     if (below == 0) {
-      Row<D>::map_elements(Contiguous<D>{y}, y, n, streaming, [scale](V v) { return v * scale; });
+      Row<D>::map_elements(Contiguous<D>{y}, y, n, streaming, [scale](V v) { return v * V::set1(scale); });
     } else {
       const ScaleDown<V> down(below);
       Row<D>::map_elements(Contiguous<D>{y}, y, n, streaming,
-                           [scale, down](V v) { return down(v) * scale; });
+                           [scale, down](V v) { return down(v) * V::set1(scale); });
     }
   });
 }
