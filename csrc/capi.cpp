@@ -39,7 +39,7 @@ softmaxlib_status prepare(softmaxlib_function function, const softmaxlib_array* 
   call->schedule = choose_schedule(function, call->job, options);
   Job& job = call->job;
   job.streaming = call->schedule.streaming;
-  job.split = call->schedule.split;
+  job.split = call->schedule.split ? call->schedule.tasks : 0;
   job.parallel_for = options.parallel_for;
   job.parallel_context = options.parallel_context;
   job.report = options.report;

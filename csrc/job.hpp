@@ -27,7 +27,7 @@ struct Job {
   bool direct;     // x and out contiguous within a row, of one dtype, no options
   bool in_place;   // out is x
   bool streaming;  // streaming stores in the last pass
-  bool split;      // parallel_for spreads the blocks of each row; else rows are spread above
+  int64_t split;   // into how many runs of blocks parallel_for spreads each row; 0: not at all
 
   softmaxlib_parallel_for parallel_for;
   void* parallel_context;
@@ -41,7 +41,7 @@ using Kernel = void (*)(const Job& job, int64_t first, int64_t last, char* scrat
 // Blocks, in elements, are part of the arithmetic: sums are folded along them.
 constexpr int kVectorsPerGroup = 4;
 constexpr int kVectorsPerChunk = 64;
-constexpr int kVectorsPerBlock = 4096;
+constexpr int kVectorsPerBlock = 1024;
 
 constexpr int64_t chunk_elements(softmaxlib_dtype out) {
   return kVectorsPerChunk * (out == SOFTMAXLIB_F64 ? 8 : 16);

@@ -1,4 +1,5 @@
-// The optional thread pool: the caller works too, the others sleep between jobs.
+// The optional thread pool: the caller works too; between jobs the others look out for the next one
+// for some microseconds (the passes of one call follow each other at once), then sleep.
 //
 // Not OpenMP: libgomp's workers do not survive a fork, a second OpenMP runtime in the process (torch
 // brings one) oversubscribes the CPU, and a library that others embed should leave the choice of
@@ -64,30 +65,43 @@ struct Job {
 
 }  // namespace
 
+constexpr int kSpins = 200;  // of yield(): gives way where threads outnumber cores
+
+template <class Condition>
+bool spin_until(Condition condition) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (condition()) return true;
+    std::this_thread::yield();
+  }
+  return false;
+}
+
 struct softmaxlib_pool {
   unsigned born = generation.load(std::memory_order_relaxed);
   std::mutex busy;  // held by the caller whose job runs
   std::mutex mutex;
   std::condition_variable wake, done;
   Job* job = nullptr;
-  uint64_t ticket = 0;  // of the last job
-  int working = 0;
+  std::atomic<uint64_t> ticket{0};  // of the last job
+  std::atomic<int> working{0};
   bool stop = false;
   std::vector<std::thread> threads;
 
   void run_worker() {
     uint64_t seen = 0;
-    std::unique_lock<std::mutex> lock(mutex);
     for (;;) {
-      wake.wait(lock, [&] { return stop || (job && ticket != seen); });
+      spin_until([&] { return ticket.load(std::memory_order_acquire) != seen; });
+      std::unique_lock<std::mutex> lock(mutex);
+      wake.wait(lock, [&] { return stop || ticket.load(std::memory_order_relaxed) != seen; });
       if (stop) return;
-      seen = ticket;
+      seen = ticket.load(std::memory_order_relaxed);
       Job* mine = job;
-      ++working;
+      if (!mine) continue;  // came too late
+      working.fetch_add(1, std::memory_order_relaxed);
       lock.unlock();
       mine->work();
       lock.lock();
-      if (--working == 0) done.notify_one();
+      if (working.fetch_sub(1, std::memory_order_release) == 1) done.notify_one();
     }
   }
 
@@ -95,13 +109,17 @@ struct softmaxlib_pool {
     {
       const std::lock_guard<std::mutex> lock(mutex);
       job = &next;
-      ++ticket;
+      ticket.fetch_add(1, std::memory_order_release);
     }
     wake.notify_all();
     next.work();
+    {
+      const std::lock_guard<std::mutex> lock(mutex);
+      job = nullptr;
+    }
+    if (spin_until([&] { return working.load(std::memory_order_acquire) == 0; })) return;
     std::unique_lock<std::mutex> lock(mutex);
-    job = nullptr;  // a worker that wakes late finds nothing
-    done.wait(lock, [&] { return working == 0; });
+    done.wait(lock, [&] { return working.load(std::memory_order_acquire) == 0; });
   }
 
   void join() {

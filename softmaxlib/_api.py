@@ -60,7 +60,8 @@ def softmax(
     where : array_like of bool, optional
         True takes part; elsewhere the result is 0. Broadcasts against x.
     dtype : {float16, bfloat16, float32, float64}, optional
-        Of the result; x is converted to it on reading. Default: that of x.
+        Of the result, and of the arithmetic: double for float64, float for the others; x is
+        converted to that on reading, not rounded to a half. Default: that of x.
     out : ndarray, optional
         Takes the result; of its shape and dtype; may be x itself or overlap any argument.
     algorithm : str, default "auto"
@@ -138,7 +139,8 @@ def log_softmax(
     where : array_like of bool, optional
         True takes part; elsewhere the result is -inf. Broadcasts against x.
     dtype : {float16, bfloat16, float32, float64}, optional
-        Of the result; x is converted to it on reading. Default: that of x.
+        Of the result, and of the arithmetic: double for float64, float for the others; x is
+        converted to that on reading, not rounded to a half. Default: that of x.
     out : ndarray, optional
         Takes the result; of its shape and dtype; may be x itself or overlap any argument.
     algorithm : str, default "auto"
@@ -216,7 +218,8 @@ def stablemax(
     where : array_like of bool, optional
         True takes part; elsewhere the result is 0. Broadcasts against x.
     dtype : {float16, bfloat16, float32, float64}, optional
-        Of the result; x is converted to it on reading. Default: that of x.
+        Of the result, and of the arithmetic: double for float64, float for the others; x is
+        converted to that on reading, not rounded to a half. Default: that of x.
     out : ndarray, optional
         Takes the result; of its shape and dtype; may be x itself or overlap any argument.
     algorithm : str, default "auto"
@@ -295,7 +298,8 @@ def log_stablemax(
     where : array_like of bool, optional
         True takes part; elsewhere the result is -inf. Broadcasts against x.
     dtype : {float16, bfloat16, float32, float64}, optional
-        Of the result; x is converted to it on reading. Default: that of x.
+        Of the result, and of the arithmetic: double for float64, float for the others; x is
+        converted to that on reading, not rounded to a half. Default: that of x.
     out : ndarray, optional
         Takes the result; of its shape and dtype; may be x itself or overlap any argument.
     algorithm : str, default "auto"
@@ -377,7 +381,8 @@ def logsumexp(
     where : array_like of bool, optional
         True takes part; the others are left out. Broadcasts against x.
     dtype : {float16, bfloat16, float32, float64}, optional
-        Of the result; x is converted to it on reading. Default: that of x.
+        Of the result, and of the arithmetic: double for float64, float for the others; x is
+        converted to that on reading, not rounded to a half. Default: that of x.
     out : ndarray, optional
         Takes the result; of its shape and dtype.
     algorithm : str, default "auto"

@@ -206,20 +206,19 @@ class Row {
   // run(block, start, stop) for every block, in parallel where the job says so.
   template <class F>
   void for_blocks(F run) const {
-    if (!job_.split) {
-      for (int64_t b = 0; b < blocks(); ++b) run(b, b * kBlock, stop_of(b));
-      return;
-    }
+    if (!job_.split) return run_blocks(0, blocks(), run);
     struct Call {
       const Row* row;
       F* run;
     } call{this, &run};
     job_.parallel_for(
-        job_.parallel_context, blocks(),
-        [](void* argument, int64_t b) {
+        job_.parallel_context, job_.split,
+        [](void* argument, int64_t i) {
           const DefaultFloatingPoint environment;
           const Call& c = *static_cast<Call*>(argument);
-          (*c.run)(b, b * kBlock, c.row->stop_of(b));
+          const int64_t all = c.row->blocks(), tasks = c.row->job_.split;
+          c.row->run_blocks(all / tasks * i + min_of(all % tasks, i),
+                            all / tasks * (i + 1) + min_of(all % tasks, i + 1), *c.run);
           stream_fence();
         },
         &call);
@@ -231,11 +230,11 @@ class Row {
   R reduce_blocks(Compute compute) const {
     R all;
     if (!job_.split) {
-      for (int64_t b = 0; b < blocks(); ++b) {
-        const R one = compute(b * kBlock, stop_of(b));
+      run_blocks(0, blocks(), [&](int64_t b, int64_t start, int64_t stop) {
+        const R one = compute(start, stop);
         if (b == 0) all = one;
         else all.merge(one);
-      }
+      });
       return all;
     }
     for_blocks([&](int64_t b, int64_t start, int64_t stop) {
@@ -310,9 +309,12 @@ class Row {
   }
 
  private:
-  int64_t stop_of(int64_t b) const {
-    const int64_t stop = (b + 1) * kBlock;
-    return stop < job_.n ? stop : job_.n;
+  static int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+
+  template <class F>
+  void run_blocks(int64_t first_block, int64_t last_block, F&& run) const {
+    for (int64_t b = first_block; b < last_block; ++b)
+      run(b, b * kBlock, min_of((b + 1) * kBlock, job_.n));
   }
 
   const Job& job_;

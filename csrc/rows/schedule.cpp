@@ -9,7 +9,7 @@ namespace softmaxlib {
 namespace {
 
 // A parallel call pays from about this many elements per task on.
-constexpr int64_t kElementsPerTask = 32768;
+constexpr int64_t kElementsPerTask = 65536;
 
 // So that a thread that is held up delays the others by little.
 constexpr int64_t kTasksPerThread = 4;
@@ -73,8 +73,8 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
   const int64_t blocks = (job.n + block_elements(job.dtype[kOut]) - 1) / block_elements(job.dtype[kOut]);
   const int64_t worth = std::max<int64_t>(job.rows * job.n / kElementsPerTask, 1);
   s.tasks = threads == 1 ? 1 : std::min({job.rows, worth, threads * kTasksPerThread});
-  s.split = threads > 1 && blocks >= 2 * threads && job.rows < 2 * threads;
-  if (s.split) s.tasks = blocks;
+  s.split = threads > 1 && blocks >= 2 * threads && job.rows < 2 * threads && worth > 1;
+  if (s.split) s.tasks = std::min(blocks, threads * kTasksPerThread);
   s.scratch = scratch_bytes(job.n, job.dtype[kOut], s.split, reloads(s.algorithm));
   return s;
 }

@@ -1,7 +1,7 @@
 // The one sum that every schedule runs, so that all return the same bits:
 //   group   4 vectors: (v0 + v1) + (v2 + v3), then lanes i and i + 8 of a float vector, in double
 //   chunk   16 groups, one after the other; then its lanes (float: folded 8-4-2-1, double: in order)
-//   block   64 chunks: a total of its own; blocks are merged in order
+//   block   16 chunks: a total of its own; blocks are merged in order
 // Sums of float thus round in float twice only; sums of double are compensated throughout. The tail of a row
 // adds exact zeros. Where the paper carries an exponent per lane, a block carries one reference
 // exponent R, raised only when a group exceeds it by kSlack binades; rescaling by powers of two is

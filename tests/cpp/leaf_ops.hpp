@@ -82,7 +82,7 @@ struct Ops {
       SAME("set1", V::set1(get_first<V>(pa))),
       OP("first", kKind<V>, put_one(y, first(a))),
       OP("max_lane", kKind<V>, put_one(y, max_lane(a))),
-      OP("sum", Kind::kF64, put_one(y, SOFTMAX_ISA::sum(a))),
+      OP("sum_lanes", Kind::kF64, put_one(y, sum_lanes(a))),
   };
 };
 
