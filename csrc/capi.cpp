@@ -1,9 +1,8 @@
 // The C interface: checks, then rows, then kernels.
-#include "softmaxlib/softmaxlib.h"
-
 #include "kernel_table.hpp"
 #include "rows/layout.hpp"
 #include "rows/schedule.hpp"
+#include "softmaxlib/softmaxlib.h"
 
 namespace softmaxlib {
 namespace {
@@ -25,9 +24,7 @@ struct Call {
   Job job;
   Schedule schedule;
 
-  int64_t scratch() const {
-    return schedule.scratch * (schedule.split ? 1 : schedule.tasks);
-  }
+  int64_t scratch() const { return schedule.scratch * (schedule.split ? 1 : schedule.tasks); }
 };
 
 softmaxlib_status prepare(softmaxlib_function function, const softmaxlib_array* x,
@@ -86,7 +83,8 @@ softmaxlib_status softmaxlib_run(softmaxlib_function function, const softmaxlib_
   using namespace softmaxlib;
   const softmaxlib_options& o = options ? *options : kDefaults;
   Call call;
-  if (const softmaxlib_status status = prepare(function, x, out, naxes, axes, o, &call)) return status;
+  if (const softmaxlib_status status = prepare(function, x, out, naxes, axes, o, &call))
+    return status;
   const Job& job = call.job;
   const Schedule& schedule = call.schedule;
 
@@ -96,13 +94,16 @@ softmaxlib_status softmaxlib_run(softmaxlib_function function, const softmaxlib_
       return SOFTMAXLIB_ERROR_SCRATCH;
   }
   if (o.report) {
-    *o.report = {sizeof(softmaxlib_report), SOFTMAXLIB_ISA_AUTO, SOFTMAXLIB_ALGORITHM_AUTO,
-                 SOFTMAXLIB_STORE_AUTO, static_cast<int32_t>(schedule.tasks), "nothing to compute"};
+    *o.report = {sizeof(softmaxlib_report),
+                 SOFTMAXLIB_ISA_AUTO,
+                 SOFTMAXLIB_ALGORITHM_AUTO,
+                 SOFTMAXLIB_STORE_AUTO,
+                 static_cast<int32_t>(schedule.tasks),
+                 "nothing to compute"};
   }
   if (job.rows == 0 || (job.n == 0 && function != SOFTMAXLIB_LOGSUMEXP)) return SOFTMAXLIB_OK;
 
-  const Kernel kernel =
-      table_of(o.isa)->kernels[function][schedule.algorithm][job.dtype[kOut]];
+  const Kernel kernel = table_of(o.isa)->kernels[function][schedule.algorithm][job.dtype[kOut]];
   char* scratch = static_cast<char*>(o.scratch);
   if (schedule.split || schedule.tasks == 1) {
     kernel(job, 0, job.rows, scratch);

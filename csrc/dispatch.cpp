@@ -47,7 +47,8 @@ const KernelTable* table_of(softmaxlib_isa isa) {
   return nullptr;
 }
 
-bool exp_sweep(softmaxlib_isa isa, bool accurate, uint32_t first, uint64_t count, ExpSweep* result) {
+bool exp_sweep(softmaxlib_isa isa, bool accurate, uint32_t first, uint64_t count,
+               ExpSweep* result) {
   const KernelTable* table = table_of(isa);
   if (table) *result = table->exp_sweep(accurate, first, count);
   return table != nullptr;

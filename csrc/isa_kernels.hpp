@@ -50,8 +50,8 @@ inline void fill_report(const Job& job, softmaxlib_isa isa, softmaxlib_algorithm
                         const char* kernel) {
   job.report->isa = isa;
   job.report->algorithm = algorithm;
-  job.report->store = job.streaming && kHasStreamingStores ? SOFTMAXLIB_STORE_STREAMING
-                                                           : SOFTMAXLIB_STORE_PLAIN;
+  job.report->store =
+      job.streaming && kHasStreamingStores ? SOFTMAXLIB_STORE_STREAMING : SOFTMAXLIB_STORE_PLAIN;
   job.report->kernel = kernel;
 }
 
@@ -74,13 +74,13 @@ inline void run_rows(const Job& job, int64_t start, int64_t stop, char* scratch,
   stream_fence();
 }
 
-#define SOFTMAXLIB_KERNEL(function, algorithm, storage)                                           \
-  void function##_##algorithm##_##storage(const Job& job, int64_t start, int64_t stop,            \
-                                          char* scratch) {                                        \
-    if (start == 0 && job.report)                                                                 \
-      fill_report(job, kIsa, registry::algorithm, #function "_" #algorithm "_" #storage);         \
-    run_rows<storage>(job, start, stop, scratch,                                                  \
-                      [](const auto& row) { return function##_##algorithm(row); });               \
+#define SOFTMAXLIB_KERNEL(function, algorithm, storage)                                   \
+  void function##_##algorithm##_##storage(const Job& job, int64_t start, int64_t stop,    \
+                                          char* scratch) {                                \
+    if (start == 0 && job.report)                                                         \
+      fill_report(job, kIsa, registry::algorithm, #function "_" #algorithm "_" #storage); \
+    run_rows<storage>(job, start, stop, scratch,                                          \
+                      [](const auto& row) { return function##_##algorithm(row); });       \
   }
 #include "kernels.def"
 #undef SOFTMAXLIB_KERNEL
@@ -88,7 +88,7 @@ inline void run_rows(const Job& job, int64_t start, int64_t stop, char* scratch,
 KernelTable make_table() {
   KernelTable table = {};
   table.isa = kIsa;
-#define SOFTMAXLIB_KERNEL(function, algorithm, storage) \
+#define SOFTMAXLIB_KERNEL(function, algorithm, storage)                       \
   table.kernels[registry::function][registry::algorithm][registry::storage] = \
       function##_##algorithm##_##storage;
 #include "kernels.def"

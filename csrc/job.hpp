@@ -52,8 +52,8 @@ constexpr int64_t block_elements(softmaxlib_dtype out) {
 
 // What one block of a row leaves behind when blocks run in parallel.
 struct BlockResult {
-  double sum, error;         // unevaluated sum of two
-  double held_hi, held_lo;   // the element kept out of the sum, or the maximum
+  double sum, error;        // unevaluated sum of two
+  double held_hi, held_lo;  // the element kept out of the sum, or the maximum
   int32_t reference;
   int32_t padding[7];
 };
@@ -63,7 +63,8 @@ static_assert(sizeof(BlockResult) == 64, "one cache line: no false sharing");
 // schedules that reload.
 inline int64_t scratch_bytes(int64_t n, softmaxlib_dtype out, bool split, bool reload) {
   const int64_t blocks = (n + block_elements(out) - 1) / block_elements(out);
-  const int64_t references = reload && blocks > 1 ? blocks * kVectorsPerBlock / kVectorsPerChunk : 0;
+  const int64_t references =
+      reload && blocks > 1 ? blocks * kVectorsPerBlock / kVectorsPerChunk : 0;
   const int64_t results = split ? blocks : 0;
   return results * static_cast<int64_t>(sizeof(BlockResult)) + (references * 4 + 63) / 64 * 64;
 }

@@ -1,9 +1,10 @@
 // The optional thread pool: the caller works too; between jobs the others look out for the next one
 // for some microseconds (the passes of one call follow each other at once), then sleep.
 //
-// Not OpenMP: libgomp's workers do not survive a fork, a second OpenMP runtime in the process (torch
-// brings one) oversubscribes the CPU, and a library that others embed should leave the choice of
-// threads to them. This pool is one implementation of softmaxlib_parallel_for among others.
+// Not OpenMP: libgomp's workers do not survive a fork, a second OpenMP runtime in the process
+// (torch brings one) oversubscribes the CPU, and a library that others embed should leave the
+// choice of threads to them. This pool is one implementation of softmaxlib_parallel_for among
+// others.
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -159,8 +160,8 @@ softmaxlib_status softmaxlib_pool_create(int32_t num_threads, softmaxlib_pool** 
 }
 
 void softmaxlib_pool_destroy(softmaxlib_pool* pool) {
-  // The threads of a pool from before a fork do not exist in the child, and its locks may be held by
-  // them for ever: it is left behind.
+  // The threads of a pool from before a fork do not exist in the child, and its locks may be held
+  // by them for ever: it is left behind.
   if (!pool || pool->after_fork()) return;
   pool->join();
   delete pool;

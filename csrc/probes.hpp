@@ -13,7 +13,8 @@ namespace {
 
 // Distance from the exact value in units of its last place as a float; 0 for equal specials.
 inline double ulp_distance(double actual, double exact) {
-  if (actual != actual || exact != exact) return (actual != actual) == (exact != exact) ? 0 : INFINITY;
+  if (actual != actual || exact != exact)
+    return (actual != actual) == (exact != exact) ? 0 : INFINITY;
   if (actual == exact) return 0;
   int exponent;
   frexp(exact, &exponent);

@@ -253,7 +253,9 @@ def stablemax(
     Error in float32: at most 4 ULP; in float64 at most 5 ULP.
     float16 and bfloat16 are computed in float32 and rounded once (0.5 ULP + 2^-10 ULP).
 
-    Every finite x is valid; sums beyond the range of the dtype do not overflow. -inf gives 0. A row
+    Every finite x is valid; sums beyond the range of the dtype do not overflow. An argument that
+    temperature or bias carries beyond the range of the arithmetic (float32, or float64 for float64)
+    counts as infinite. -inf gives 0. A row
     with NaN or +inf, or of -inf alone, is all NaN. Where ``where`` is False the result is 0. The
     bits of a row's result depend on that row alone.
 
@@ -333,7 +335,9 @@ def log_stablemax(
     Error in float32: at most 4 ULP; in float64 at most 5 ULP.
     float16 and bfloat16 are computed in float32 and rounded once (0.5 ULP + 2^-10 ULP).
 
-    Every finite x is valid; sums beyond the range of the dtype do not overflow. -inf gives -inf. A
+    Every finite x is valid; sums beyond the range of the dtype do not overflow. An argument that
+    temperature or bias carries beyond the range of the arithmetic (float32, or float64 for float64)
+    counts as infinite. -inf gives -inf. A
     row with NaN or +inf, or of -inf alone, is all NaN. Where ``where`` is False the result is -inf.
     The bits of a row's result depend on that row alone.
 

@@ -103,7 +103,9 @@ inline void logsumexp(const Row<D>& row, bool three_pass) {
         const double large = (r.shift() + s.held_hi) + s.log_rest.hi;
         r.put_first(static_cast<T>(large + (s.held_lo + s.log_rest.lo)));
       },
-      [](const Row<D>& r, double top) { r.put_first(static_cast<T>(logsumexp_of_invalid(r, top))); });
+      [](const Row<D>& r, double top) {
+        r.put_first(static_cast<T>(logsumexp_of_invalid(r, top)));
+      });
 }
 
 template <class D>

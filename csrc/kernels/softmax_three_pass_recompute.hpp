@@ -14,7 +14,7 @@ inline bool softmax_three_pass_recompute(const Row<D>& row) {
   const double top = max_of_row(row);                  // reads x
   const RowSum<E> total = sum_of<E>(row, Known{top});  // reads x
   if (!usable(total)) return false;
-  write_of(row, total);                                // reads x, writes y
+  write_of(row, total);  // reads x, writes y
   return true;
 }
 

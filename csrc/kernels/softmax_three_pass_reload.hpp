@@ -11,13 +11,13 @@ namespace {
 template <class D>
 inline bool softmax_three_pass_reload(const Row<D>& row) {
   using E = Exp<typename Row<D>::V>;
-  const double top = max_of_row(row);                    // reads x
+  const double top = max_of_row(row);  // reads x
   // Stored exponentials must not replace an x that may be needed again.
   if (row.in_place() && !(top > -kSafe / 2 && top < kSafe / 2))
     return softmax_three_pass_recompute(row);
   const RowSum<E> total = store_of<E>(row, Known{top});  // reads x, writes y
   if (!usable(total)) return false;
-  scale_stored(row, total);                              // reads y, writes y
+  scale_stored(row, total);  // reads y, writes y
   return true;
 }
 

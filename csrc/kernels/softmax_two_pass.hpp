@@ -13,7 +13,7 @@ inline bool softmax_two_pass(const Row<D>& row) {
   using E = Exp<typename Row<D>::V>;
   const RowSum<E> total = sum_of<E>(row);  // reads x
   if (!usable(total)) return false;
-  write_of(row, total);                    // reads x, writes y
+  write_of(row, total);  // reads x, writes y
   return true;
 }
 

@@ -14,7 +14,7 @@ inline bool softmax_two_pass_reload(const Row<D>& row) {
   using E = Exp<typename Row<D>::V>;
   const RowSum<E> total = store_of<E>(row);  // reads x, writes y
   if (!usable(total)) return false;
-  scale_stored(row, total);                  // reads y, writes y
+  scale_stored(row, total);  // reads y, writes y
   return true;
 }
 

@@ -45,8 +45,8 @@ template <class D>
 inline void stablemax_two_pass(const Row<D>& row) {
   using S = Stable<typename Row<D>::V>;
   run_stablemax(
-      row, [&](Known known) { return sum_of<S>(row, known); },     // reads x
-      [&](const RowSum<S>& total) { write_of(row, total); });      // reads x, writes y
+      row, [&](Known known) { return sum_of<S>(row, known); },  // reads x
+      [&](const RowSum<S>& total) { write_of(row, total); });   // reads x, writes y
 }
 
 template <class D>
@@ -57,9 +57,9 @@ inline void stablemax_two_pass_reload(const Row<D>& row) {
       [&](const RowSum<S>& total) { scale_stored(row, total); });  // reads y, writes y
 }
 
-// log s(x) = sign(x) log1p(|x|) = sign(x) (e ln2 + log m), with the logarithm of the sum in the same
-// form, so that the large parts cancel exactly. For the largest element, where all would cancel, the
-// result is -log1p(rest / s(largest)).
+// log s(x) = sign(x) log1p(|x|) = sign(x) (e ln2 + log m), with the logarithm of the sum in the
+// same form, so that the large parts cancel exactly. For the largest element, where all would
+// cancel, the result is -log1p(rest / s(largest)).
 template <class D>
 inline void log_stablemax_two_pass(const Row<D>& row) {
   using V = typename Row<D>::V;
@@ -87,10 +87,11 @@ inline void log_stablemax_two_pass(const Row<D>& row) {
   const T top = static_cast<T>(rest.held_hi);
   const Pair<double> log_ratio = log1p_pair(ratio);
   const T y_top = static_cast<T>(0 - (log_ratio.hi + log_ratio.lo));
-  row.map(masked, [=](auto x) SOFTMAXLIB_INLINE_LAMBDA {                               // reads x, writes y
+  row.map(masked, [=](auto x) SOFTMAXLIB_INLINE_LAMBDA {  // reads x, writes y
     const Pair<V> m = magnitude(x);
     const LogParts<V> log_s = log1p_parts(m.hi, m.lo);
-    const V large = (with_sign_of(log_s.exponent, high(x)) - V::set1(sum_exponent)) * V::set1(C::kLn2Hi);
+    const V large =
+        (with_sign_of(log_s.exponent, high(x)) - V::set1(sum_exponent)) * V::set1(C::kLn2Hi);
     const V small = fma(log_s.exponent, V::set1(C::kLn2Lo), log_s.mantissa);
     V y = large + (with_sign_of(small, high(x)) - V::set1(sum_mantissa));
     y = select(eq(high(x), V::set1(masked)), V::set1(masked), y);

@@ -34,7 +34,8 @@ constexpr int kSafeReference = 47274;  // round(kSafe log2 e)
 // The reference is raised when an element is more than this many binades above it.
 constexpr int kSlack = 40;
 
-// round(x log2 e) of a row's or group's maximum, clamped to the safe range; NaN gives the lower end.
+// round(x log2 e) of a row's or group's maximum, clamped to the safe range; NaN gives the lower
+// end.
 inline int reference_of(double x) {
   x = x > -kSafe ? x : -kSafe;
   x = x < kSafe ? x : kSafe;

@@ -39,8 +39,7 @@ class Stable {
   // Sums of four float terms may exceed float; of doubles, the reference sees to that.
   static constexpr bool kWide = sizeof(typename V::elem) == 4;
 
-  explicit Stable(int reference)
-      : unit_(static_cast<typename V::elem>(power_of_two(-reference))) {}
+  explicit Stable(int reference) : unit_(static_cast<typename V::elem>(power_of_two(-reference))) {}
 
   template <class X>
   SOFTMAXLIB_INLINE V operator()(X x) const {

@@ -27,8 +27,8 @@ namespace {
 
 using Pool = std::shared_ptr<softmaxlib_pool>;
 
-// One pool for the process, made when first needed and replaced by a larger one when a call asks for
-// more threads; whoever still uses the old one keeps it alive.
+// One pool for the process, made when first needed and replaced by a larger one when a call asks
+// for more threads; whoever still uses the old one keeps it alive.
 struct PoolSlot {
   std::mutex mutex;
   Pool pool;
@@ -79,8 +79,7 @@ void parallel_for(void* context, int64_t count, softmaxlib_task task, void* argu
   if (pool)
     softmaxlib_pool_parallel_for(pool.get(), std::min<int64_t>(threads, count), SharedTasks::drain,
                                  &tasks);
-  else
-    SharedTasks::drain(&tasks, 0);
+  else SharedTasks::drain(&tasks, 0);
 }
 
 // Not py::gil_scoped_release: at interpreter exit a daemon thread is unwound out of
@@ -106,7 +105,8 @@ void check(softmaxlib_status status) {
 
 constexpr int kMaxNdim = SOFTMAXLIB_MAX_NDIM;
 
-// Owns its shape and strides: another Python thread may reshape the array while the GIL is released.
+// Owns its shape and strides: another Python thread may reshape the array while the GIL is
+// released.
 class View {
  public:
   View(const py::array& source, int32_t dtype) {
@@ -127,7 +127,9 @@ class View {
   softmaxlib_array array_;
 };
 
-const softmaxlib_array* get(const std::optional<View>& view) { return view ? view->get() : nullptr; }
+const softmaxlib_array* get(const std::optional<View>& view) {
+  return view ? view->get() : nullptr;
+}
 
 struct AlignedDelete {
   void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }
@@ -292,8 +294,7 @@ constexpr uint8_t kDLBfloat = 4;
 // The tensor's memory as uint16, kept alive by the array.
 py::array bfloat16_from_dlpack(const py::object& producer) {
   const py::object capsule = producer.attr("__dlpack__")();
-  auto* managed =
-      static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
+  auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
   if (!managed) throw py::error_already_set();
   const DLTensor& tensor = managed->tensor;
   if (tensor.device_type != kDLCPU) throw py::type_error("the tensor is not in CPU memory");
@@ -325,16 +326,15 @@ PYBIND11_MODULE(_core, m) {
 #endif
 
   // The C header's codes by the names that Python uses.
-  m.attr("functions") = py::dict(
-      "softmax"_a = int{SOFTMAXLIB_SOFTMAX}, "log_softmax"_a = int{SOFTMAXLIB_LOG_SOFTMAX},
-      "logsumexp"_a = int{SOFTMAXLIB_LOGSUMEXP}, "stablemax"_a = int{SOFTMAXLIB_STABLEMAX},
-      "log_stablemax"_a = int{SOFTMAXLIB_LOG_STABLEMAX});
-  m.attr("algorithms") =
-      py::dict("auto"_a = int{SOFTMAXLIB_ALGORITHM_AUTO},
-               "three_pass_recompute"_a = int{SOFTMAXLIB_THREE_PASS_RECOMPUTE},
-               "three_pass_reload"_a = int{SOFTMAXLIB_THREE_PASS_RELOAD},
-               "two_pass"_a = int{SOFTMAXLIB_TWO_PASS},
-               "two_pass_reload"_a = int{SOFTMAXLIB_TWO_PASS_RELOAD});
+  m.attr("functions") =
+      py::dict("softmax"_a = int{SOFTMAXLIB_SOFTMAX}, "log_softmax"_a = int{SOFTMAXLIB_LOG_SOFTMAX},
+               "logsumexp"_a = int{SOFTMAXLIB_LOGSUMEXP}, "stablemax"_a = int{SOFTMAXLIB_STABLEMAX},
+               "log_stablemax"_a = int{SOFTMAXLIB_LOG_STABLEMAX});
+  m.attr("algorithms") = py::dict("auto"_a = int{SOFTMAXLIB_ALGORITHM_AUTO},
+                                  "three_pass_recompute"_a = int{SOFTMAXLIB_THREE_PASS_RECOMPUTE},
+                                  "three_pass_reload"_a = int{SOFTMAXLIB_THREE_PASS_RELOAD},
+                                  "two_pass"_a = int{SOFTMAXLIB_TWO_PASS},
+                                  "two_pass_reload"_a = int{SOFTMAXLIB_TWO_PASS_RELOAD});
   m.attr("isas") =
       py::dict("auto"_a = int{SOFTMAXLIB_ISA_AUTO}, "avx512"_a = int{SOFTMAXLIB_ISA_AVX512},
                "avx2"_a = int{SOFTMAXLIB_ISA_AVX2}, "scalar"_a = int{SOFTMAXLIB_ISA_SCALAR});
@@ -345,14 +345,13 @@ PYBIND11_MODULE(_core, m) {
       py::dict("read"_a = static_cast<int>(softmaxlib::Roofline::kRead),
                "copy"_a = static_cast<int>(softmaxlib::Roofline::kCopy),
                "streaming_copy"_a = static_cast<int>(softmaxlib::Roofline::kStreamingCopy));
-  m.attr("dtypes") = py::dict(
-      "float32"_a = int{SOFTMAXLIB_F32}, "float64"_a = int{SOFTMAXLIB_F64},
-      "float16"_a = int{SOFTMAXLIB_F16}, "bfloat16"_a = int{SOFTMAXLIB_BF16},
-      "bool"_a = int{SOFTMAXLIB_BOOL}, "int8"_a = int{SOFTMAXLIB_I8},
-      "int16"_a = int{SOFTMAXLIB_I16}, "int32"_a = int{SOFTMAXLIB_I32},
-      "int64"_a = int{SOFTMAXLIB_I64}, "uint8"_a = int{SOFTMAXLIB_U8},
-      "uint16"_a = int{SOFTMAXLIB_U16}, "uint32"_a = int{SOFTMAXLIB_U32},
-      "uint64"_a = int{SOFTMAXLIB_U64});
+  m.attr("dtypes") = py::dict("float32"_a = int{SOFTMAXLIB_F32}, "float64"_a = int{SOFTMAXLIB_F64},
+                              "float16"_a = int{SOFTMAXLIB_F16},
+                              "bfloat16"_a = int{SOFTMAXLIB_BF16}, "bool"_a = int{SOFTMAXLIB_BOOL},
+                              "int8"_a = int{SOFTMAXLIB_I8}, "int16"_a = int{SOFTMAXLIB_I16},
+                              "int32"_a = int{SOFTMAXLIB_I32}, "int64"_a = int{SOFTMAXLIB_I64},
+                              "uint8"_a = int{SOFTMAXLIB_U8}, "uint16"_a = int{SOFTMAXLIB_U16},
+                              "uint32"_a = int{SOFTMAXLIB_U32}, "uint64"_a = int{SOFTMAXLIB_U64});
 
   m.def("run", &run, "function"_a, "x"_a, "out"_a, "x_dtype"_a, "out_dtype"_a, "axes"_a,
         "temperature"_a, "temperatures"_a, "bias"_a, "bias_dtype"_a, "where"_a, "algorithm"_a,

@@ -9,7 +9,9 @@ namespace {
 
 constexpr int kMaxDims = SOFTMAXLIB_MAX_NDIM;
 
-bool is_float(softmaxlib_dtype dtype) { return dtype >= SOFTMAXLIB_F32 && dtype <= SOFTMAXLIB_BF16; }
+bool is_float(softmaxlib_dtype dtype) {
+  return dtype >= SOFTMAXLIB_F32 && dtype <= SOFTMAXLIB_BF16;
+}
 
 // a * b for a, b >= 0; false where it leaves the 64-bit range.
 bool multiply(int64_t a, int64_t b, int64_t* product) {
@@ -114,8 +116,8 @@ void append(Dim* dims, int* ndim, const Dim& dim) {
 }
 
 // One optional operand: base, dtype and strides along x.
-bool add_operand(const softmaxlib_array* array, const View& x, Operand operand, Job* job, View* view,
-                 int64_t* strides) {
+bool add_operand(const softmaxlib_array* array, const View& x, Operand operand, Job* job,
+                 View* view, int64_t* strides) {
   if (!array) return true;
   if (!make_view(*array, view) || !broadcast(*view, x, strides)) return false;
   job->base[operand] = static_cast<char*>(array->data);
@@ -181,7 +183,8 @@ softmaxlib_status lay_out(softmaxlib_function function, const softmaxlib_array* 
 
   View view;
   if (options.bias && !is_float(options.bias->dtype)) return SOFTMAXLIB_ERROR_DTYPE;
-  if (!add_operand(options.bias, x, kBias, job, &view, strides[kBias])) return SOFTMAXLIB_ERROR_BIAS;
+  if (!add_operand(options.bias, x, kBias, job, &view, strides[kBias]))
+    return SOFTMAXLIB_ERROR_BIAS;
   if (options.where && options.where->dtype != SOFTMAXLIB_BOOL) return SOFTMAXLIB_ERROR_DTYPE;
   if (!add_operand(options.where, x, kWhere, job, &view, strides[kWhere]))
     return SOFTMAXLIB_ERROR_WHERE;
@@ -218,16 +221,16 @@ softmaxlib_status lay_out(softmaxlib_function function, const softmaxlib_array* 
   const int64_t x_item = item_size(x_array->dtype), out_item = item_size(out_array->dtype);
   const Range xr = range_of(x, x_item), outr = range_of(out, out_item);
   if (!job->in_place && x.size && out.size && xr.span() == x.size * x_item &&
-      outr.span() == out.size * out_item &&
-      job->base[kX] + xr.low < job->base[kOut] + outr.high &&
+      outr.span() == out.size * out_item && job->base[kX] + xr.low < job->base[kOut] + outr.high &&
       job->base[kOut] + outr.low < job->base[kX] + xr.high)
     return SOFTMAXLIB_ERROR_OVERLAP;
 
   const Dim& row = job->inner[0];
-  job->direct = job->inner_ndim == 1 && job->dtype[kX] == job->dtype[kOut] &&
-                (row.size == 1 || row.stride[kX] == x_item) &&
-                (row.size == 1 || function == SOFTMAXLIB_LOGSUMEXP || row.stride[kOut] == out_item) &&
-                !options.bias && !options.where && !options.temperatures && options.temperature == 1;
+  job->direct =
+      job->inner_ndim == 1 && job->dtype[kX] == job->dtype[kOut] &&
+      (row.size == 1 || row.stride[kX] == x_item) &&
+      (row.size == 1 || function == SOFTMAXLIB_LOGSUMEXP || row.stride[kOut] == out_item) &&
+      !options.bias && !options.where && !options.temperatures && options.temperature == 1;
   return SOFTMAXLIB_OK;
 }
 

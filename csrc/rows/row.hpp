@@ -129,9 +129,8 @@ class Row {
         x_(reinterpret_cast<const D*>(job.base[kX] + place.offset[kX])),
         y_(reinterpret_cast<D*>(job.base[kOut] + place.offset[kOut])) {
     results_ = reinterpret_cast<BlockResult*>(scratch);
-    references_ = blocks() > 1
-                      ? reinterpret_cast<int32_t*>(results_ + (job.split ? blocks() : 0))
-                      : one_block;
+    references_ = blocks() > 1 ? reinterpret_cast<int32_t*>(results_ + (job.split ? blocks() : 0))
+                               : one_block;
   }
 
   int64_t size() const { return job_.n; }
@@ -164,7 +163,8 @@ class Row {
     }
   }
 
-  // visit(source, destination, first element, count); `masked` is the result where `where` is false.
+  // visit(source, destination, first element, count); `masked` is the result where `where` is
+  // false.
   template <class F>
   void read_write(int64_t start, int64_t stop, T masked, F visit) const {
     if (!job_.direct) {
@@ -186,8 +186,7 @@ class Row {
   void read_write_direct(int64_t start, int64_t stop, F visit) const {
     if (shifted_)
       visit(Shifted<D>{x_ + start, static_cast<T>(shift_)}, y_ + start, start, stop - start);
-    else
-      visit(Contiguous<D>{x_ + start}, y_ + start, start, stop - start);
+    else visit(Contiguous<D>{x_ + start}, y_ + start, start, stop - start);
   }
 
   // The maximum of a staged row, as far as a double holds it: temperature and bias may carry an
@@ -237,9 +236,8 @@ class Row {
       });
       return all;
     }
-    for_blocks([&](int64_t b, int64_t start, int64_t stop) {
-      results_[b] = compute(start, stop).pack();
-    });
+    for_blocks(
+        [&](int64_t b, int64_t start, int64_t stop) { results_[b] = compute(start, stop).pack(); });
     for (int64_t b = 0; b < blocks(); ++b) {
       if (b == 0) all = R::unpack(results_[b]);
       else all.merge(R::unpack(results_[b]));

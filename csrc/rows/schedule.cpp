@@ -70,7 +70,8 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
                                 row_bytes * job.rows > last_level()));
 
   const int64_t threads = options.parallel_for ? std::max(options.num_threads, 1) : 1;
-  const int64_t blocks = (job.n + block_elements(job.dtype[kOut]) - 1) / block_elements(job.dtype[kOut]);
+  const int64_t blocks =
+      (job.n + block_elements(job.dtype[kOut]) - 1) / block_elements(job.dtype[kOut]);
   const int64_t worth = std::max<int64_t>(job.rows * job.n / kElementsPerTask, 1);
   s.tasks = threads == 1 ? 1 : std::min({job.rows, worth, threads * kTasksPerThread});
   s.split = threads > 1 && blocks >= 2 * threads && job.rows < 2 * threads && worth > 1;

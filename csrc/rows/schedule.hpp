@@ -9,9 +9,9 @@ namespace softmaxlib {
 struct Schedule {
   softmaxlib_algorithm algorithm;  // in the registry for the job's function and storage
   bool streaming;
-  bool split;            // the blocks of each row go to the threads, else whole rows
-  int64_t tasks;         // 1: serial
-  int64_t scratch;       // bytes of one task
+  bool split;       // the blocks of each row go to the threads, else whole rows
+  int64_t tasks;    // 1: serial
+  int64_t scratch;  // bytes of one task
 };
 
 Schedule choose_schedule(softmaxlib_function function, const Job& job,

@@ -110,8 +110,8 @@ inline double fma_scalar(double a, double b, double c) {
 }
 
 // x / temperature + bias - shift as hi + lo. Float: in double, then split.
-inline void combine(float x, double inverse, double, double bias, double shift, double& z, float& hi,
-                    float& lo) {
+inline void combine(float x, double inverse, double, double bias, double shift, double& z,
+                    float& hi, float& lo) {
   z = static_cast<double>(x) * inverse + bias;
   const double shifted = z - shift;
   hi = static_cast<float>(shifted);
@@ -120,8 +120,8 @@ inline void combine(float x, double inverse, double, double bias, double shift, 
 }
 
 // Double: every operation with its error.
-inline void combine(double x, double inverse, double inverse_lo, double bias, double shift, double& z,
-                    double& hi, double& lo) {
+inline void combine(double x, double inverse, double inverse_lo, double bias, double shift,
+                    double& z, double& hi, double& lo) {
   const double product = x * inverse;
   const double product_lo = fma_scalar(x, inverse, -product) + x * inverse_lo;
   z = product + bias;
@@ -148,9 +148,10 @@ struct Stage {
 
   SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int n,
                                  double shift) {
-    for_runs(job, place, kX, start, n, [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-      gather_any(job.dtype[kX], p, stride, count, x + done);
-    });
+    for_runs(job, place, kX, start, n,
+             [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+               gather_any(job.dtype[kX], p, stride, count, x + done);
+             });
     double temperature = job.temperature;
     if (job.base[kTemperature])
       gather_any(job.dtype[kTemperature], job.base[kTemperature] + place.offset[kTemperature], 0, 1,
@@ -159,18 +160,21 @@ struct Stage {
     if (inverse > DBL_MAX) inverse = DBL_MAX;  // 0 / temperature stays 0
     else inverse_lo = fma_scalar(-inverse, temperature, 1.0) / temperature;
     if (job.base[kBias]) {
-      for_runs(job, place, kBias, start, n, [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-        gather_any(job.dtype[kBias], p, stride, count, bias + done);
-      });
+      for_runs(job, place, kBias, start, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather_any(job.dtype[kBias], p, stride, count, bias + done);
+               });
       for (int i = 0; i < n; ++i)
         combine(x[i], inverse, inverse_lo, bias[i], shift, z[i], hi[i], lo[i]);
     } else {
-      for (int i = 0; i < n; ++i) combine(x[i], inverse, inverse_lo, 0.0, shift, z[i], hi[i], lo[i]);
+      for (int i = 0; i < n; ++i)
+        combine(x[i], inverse, inverse_lo, 0.0, shift, z[i], hi[i], lo[i]);
     }
     if (job.base[kWhere]) {
-      for_runs(job, place, kWhere, start, n, [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-        gather<uint8_t>(p, stride, count, where + done);
-      });
+      for_runs(job, place, kWhere, start, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather<uint8_t>(p, stride, count, where + done);
+               });
       for (int i = 0; i < n; ++i) {
         if (where[i]) continue;
         z[i] = -INFINITY;

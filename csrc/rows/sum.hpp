@@ -1,11 +1,11 @@
 // The one sum that every schedule runs, so that all return the same bits:
 //   group   4 vectors: (v0 + v1) + (v2 + v3), then lanes i and i + 8 of a float vector, in double
-//   chunk   16 groups, one after the other; then its lanes (float: folded 8-4-2-1, double: in order)
-//   block   16 chunks: a total of its own; blocks are merged in order
-// Sums of float thus round in float twice only; sums of double are compensated throughout. The tail of a row
-// adds exact zeros. Where the paper carries an exponent per lane, a block carries one reference
-// exponent R, raised only when a group exceeds it by kSlack binades; rescaling by powers of two is
-// exact.
+//   chunk   16 groups, one after the other; then its lanes (float: folded 8-4-2-1, double: in
+//   order) block   16 chunks: a total of its own; blocks are merged in order
+// Sums of float thus round in float twice only; sums of double are compensated throughout. The tail
+// of a row adds exact zeros. Where the paper carries an exponent per lane, a block carries one
+// reference exponent R, raised only when a group exceeds it by kSlack binades; rescaling by powers
+// of two is exact.
 #pragma once
 
 #include <stdint.h>
@@ -98,7 +98,8 @@ struct Lanes<f64x8> {
 // Folds the terms of a piece of a block into `total`.
 //
 // Terms (terms.hpp) provide:
-//   prepare(x0, x1, x2, x3, total)  true if what was summed and stored so far must be scaled down by
+//   prepare(x0, x1, x2, x3, total)  true if what was summed and stored so far must be scaled down
+//   by
 //                                   2^down_by(); asked only where kRescales
 //   operator()(x)                   the term of an argument
 //   add_to(lanes, e0, e1, e2, e3)   adds four terms to the sum
@@ -115,7 +116,7 @@ inline void sum_piece(Terms& terms, Source x, D* y, int64_t n, Total& total, int
     const int64_t stop = n - start < kChunk ? n : start + kChunk;
     int64_t i = start;
     Lanes<V> lanes;
-    const auto prepare = [&](const Value (&v)[4]) SOFTMAXLIB_INLINE_LAMBDA {
+    const auto prepare = [&](const Value(&v)[4]) SOFTMAXLIB_INLINE_LAMBDA {
       if constexpr (!Terms::kRescales) return;
       else if (SOFTMAXLIB_UNLIKELY(terms.prepare(v[0], v[1], v[2], v[3], total))) {
         lanes.scale(ScaleDown<f64x8>(terms.down_by()));

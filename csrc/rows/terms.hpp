@@ -60,7 +60,8 @@ class Terms {
     else return function_(x);
   }
   SOFTMAXLIB_INLINE static void add_to(Lanes<V>& lanes, Term a, Term b, Term c, Term d) {
-    if constexpr (F::kWide) lanes.add((widen_sum(a) + widen_sum(b)) + (widen_sum(c) + widen_sum(d)));
+    if constexpr (F::kWide)
+      lanes.add((widen_sum(a) + widen_sum(b)) + (widen_sum(c) + widen_sum(d)));
     else lanes.add(a, b, c, d);
   }
   static Term zero() {
@@ -244,7 +245,8 @@ inline void scale_stored(const Row<D>& row, const RowSum<F>& total) {
   row.map_stored([&](D* y, int64_t i, int64_t n, bool streaming) {
     const int below = row.reference_of_chunk(i) - total.reference;
     if (below == 0) {
-      Row<D>::map_elements(Contiguous<D>{y}, y, n, streaming, [scale](V v) { return v * V::set1(scale); });
+      Row<D>::map_elements(Contiguous<D>{y}, y, n, streaming,
+                           [scale](V v) { return v * V::set1(scale); });
     } else {
       const ScaleDown<V> down(below);
       Row<D>::map_elements(Contiguous<D>{y}, y, n, streaming,

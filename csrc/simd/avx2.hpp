@@ -69,12 +69,8 @@ inline f32x16 fma(f32x16 x, f32x16 y, f32x16 z) {
 inline f32x16 fnma(f32x16 x, f32x16 y, f32x16 z) {
   return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)};
 }
-inline f32x16 max(f32x16 x, f32x16 y) {
-  return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)};
-}
-inline f32x16 min(f32x16 x, f32x16 y) {
-  return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)};
-}
+inline f32x16 max(f32x16 x, f32x16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
+inline f32x16 min(f32x16 x, f32x16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 inline f32x16::Mask gt(f32x16 x, f32x16 y) {
   return {_mm256_cmp_ps(x.a, y.a, _CMP_GT_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_GT_OQ)};
 }
@@ -129,12 +125,8 @@ inline f64x8 fma(f64x8 x, f64x8 y, f64x8 z) {
 inline f64x8 fnma(f64x8 x, f64x8 y, f64x8 z) {
   return {_mm256_fnmadd_pd(x.a, y.a, z.a), _mm256_fnmadd_pd(x.b, y.b, z.b)};
 }
-inline f64x8 max(f64x8 x, f64x8 y) {
-  return {_mm256_max_pd(x.a, y.a), _mm256_max_pd(x.b, y.b)};
-}
-inline f64x8 min(f64x8 x, f64x8 y) {
-  return {_mm256_min_pd(x.a, y.a), _mm256_min_pd(x.b, y.b)};
-}
+inline f64x8 max(f64x8 x, f64x8 y) { return {_mm256_max_pd(x.a, y.a), _mm256_max_pd(x.b, y.b)}; }
+inline f64x8 min(f64x8 x, f64x8 y) { return {_mm256_min_pd(x.a, y.a), _mm256_min_pd(x.b, y.b)}; }
 inline f64x8::Mask gt(f64x8 x, f64x8 y) {
   return {_mm256_cmp_pd(x.a, y.a, _CMP_GT_OQ), _mm256_cmp_pd(x.b, y.b, _CMP_GT_OQ)};
 }

@@ -1,7 +1,8 @@
 // The AVX-512 leaf (F, BW, DQ, VL): one zmm register is the virtual vector.
 #pragma once
 
-#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512DQ__) || !defined(__AVX512VL__)
+#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512DQ__) || \
+    !defined(__AVX512VL__)
 #error "simd/avx512.hpp needs AVX-512 F, BW, DQ and VL"
 #endif
 

@@ -53,7 +53,8 @@ SOFTMAXLIB_NOINLINE void fma_lanes(float* a, const float* b, const float* c, int
   float result[16];
   uint32_t suspect = 0;
   for (int i = 0; i < n; ++i) {
-    const double sum = static_cast<double>(a[i]) * static_cast<double>(b[i]) + static_cast<double>(c[i]);
+    const double sum =
+        static_cast<double>(a[i]) * static_cast<double>(b[i]) + static_cast<double>(c[i]);
     const uint32_t low = static_cast<uint32_t>(bit_cast<uint64_t>(sum));
     result[i] = static_cast<float>(sum);
     const uint32_t magnitude = bit_cast<uint32_t>(result[i]) & 0x7fffffffu;
@@ -278,7 +279,8 @@ struct vector_of<double> {
 };
 
 template <class S>
-SOFTMAXLIB_NOINLINE typename vector_of<S>::type load_n(const S* p, int n, typename vector_of<S>::type::elem fill) {
+SOFTMAXLIB_NOINLINE typename vector_of<S>::type load_n(const S* p, int n,
+                                                       typename vector_of<S>::type::elem fill) {
   using V = typename vector_of<S>::type;
   V r = V::set1(fill);
   for (int i = 0; i < n; ++i) {

@@ -37,23 +37,24 @@ extern "C" {
 typedef int32_t softmaxlib_status;
 enum {
   SOFTMAXLIB_OK = 0,
-  SOFTMAXLIB_ERROR_NULL = 1,            /* a required pointer is NULL */
-  SOFTMAXLIB_ERROR_STRUCT_SIZE = 2,     /* struct_size is none that this library knows */
-  SOFTMAXLIB_ERROR_FUNCTION = 3,        /* unknown function */
-  SOFTMAXLIB_ERROR_DTYPE = 4,           /* a dtype is unknown or not allowed in its place */
-  SOFTMAXLIB_ERROR_SHAPE = 5,           /* ndim or shape of x or out: negative, too large, mismatched */
-  SOFTMAXLIB_ERROR_AXIS = 6,            /* an axis is out of range or repeated */
-  SOFTMAXLIB_ERROR_TEMPERATURE = 7,     /* not positive, or varies along the axis, or does not broadcast */
-  SOFTMAXLIB_ERROR_BIAS = 8,            /* bias does not broadcast against x */
-  SOFTMAXLIB_ERROR_WHERE = 9,           /* where does not broadcast against x */
-  SOFTMAXLIB_ERROR_ALGORITHM = 10,      /* unknown algorithm */
-  SOFTMAXLIB_ERROR_ISA = 11,            /* unknown ISA */
+  SOFTMAXLIB_ERROR_NULL = 1,        /* a required pointer is NULL */
+  SOFTMAXLIB_ERROR_STRUCT_SIZE = 2, /* struct_size is none that this library knows */
+  SOFTMAXLIB_ERROR_FUNCTION = 3,    /* unknown function */
+  SOFTMAXLIB_ERROR_DTYPE = 4,       /* a dtype is unknown or not allowed in its place */
+  SOFTMAXLIB_ERROR_SHAPE = 5,       /* ndim or shape of x or out: negative, too large, mismatched */
+  SOFTMAXLIB_ERROR_AXIS = 6,        /* an axis is out of range or repeated */
+  SOFTMAXLIB_ERROR_TEMPERATURE =
+      7,                      /* not positive, or varies along the axis, or does not broadcast */
+  SOFTMAXLIB_ERROR_BIAS = 8,  /* bias does not broadcast against x */
+  SOFTMAXLIB_ERROR_WHERE = 9, /* where does not broadcast against x */
+  SOFTMAXLIB_ERROR_ALGORITHM = 10,       /* unknown algorithm */
+  SOFTMAXLIB_ERROR_ISA = 11,             /* unknown ISA */
   SOFTMAXLIB_ERROR_ISA_UNSUPPORTED = 12, /* ISA not compiled in, or this CPU lacks it */
-  SOFTMAXLIB_ERROR_STORE = 13,          /* unknown store kind */
-  SOFTMAXLIB_ERROR_THREADS = 14,        /* number of threads out of range */
-  SOFTMAXLIB_ERROR_SCRATCH = 15,        /* scratch is NULL, misaligned or too small */
-  SOFTMAXLIB_ERROR_OVERLAP = 16,        /* out overlaps an input without being exactly x */
-  SOFTMAXLIB_ERROR_MEMORY = 17          /* no memory or no thread for a pool */
+  SOFTMAXLIB_ERROR_STORE = 13,           /* unknown store kind */
+  SOFTMAXLIB_ERROR_THREADS = 14,         /* number of threads out of range */
+  SOFTMAXLIB_ERROR_SCRATCH = 15,         /* scratch is NULL, misaligned or too small */
+  SOFTMAXLIB_ERROR_OVERLAP = 16,         /* out overlaps an input without being exactly x */
+  SOFTMAXLIB_ERROR_MEMORY = 17           /* no memory or no thread for a pool */
 };
 
 typedef int32_t softmaxlib_function;
@@ -80,8 +81,8 @@ typedef int32_t softmaxlib_isa;
 enum {
   SOFTMAXLIB_ISA_AUTO = 0,
   SOFTMAXLIB_ISA_SCALAR = 1,
-  SOFTMAXLIB_ISA_AVX2 = 2,   /* AVX2, FMA, F16C */
-  SOFTMAXLIB_ISA_AVX512 = 3  /* AVX-512 F, BW, DQ, VL */
+  SOFTMAXLIB_ISA_AVX2 = 2,  /* AVX2, FMA, F16C */
+  SOFTMAXLIB_ISA_AVX512 = 3 /* AVX-512 F, BW, DQ, VL */
 };
 
 typedef int32_t softmaxlib_store;
@@ -142,11 +143,11 @@ typedef struct softmaxlib_options {
   softmaxlib_algorithm algorithm;
   softmaxlib_isa isa;
   softmaxlib_store store;
-  int32_t num_threads;                  /* threads behind parallel_for; 0 or 1: serial */
-  double temperature;                   /* x / temperature; > 0; ignored where temperatures is set */
+  int32_t num_threads; /* threads behind parallel_for; 0 or 1: serial */
+  double temperature;  /* x / temperature; > 0; ignored where temperatures is set */
   const softmaxlib_array* temperatures; /* F32 or F64, broadcasts to x, constant along the axes */
-  const softmaxlib_array* bias;         /* any float dtype, broadcasts to x, added after temperature */
-  const softmaxlib_array* where;        /* BOOL, broadcasts to x; false: takes no part */
+  const softmaxlib_array* bias;  /* any float dtype, broadcasts to x, added after temperature */
+  const softmaxlib_array* where; /* BOOL, broadcasts to x; false: takes no part */
   softmaxlib_parallel_for parallel_for; /* NULL: serial */
   void* parallel_context;
   void* scratch; /* softmaxlib_scratch_size() bytes, 64-byte aligned; NULL where that is 0 */
@@ -156,15 +157,15 @@ typedef struct softmaxlib_options {
 
 /* Every member at its default; C and C++. */
 #define SOFTMAXLIB_OPTIONS_INIT \
-  { sizeof(softmaxlib_options), 0, 0, 0, 1, 1.0, NULL, NULL, NULL, NULL, NULL, NULL, 0, NULL }
+  {sizeof(softmaxlib_options), 0, 0, 0, 1, 1.0, NULL, NULL, NULL, NULL, NULL, NULL, 0, NULL}
 
 /* y = function(x) over the named axes of x (naxes 0: the whole array is one distribution).
  *
  * out has the shape of x, or for SOFTMAXLIB_LOGSUMEXP the shape of x with the axes left out.
  * Its dtype (F16, BF16, F32 or F64) decides the arithmetic: double for F64, float for the others;
- * x is converted to that on reading. out may be x itself (same data, dtype and strides); any other overlap of
- * out with x, bias, where or temperatures is the caller's error and gives unspecified values
- * (ERROR_OVERLAP where it is seen). options NULL: all defaults. */
+ * x is converted to that on reading. out may be x itself (same data, dtype and strides); any other
+ * overlap of out with x, bias, where or temperatures is the caller's error and gives unspecified
+ * values (ERROR_OVERLAP where it is seen). options NULL: all defaults. */
 SOFTMAXLIB_API softmaxlib_status softmaxlib_run(softmaxlib_function function,
                                                 const softmaxlib_array* x,
                                                 const softmaxlib_array* out, int32_t naxes,
@@ -172,12 +173,9 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_run(softmaxlib_function function,
                                                 const softmaxlib_options* options);
 
 /* How much scratch softmaxlib_run needs for the same arguments; *bytes is 0 for most calls. */
-SOFTMAXLIB_API softmaxlib_status softmaxlib_scratch_size(softmaxlib_function function,
-                                                         const softmaxlib_array* x,
-                                                         const softmaxlib_array* out, int32_t naxes,
-                                                         const int32_t* axes,
-                                                         const softmaxlib_options* options,
-                                                         size_t* bytes);
+SOFTMAXLIB_API softmaxlib_status softmaxlib_scratch_size(
+    softmaxlib_function function, const softmaxlib_array* x, const softmaxlib_array* out,
+    int32_t naxes, const int32_t* axes, const softmaxlib_options* options, size_t* bytes);
 
 /* English, static, never NULL. */
 SOFTMAXLIB_API const char* softmaxlib_status_text(softmaxlib_status status);
@@ -194,10 +192,12 @@ SOFTMAXLIB_API const char* softmaxlib_isa_name(softmaxlib_isa isa);   /* NULL wh
 SOFTMAXLIB_API int64_t softmaxlib_cache_size(int32_t level);
 
 /* An optional thread pool, for callers that have none of their own: pass
- * softmaxlib_pool_parallel_for and the pool as parallel_for and parallel_context. Calls from several
- * threads at once are safe (one uses the pool, the others run serially); so is use after fork. */
+ * softmaxlib_pool_parallel_for and the pool as parallel_for and parallel_context. Calls from
+ * several threads at once are safe (one uses the pool, the others run serially); so is use after
+ * fork. */
 typedef struct softmaxlib_pool softmaxlib_pool;
-SOFTMAXLIB_API softmaxlib_status softmaxlib_pool_create(int32_t num_threads, softmaxlib_pool** pool);
+SOFTMAXLIB_API softmaxlib_status softmaxlib_pool_create(int32_t num_threads,
+                                                        softmaxlib_pool** pool);
 SOFTMAXLIB_API void softmaxlib_pool_destroy(softmaxlib_pool* pool);
 SOFTMAXLIB_API void softmaxlib_pool_parallel_for(void* pool, int64_t count, softmaxlib_task task,
                                                  void* argument);
