@@ -35,6 +35,7 @@ softmaxlib_status prepare(softmaxlib_function function, const softmaxlib_array* 
     return status;
   call->schedule = choose_schedule(function, call->job, options);
   Job& job = call->job;
+  job.tile = call->schedule.tile;
   job.streaming = call->schedule.streaming;
   job.split = call->schedule.split ? call->schedule.tasks : 0;
   job.parallel_for = options.parallel_for;

@@ -62,15 +62,68 @@ constexpr bool kIsBool<bool> = true;
 
 // f computes a row, or is a schedule of softmax.
 template <class D, class F>
+inline void run_row(const Row<D>& row, F f) {
+  if constexpr (kIsBool<decltype(f(row))>) run_softmax(row, f);
+  else f(row);
+}
+
+// Copies an n by rows matrix of D. Strides in bytes: along n, across the rows. The rows are inside,
+// since either side may have all of n at the same place of its pages.
+template <class D>
+SOFTMAXLIB_NOINLINE void copy_tile(int64_t n, int64_t rows, const char* from, int64_t from_along,
+                                   int64_t from_across, char* to, int64_t to_along,
+                                   int64_t to_across) {
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t r = 0; r < rows; ++r)
+      memcpy(to + i * to_along + r * to_across, from + i * from_along + r * from_across, sizeof(D));
+}
+
+// Strided rows, side by side in memory, are gathered into a tile, computed there in place and put
+// back. logsumexp writes its results itself.
+template <class D, class F>
+inline void run_tiles(const Job& job, int64_t start, int64_t stop, char* scratch, F f) {
+  constexpr int64_t kItem = sizeof(D);
+  const bool reduces = job.function == SOFTMAXLIB_LOGSUMEXP;
+  const Dim &along = job.inner[0], &across = job.outer[job.outer_ndim - 1];
+  const int64_t pitch = tile_pitch(job.n * kItem);
+  char* const tile = scratch + scratch_bytes(job.n, job.dtype[kOut], false, true);
+  int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
+
+  Job inner = job;
+  inner.base[kX] = tile;
+  inner.direct = true;
+  inner.in_place = !reduces;
+  if (!reduces) inner.base[kOut] = tile;
+
+  Rows rows(job, start);
+  for (int64_t r = start; r < stop;) {
+    const Place place = rows.place();
+    int64_t count = job.tile < stop - r ? job.tile : stop - r;
+    if (count > across.size - r % across.size) count = across.size - r % across.size;
+    copy_tile<D>(job.n, count, job.base[kX] + place.offset[kX], along.stride[kX], kItem, tile,
+                 kItem, pitch);
+    for (int64_t i = 0; i < count; ++i) {
+      Place inside = place;
+      inside.offset[kX] = i * pitch;
+      inside.offset[kOut] = reduces ? place.offset[kOut] + i * across.stride[kOut] : i * pitch;
+      run_row(Row<D>(inner, inside, scratch, one_block), f);
+    }
+    if (!reduces)
+      copy_tile<D>(job.n, count, tile, kItem, pitch, job.base[kOut] + place.offset[kOut],
+                   along.stride[kOut], across.stride[kOut]);
+    for (int64_t i = 0; i < count; ++i) rows.next();
+    r += count;
+  }
+}
+
+template <class D, class F>
 inline void run_rows(const Job& job, int64_t start, int64_t stop, char* scratch, F f) {
   const DefaultFloatingPoint environment;
+  if (job.tile) return run_tiles<D>(job, start, stop, scratch, f);
   int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
   Rows rows(job, start);
-  for (int64_t r = start; r < stop; ++r, rows.next()) {
-    const Row<D> row(job, rows.place(), scratch, one_block);
-    if constexpr (kIsBool<decltype(f(row))>) run_softmax(row, f);
-    else f(row);
-  }
+  for (int64_t r = start; r < stop; ++r, rows.next())
+    run_row(Row<D>(job, rows.place(), scratch, one_block), f);
   stream_fence();
 }
 

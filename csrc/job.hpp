@@ -15,6 +15,7 @@ struct Dim {
 };
 
 struct Job {
+  softmaxlib_function function;
   char* base[kOperands];  // NULL: not given
   softmaxlib_dtype dtype[kOperands];
   double temperature;
@@ -26,6 +27,7 @@ struct Job {
 
   bool direct;     // x and out contiguous within a row, of one dtype, no options
   bool in_place;   // out is x
+  int64_t tile;    // so many adjacent rows are gathered at once, to be direct; 0: none
   bool streaming;  // streaming stores in the last pass
   int64_t split;   // into how many runs of blocks parallel_for spreads each row; 0: not at all
 
@@ -58,6 +60,9 @@ struct BlockResult {
   int32_t padding[7];
 };
 static_assert(sizeof(BlockResult) == 64, "one cache line: no false sharing");
+
+// A tile's rows start this many bytes apart: never at the same place of a page.
+constexpr int64_t tile_pitch(int64_t row_bytes) { return (row_bytes + 63) / 64 * 64 + 64; }
 
 // Scratch of one row at a time: results of blocks, then a reference exponent per chunk for the
 // schedules that reload.

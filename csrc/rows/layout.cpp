@@ -202,6 +202,7 @@ softmaxlib_status lay_out(softmaxlib_function function, const softmaxlib_array* 
     return SOFTMAXLIB_ERROR_TEMPERATURE;
   }
 
+  job->function = function;
   job->rows = job->n = 1;
   job->outer_ndim = job->inner_ndim = 0;
   job->in_place = function != SOFTMAXLIB_LOGSUMEXP && job->base[kX] == job->base[kOut] &&

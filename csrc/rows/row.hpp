@@ -189,15 +189,13 @@ class Row {
     else visit(Contiguous<D>{x_ + start}, y_ + start, start, stop - start);
   }
 
-  // The maximum of a staged row, as far as a double holds it: temperature and bias may carry an
-  // argument beyond T. Reads x.
+  // The maximum of a staged row as a double. Reads x.
   double staged_max() const {
     double top = -INFINITY;
     Stage<D> stage;
     for (int64_t i = 0; i < job_.n; i += kChunk) {
-      const int n = static_cast<int>(job_.n - i < kChunk ? job_.n - i : kChunk);
-      stage.fetch(job_, place_, i, n, 0);
-      for (int j = 0; j < n; ++j) top = stage.z[j] > top ? stage.z[j] : top;
+      const double z = stage.max(job_, place_, i, static_cast<int>(min_of(job_.n - i, kChunk)));
+      top = z > top ? z : top;
     }
     return top;
   }

@@ -11,6 +11,9 @@ namespace {
 // A parallel call pays from about this many elements per task on.
 constexpr int64_t kElementsPerTask = 65536;
 
+// Strided rows are gathered so many bytes side by side, in a tile of at most so many bytes in all.
+constexpr int64_t kTileWidth = 64, kTileBytes = int64_t{1} << 21;
+
 // So that a thread that is held up delays the others by little.
 constexpr int64_t kTasksPerThread = 4;
 
@@ -31,17 +34,32 @@ bool reloads(softmaxlib_algorithm a) {
   return a == SOFTMAXLIB_THREE_PASS_RELOAD || a == SOFTMAXLIB_TWO_PASS_RELOAD;
 }
 
+// How many rows to gather at once: those whose elements share cache lines. Only what a direct row
+// could be but for its strides.
+int64_t tile_of(const Job& job, const softmaxlib_options& options) {
+  const int64_t item = item_size(job.dtype[kX]);
+  if (job.direct || job.dtype[kX] != job.dtype[kOut] || job.inner_ndim != 1 || !job.outer_ndim ||
+      options.bias || options.where || options.temperatures || options.temperature != 1)
+    return 0;
+  const Dim& across = job.outer[job.outer_ndim - 1];
+  if (across.stride[kX] != item) return 0;
+  const int64_t rows =
+      std::min({kTileWidth / item, across.size, kTileBytes / tile_pitch(job.n * item)});
+  return rows > 1 ? rows : 0;
+}
+
 // The nearest relative that the registry has for this function and job.
-softmaxlib_algorithm registered(softmaxlib_function function, const Job& job,
+softmaxlib_algorithm registered(softmaxlib_function function, const Job& job, bool tiled,
                                 softmaxlib_algorithm a) {
   const bool softmax = function == SOFTMAXLIB_SOFTMAX, stablemax = function == SOFTMAXLIB_STABLEMAX;
   const softmaxlib_dtype out = job.dtype[kOut];
-  const bool can_store = job.direct && (out == SOFTMAXLIB_F32 || out == SOFTMAXLIB_F64);
+  const bool in_place = job.in_place || tiled;  // a tile is
+  const bool can_store = (job.direct || tiled) && (out == SOFTMAXLIB_F32 || out == SOFTMAXLIB_F64);
   if (function == SOFTMAXLIB_LOG_STABLEMAX) return SOFTMAXLIB_TWO_PASS;
   if (stablemax)  // has no maximum pass; in place it must be able to start over
-    return reloads(a) && can_store && !job.in_place ? SOFTMAXLIB_TWO_PASS_RELOAD
+    return reloads(a) && can_store && !in_place ? SOFTMAXLIB_TWO_PASS_RELOAD
                                                     : SOFTMAXLIB_TWO_PASS;
-  if (softmax && can_store && a == SOFTMAXLIB_TWO_PASS_RELOAD && job.in_place)
+  if (softmax && can_store && a == SOFTMAXLIB_TWO_PASS_RELOAD && in_place)
     return SOFTMAXLIB_THREE_PASS_RELOAD;
   if (softmax && can_store) return a;
   if (a == SOFTMAXLIB_THREE_PASS_RELOAD) return SOFTMAXLIB_THREE_PASS_RECOMPUTE;
@@ -61,7 +79,8 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
   s.algorithm = options.algorithm;
   if (s.algorithm == SOFTMAXLIB_ALGORITHM_AUTO)
     s.algorithm = row_bytes <= level2() ? SOFTMAXLIB_TWO_PASS_RELOAD : SOFTMAXLIB_TWO_PASS;
-  s.algorithm = registered(function, job, s.algorithm);
+  s.tile = tile_of(job, options);
+  s.algorithm = registered(function, job, s.tile > 0, s.algorithm);
 
   // Past the caches a plain store first reads the line it overwrites. In place it was read anyway.
   const bool can_stream = job.direct && function != SOFTMAXLIB_LOGSUMEXP;
@@ -74,9 +93,10 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
       (job.n + block_elements(job.dtype[kOut]) - 1) / block_elements(job.dtype[kOut]);
   const int64_t worth = std::max<int64_t>(job.rows * job.n / kElementsPerTask, 1);
   s.tasks = threads == 1 ? 1 : std::min({job.rows, worth, threads * kTasksPerThread});
-  s.split = threads > 1 && blocks >= 2 * threads && job.rows < 2 * threads && worth > 1;
+  s.split = threads > 1 && !s.tile && blocks >= 2 * threads && job.rows < 2 * threads && worth > 1;
   if (s.split) s.tasks = std::min(blocks, threads * kTasksPerThread);
-  s.scratch = scratch_bytes(job.n, job.dtype[kOut], s.split, reloads(s.algorithm));
+  s.scratch = scratch_bytes(job.n, job.dtype[kOut], s.split, s.tile || reloads(s.algorithm)) +
+              s.tile * tile_pitch(job.n * x_item);
   return s;
 }
 

@@ -49,6 +49,13 @@ inline void for_runs(const Job& job, const Place& place, Operand operand, int64_
   }
 }
 
+template <class T>
+constexpr bool kIsInteger = true;
+template <>
+constexpr bool kIsInteger<f16> = false;
+template <>
+constexpr bool kIsInteger<bf16> = false;
+
 template <class To, class From>
 inline void convert1(From x, To& to) {
   to = static_cast<To>(x);
@@ -63,9 +70,26 @@ inline void convert1(bf16 x, To& to) {
   to = first(load_n(&x, 1, 0));
 }
 
+inline void store_as(float* to, f32x16 v) { store(to, v); }
+inline void store_as(double* to, f32x16 v) {
+  store(to, widen_low(v));
+  store(to + 8, widen_high(v));
+}
+
 template <class From, class To>
 inline void gather(const char* p, int64_t stride, int64_t count, To* to) {
-  for (int64_t i = 0; i < count; ++i) {
+  constexpr int64_t kItem = sizeof(From);
+  int64_t i = 0;
+  if (stride == kItem) {
+    if constexpr (sizeof(From) == 2 && sizeof(To) > 2 && !kIsInteger<From>)
+      for (; i + 16 <= count; i += 16) store_as(to + i, load(reinterpret_cast<const From*>(p) + i));
+    for (; i < count; ++i) {
+      From x;
+      memcpy(&x, p + i * kItem, sizeof(From));
+      convert1(x, to[i]);
+    }
+  }
+  for (; i < count; ++i) {
     From x;
     memcpy(&x, p + i * stride, sizeof(From));
     convert1(x, to[i]);
@@ -109,27 +133,36 @@ inline double fma_scalar(double a, double b, double c) {
 #endif
 }
 
-// x / temperature + bias - shift as hi + lo. Float: in double, then split.
-inline void combine(float x, double inverse, double, double bias, double shift, double& z,
-                    float& hi, float& lo) {
-  z = static_cast<double>(x) * inverse + bias;
-  const double shifted = z - shift;
-  hi = static_cast<float>(shifted);
-  const float rest = static_cast<float>(shifted - static_cast<double>(hi));
-  lo = rest == rest && hi - hi == 0 ? rest : 0.0f;
+// x / temperature + bias - shift, as hi + lo.
+struct Affine {
+  double inverse, inverse_lo;  // 1 / temperature
+  double shift;
+};
+
+// An infinite hi has no lo.
+template <class V>
+inline Pair<V> finite_pair(V hi, V lo) {
+  return {hi, select(eq(hi - hi, V::set1(0)), lo, V::set1(0))};
 }
 
-// Double: every operation with its error.
-inline void combine(double x, double inverse, double inverse_lo, double bias, double shift,
-                    double& z, double& hi, double& lo) {
-  const double product = x * inverse;
-  const double product_lo = fma_scalar(x, inverse, -product) + x * inverse_lo;
-  z = product + bias;
-  const double tail = z - product;
-  const double sum_lo = (product - (z - tail)) + (bias - tail);
-  hi = z - shift;
-  const double rest = product_lo + sum_lo;
-  lo = rest == rest && hi - hi == 0 ? rest : 0.0;
+// Float: in double, then split.
+inline Pair<f32x16> combine(f32x16 x, const double* bias, const Affine& a) {
+  const f64x8 inverse = f64x8::set1(a.inverse), shift = f64x8::set1(a.shift);
+  const f64x8 low = (widen_low(x) * inverse + load(bias)) - shift;
+  const f64x8 high = (widen_high(x) * inverse + load(bias + 8)) - shift;
+  const f32x16 hi = narrow(low, high);
+  return finite_pair(hi, narrow(low - widen_low(hi), high - widen_high(hi)));
+}
+
+// Double: every operation with its error; the shift is exact where it counts.
+inline Pair<f64x8> combine(f64x8 x, const double* bias, const Affine& a) {
+  const f64x8 inverse = f64x8::set1(a.inverse), b = load(bias);
+  const f64x8 product = x * inverse;
+  const f64x8 product_lo = fma(x, inverse, f64x8::set1(0) - product) + x * f64x8::set1(a.inverse_lo);
+  const f64x8 z = product + b;
+  const f64x8 tail = z - product;
+  const f64x8 sum_lo = (product - (z - tail)) + (b - tail);
+  return finite_pair(z - f64x8::set1(a.shift), product_lo + sum_lo);
 }
 
 template <class D>
@@ -141,57 +174,77 @@ struct Stage {
   alignas(64) T hi[kChunk];
   alignas(64) T lo[kChunk];
   alignas(64) D y[kChunk];
-  T x[kChunk];
-  double bias[kChunk];
-  double z[kChunk];  // the argument before the shift, as far as a double holds it
+  alignas(64) T x[kChunk];
+  alignas(64) double bias[kChunk];
   uint8_t where[kChunk];
 
+  // hi + lo of elements [start, start + n).
   SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int n,
                                  double shift) {
-    for_runs(job, place, kX, start, n,
-             [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-               gather_any(job.dtype[kX], p, stride, count, x + done);
-             });
-    double temperature = job.temperature;
-    if (job.base[kTemperature])
-      gather_any(job.dtype[kTemperature], job.base[kTemperature] + place.offset[kTemperature], 0, 1,
-                 &temperature);
-    double inverse = 1.0 / temperature, inverse_lo = 0;
-    if (inverse > DBL_MAX) inverse = DBL_MAX;  // 0 / temperature stays 0
-    else inverse_lo = fma_scalar(-inverse, temperature, 1.0) / temperature;
-    if (job.base[kBias]) {
-      for_runs(job, place, kBias, start, n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 gather_any(job.dtype[kBias], p, stride, count, bias + done);
-               });
-      for (int i = 0; i < n; ++i)
-        combine(x[i], inverse, inverse_lo, bias[i], shift, z[i], hi[i], lo[i]);
-    } else {
-      for (int i = 0; i < n; ++i)
-        combine(x[i], inverse, inverse_lo, 0.0, shift, z[i], hi[i], lo[i]);
+    const Affine affine = gather_operands(job, place, start, n, shift);
+    for (int i = 0; i < n; i += V::lanes) {
+      const Pair<V> z = combine(load(x + i), bias + i, affine);
+      store(hi + i, z.hi);
+      store(lo + i, z.lo);
     }
-    if (job.base[kWhere]) {
-      for_runs(job, place, kWhere, start, n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 gather<uint8_t>(p, stride, count, where + done);
-               });
-      for (int i = 0; i < n; ++i) {
-        if (where[i]) continue;
-        z[i] = -INFINITY;
-        hi[i] = -INFINITY;
-        lo[i] = 0;
-      }
+    if (!job.base[kWhere]) return;
+    for (int i = 0; i < n; ++i) {
+      hi[i] = where[i] ? hi[i] : -static_cast<T>(INFINITY);
+      lo[i] = where[i] ? lo[i] : 0;
     }
+  }
+
+  // Their maximum, as far as a double holds it: temperature and bias may carry them beyond T.
+  SOFTMAXLIB_NOINLINE double max(const Job& job, const Place& place, int64_t start, int n) {
+    const Affine affine = gather_operands(job, place, start, n, 0);
+    double top = -INFINITY;
+    for (int i = 0; i < n; ++i) {
+      const double z = static_cast<double>(x[i]) * affine.inverse + bias[i];
+      if ((!job.base[kWhere] || where[i]) && z > top) top = z;
+    }
+    return top;
   }
 
   // Scatters y to out, with `masked` where the position takes no part.
   SOFTMAXLIB_NOINLINE void put(const Job& job, const Place& place, int64_t start, int n, D masked) {
     if (job.base[kWhere])
-      for (int i = 0; i < n; ++i)
-        if (!where[i]) y[i] = masked;
+      for (int i = 0; i < n; ++i) y[i] = where[i] ? y[i] : masked;
     for_runs(job, place, kOut, start, n, [&](char* p, int64_t stride, int64_t done, int64_t count) {
-      for (int64_t i = 0; i < count; ++i) memcpy(p + i * stride, y + done + i, sizeof(D));
+      constexpr int64_t kItem = sizeof(D);
+      if (stride == kItem) memcpy(p, y + done, static_cast<size_t>(count * kItem));
+      else
+        for (int64_t i = 0; i < count; ++i) memcpy(p + i * stride, y + done + i, sizeof(D));
     });
+  }
+
+ private:
+  Affine gather_operands(const Job& job, const Place& place, int64_t start, int n, double shift) {
+    for_runs(job, place, kX, start, n,
+             [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+               gather_any(job.dtype[kX], p, stride, count, x + done);
+             });
+    if (job.base[kBias])
+      for_runs(job, place, kBias, start, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather_any(job.dtype[kBias], p, stride, count, bias + done);
+               });
+    if (job.base[kWhere])
+      for_runs(job, place, kWhere, start, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather<uint8_t>(p, stride, count, where + done);
+               });
+    // combine() takes whole vectors.
+    const int padded = (n + V::lanes - 1) / V::lanes * V::lanes;
+    for (int i = n; i < padded; ++i) x[i] = 0;
+    for (int i = job.base[kBias] ? n : 0; i < padded; ++i) bias[i] = 0;
+
+    double temperature = job.temperature;
+    if (job.base[kTemperature])
+      gather_any(job.dtype[kTemperature], job.base[kTemperature] + place.offset[kTemperature], 0, 1,
+                 &temperature);
+    const double inverse = 1.0 / temperature;
+    if (inverse > DBL_MAX) return {DBL_MAX, 0, shift};  // 0 / temperature stays 0
+    return {inverse, fma_scalar(-inverse, temperature, 1.0) / temperature, shift};
   }
 };
 

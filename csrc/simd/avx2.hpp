@@ -179,6 +179,10 @@ inline f64x8 widen(__m256 x) {
 }
 inline f64x8 widen_low(f32x16 x) { return widen(x.a); }
 inline f64x8 widen_high(f32x16 x) { return widen(x.b); }
+inline f32x16 narrow(f64x8 low, f64x8 high) {
+  return {_mm256_set_m128(_mm256_cvtpd_ps(low.b), _mm256_cvtpd_ps(low.a)),
+          _mm256_set_m128(_mm256_cvtpd_ps(high.b), _mm256_cvtpd_ps(high.a))};
+}
 inline double sum_lanes(f32x16 x) { return sum_lanes(widen_low(x) + widen_high(x)); }
 inline float max_lane(f32x16 x) {
   const __m256 eight = _mm256_max_ps(x.a, x.b);

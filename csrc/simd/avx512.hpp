@@ -118,6 +118,10 @@ inline double max_lane(f64x8 a) {
 }
 inline f64x8 widen_low(f32x16 a) { return {_mm512_cvtps_pd(_mm512_castps512_ps256(a.v))}; }
 inline f64x8 widen_high(f32x16 a) { return {_mm512_cvtps_pd(_mm512_extractf32x8_ps(a.v, 1))}; }
+inline f32x16 narrow(f64x8 low, f64x8 high) {
+  return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm512_cvtpd_ps(low.v)),
+                             _mm512_cvtpd_ps(high.v), 1)};
+}
 inline double sum_lanes(f32x16 a) { return sum_lanes(widen_low(a) + widen_high(a)); }
 inline float max_lane(f32x16 a) {
   const __m256 eight = _mm256_max_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));

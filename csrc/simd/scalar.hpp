@@ -269,6 +269,15 @@ SOFTMAXLIB_NOINLINE f64x8 widen_high(const f32x16& a) {
   return r;
 }
 
+SOFTMAXLIB_NOINLINE f32x16 narrow(const f64x8& low, const f64x8& high) {
+  f32x16 r;
+  for (int i = 0; i < 8; ++i) {
+    r.lane[i] = static_cast<float>(low.lane[i]);
+    r.lane[i + 8] = static_cast<float>(high.lane[i]);
+  }
+  return r;
+}
+
 template <class S>
 struct vector_of {
   using type = f32x16;

@@ -99,6 +99,7 @@ struct Mixed {
 struct Mixed64 {
   using V = f64x8;
   static constexpr LeafOp kList[] = {
+      OP("narrow", Kind::kF32, put(y, narrow(a, b))),
       BITS("Int::set1", V::Int::set1(0x8000000100000001u) ^ bits(a)),
   };
 };

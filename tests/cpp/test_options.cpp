@@ -1,1 +1,369 @@
+// Axes, strides, dtypes and options drawn at random, against an oracle that knows only indices; the
+// same bits on every ISA, for every algorithm and however the arrays lie in memory.
 #include "support.hpp"
+
+namespace softmaxlib::test {
+namespace {
+
+using Shape = std::vector<int64_t>;
+
+int64_t size_of(const Shape& shape) {
+  int64_t size = 1;
+  for (const int64_t d : shape) size *= d;
+  return size;
+}
+
+// An array somewhere in a watched buffer, with strides of any kind.
+class Array {
+ public:
+  // Logical shape; layout: random order of axes, directions, gaps and odd alignment, or plain.
+  Array(softmaxlib_dtype dtype, Shape shape, std::mt19937& random, bool plain)
+      : shape_(std::move(shape)), strides_(shape_.size()) {
+    const int64_t item = item_size_of(dtype);
+    std::vector<size_t> order(shape_.size());
+    for (size_t d = 0; d < order.size(); ++d) order[d] = order.size() - 1 - d;
+    if (!plain) std::shuffle(order.begin(), order.end(), random);
+    int64_t step = item, low = 0;
+    for (const size_t d : order) {
+      if (!plain && random() % 4 == 0) step += static_cast<int64_t>(random() % 3) * item + (random() % 5 == 0);
+      strides_[d] = step;
+      step *= std::max<int64_t>(shape_[d], 1);
+      if (!plain && random() % 3 == 0) {
+        low += (std::max<int64_t>(shape_[d], 1) - 1) * strides_[d];
+        strides_[d] = -strides_[d];
+      }
+    }
+    const int64_t odd = plain ? 0 : static_cast<int64_t>(random() % 8);
+    memory_.assign(static_cast<size_t>(step + odd), kUntouched);
+    view_ = {memory_.data() + low + odd, dtype, static_cast<int32_t>(shape_.size()), shape_.data(),
+             plain ? nullptr : strides_.data()};
+  }
+  Array(const Array&) = delete;
+  Array& operator=(const Array&) = delete;
+
+  // Repeats along an axis: every index shows element 0.
+  void stretch(size_t axis, int64_t size) {
+    shape_[axis] = size;
+    strides_[axis] = 0;
+    view_.shape = shape_.data();
+    view_.strides = strides_.data();
+  }
+
+  const softmaxlib_array& view() const { return view_; }
+  const Shape& shape() const { return shape_; }
+  softmaxlib_dtype dtype() const { return view_.dtype; }
+  char* at(const Shape& index) const {
+    char* p = static_cast<char*>(view_.data);
+    for (size_t d = 0; d < shape_.size(); ++d) p += index[d] * strides_[d];
+    return p;
+  }
+  // The element that broadcasting shows at an index of a larger shape.
+  Real seen_at(const Shape& index) const {
+    Shape mine(shape_.size());
+    for (size_t d = 0; d < shape_.size(); ++d)
+      mine[d] = shape_[d] == 1 ? 0 : index[index.size() - shape_.size() + d];
+    return decode(view_.dtype, at(mine));
+  }
+  // Bytes between the elements that a call must leave alone.
+  bool only_elements_changed(const std::vector<char*>& elements) {
+    std::vector<bool> mine(memory_.size());
+    for (const char* p : elements)
+      for (int b = 0; b < item_size_of(view_.dtype); ++b) mine[static_cast<size_t>(p - memory_.data() + b)] = true;
+    for (size_t i = 0; i < memory_.size(); ++i)
+      if (!mine[i] && memory_[i] != kUntouched) return false;
+    return true;
+  }
+
+ private:
+  static constexpr char kUntouched = 0x77;
+  Shape shape_, strides_;
+  std::vector<char> memory_;
+  softmaxlib_array view_;
+};
+
+// Calls f(index) for every index of a shape.
+template <class F>
+void for_indices(const Shape& shape, F f) {
+  if (size_of(shape) == 0) return;
+  Shape index(shape.size());
+  for (;;) {
+    f(index);
+    size_t d = shape.size();
+    while (d > 0 && ++index[d - 1] == shape[d - 1]) index[--d] = 0;
+    if (d == 0) return;
+  }
+}
+
+template <class Value>
+void fill(const Array& array, Value value) {
+  for_indices(array.shape(), [&](const Shape& i) { encode(value(), array.dtype(), array.at(i)); });
+}
+
+// A shape that broadcasts to x's, constant along `fixed` axes.
+Shape broadcastable(const Shape& x, const std::vector<bool>& fixed, std::mt19937& random) {
+  Shape shape;
+  const size_t skip = x.empty() ? 0 : random() % (x.size() + 1);
+  for (size_t d = skip; d < x.size(); ++d) shape.push_back(fixed[d] || random() % 3 == 0 ? 1 : x[d]);
+  return shape;
+}
+
+constexpr softmaxlib_dtype kEveryType[] = {
+    SOFTMAXLIB_F32, SOFTMAXLIB_F64, SOFTMAXLIB_F16, SOFTMAXLIB_BF16, SOFTMAXLIB_BOOL,
+    SOFTMAXLIB_I8, SOFTMAXLIB_I16, SOFTMAXLIB_I32, SOFTMAXLIB_I64, SOFTMAXLIB_U8,
+    SOFTMAXLIB_U16, SOFTMAXLIB_U32, SOFTMAXLIB_U64};
+
+struct Problem {
+  softmaxlib_function function;
+  Shape shape;
+  std::vector<int32_t> axes;
+  std::vector<bool> reduced;
+  const Array *x, *bias, *where, *temperatures;
+  double temperature;
+  softmaxlib_dtype out;
+
+  Shape out_shape() const {
+    Shape s;
+    for (size_t d = 0; d < shape.size(); ++d)
+      if (function != SOFTMAXLIB_LOGSUMEXP || !reduced[d]) s.push_back(shape[d]);
+    return s;
+  }
+
+  // The arguments of one row, and which take part; `outer` is the row's index, 0 along the axes.
+  std::pair<std::vector<Real>, std::vector<bool>> row(const Shape& outer) const {
+    std::vector<Real> values;
+    std::vector<bool> in;
+    Shape inner = shape;
+    for (size_t d = 0; d < shape.size(); ++d)
+      if (!reduced[d]) inner[d] = 1;
+    for_indices(inner, [&](const Shape& i) {
+      Shape index = outer;
+      for (size_t d = 0; d < shape.size(); ++d) index[d] += i[d];
+      Real z = converted(x->seen_at(index), out);
+      z /= temperatures ? temperatures->seen_at(index) : Real{temperature};
+      if (bias) z += bias->seen_at(index);
+      values.push_back(z);
+      in.push_back(!where || where->seen_at(index) != 0);
+    });
+    return {values, in};
+  }
+};
+
+// Where each row starts.
+template <class F>
+void for_rows(const Problem& p, F f) {
+  Shape outer = p.shape;
+  for (size_t d = 0; d < outer.size(); ++d)
+    if (p.reduced[d]) outer[d] = 1;
+  for_indices(outer, f);
+}
+
+void check(const Problem& p, std::mt19937& random) {
+  Options o;
+  o.temperature = p.temperature;
+  o.bias = p.bias ? &p.bias->view() : nullptr;
+  o.where = p.where ? &p.where->view() : nullptr;
+  o.temperatures = p.temperatures ? &p.temperatures->view() : nullptr;
+
+  std::vector<char> wanted;
+  bool first = true;
+  std::vector<softmaxlib_algorithm> algorithms = algorithms_of(p.function, p.out);
+  algorithms.push_back(SOFTMAXLIB_ALGORITHM_AUTO);
+  algorithms.push_back(SOFTMAXLIB_THREE_PASS_RELOAD);  // or its nearest relative
+  for (const softmaxlib_isa isa : isas())
+    for (const softmaxlib_algorithm algorithm : algorithms) {
+      o.isa = isa;
+      o.algorithm = algorithm;
+      o.store = static_cast<softmaxlib_store>(random() % 3);
+      Array out(p.out, p.out_shape(), random, random() % 3 == 0);
+      ASSERT_EQ(run_array(p.function, p.x->view(), out.view(), static_cast<int32_t>(p.axes.size()),
+                          p.axes.data(), o),
+                SOFTMAXLIB_OK);
+      std::vector<char> bytes;
+      std::vector<char*> elements;
+      for_indices(out.shape(), [&](const Shape& i) {
+        elements.push_back(out.at(i));
+        bytes.insert(bytes.end(), out.at(i), out.at(i) + item_size_of(p.out));
+      });
+      ASSERT_TRUE(out.only_elements_changed(elements));
+      if (!first) {
+        ASSERT_TRUE(same_bits(bytes, wanted, p.out)) << describe(o);
+        continue;
+      }
+      first = false;
+      wanted = bytes;
+
+      for_rows(p, [&](const Shape& outer) {
+        const auto [values, in] = p.row(outer);
+        std::vector<Real> actual;
+        if (p.function == SOFTMAXLIB_LOGSUMEXP) {
+          Shape index;
+          for (size_t d = 0; d < outer.size(); ++d)
+            if (!p.reduced[d]) index.push_back(outer[d]);
+          actual.push_back(decode(p.out, out.at(index)));
+        } else {
+          Shape inner = p.shape;
+          for (size_t d = 0; d < inner.size(); ++d)
+            if (!p.reduced[d]) inner[d] = 1;
+          for_indices(inner, [&](const Shape& i) {
+            Shape index = outer;
+            for (size_t d = 0; d < index.size(); ++d) index[d] += i[d];
+            actual.push_back(decode(p.out, out.at(index)));
+          });
+        }
+        ASSERT_TRUE(accurate(p.function, p.out, exact_row(p.function, values, in), actual));
+      });
+    }
+}
+
+void draw_and_check(uint32_t seed, bool special) {
+  std::mt19937 random(seed);
+  std::normal_distribution<double> normal;
+  Problem p = {};
+  p.function = kFunctionList[random() % 5];
+  p.out = kFloatTypes[random() % 4];
+  const size_t ndim = random() % 5;
+  for (size_t d = 0; d < ndim; ++d)
+    p.shape.push_back(random() % 25 == 0 ? 0 : 1 + static_cast<int64_t>(random() % (ndim > 2 ? 6 : 40)));
+  if (ndim && random() % 20 == 0) p.shape[random() % ndim] = 1100;
+
+  p.reduced.assign(ndim, false);
+  for (size_t d = 0; d < ndim; ++d)
+    if (random() % 2) {
+      p.axes.push_back(static_cast<int32_t>(d) - (random() % 2 ? static_cast<int32_t>(ndim) : 0));
+      p.reduced[d] = true;
+    }
+  std::shuffle(p.axes.begin(), p.axes.end(), random);
+  if (p.axes.empty()) p.reduced.assign(ndim, true);
+
+  const softmaxlib_dtype x_type = random() % 2 ? p.out : kEveryType[random() % std::size(kEveryType)];
+  Array x(x_type, p.shape, random, random() % 3 == 0);
+  const double scale = x_type >= SOFTMAXLIB_BOOL ? 20 : std::pow(10, normal(random));
+  fill(x, [&]() -> double {
+    const double v = normal(random) * scale;
+    if (x_type < SOFTMAXLIB_BOOL) {
+      if (special && random() % 40 == 0) return -kInf;
+      if (special && random() % 400 == 0) return random() % 2 ? kNaN : kInf;
+    }
+    return x_type >= SOFTMAXLIB_U8 || x_type == SOFTMAXLIB_BOOL ? std::fabs(v) : v;
+  });
+  if (ndim && random() % 6 == 0 && p.shape[0] > 0) x.stretch(0, p.shape[0]);
+  p.x = &x;
+
+  p.temperature = 1;
+  if (random() % 3 == 0) p.temperature = std::exp(normal(random));
+  const std::vector<bool> free(ndim, false);
+  Array temperatures(random() % 2 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64,
+                     broadcastable(p.shape, p.reduced, random), random, false);
+  fill(temperatures, [&] { return std::exp(normal(random)); });
+  if (random() % 3 == 0) p.temperatures = &temperatures;
+  Array bias(kFloatTypes[random() % 4], broadcastable(p.shape, free, random), random, false);
+  fill(bias, [&] { return special && random() % 10 == 0 ? -kInf : 3 * normal(random); });
+  if (random() % 3 == 0) p.bias = &bias;
+  Array where(SOFTMAXLIB_BOOL, broadcastable(p.shape, free, random), random, false);
+  const uint32_t odds = random() % 4;
+  fill(where, [&] { return odds == 3 ? 0.0 : random() % 4 > odds; });
+  if (random() % 3 == 0) p.where = &where;
+
+  SCOPED_TRACE("seed " + std::to_string(seed) + " " + kFunctionNames[p.function] + " " +
+               kDtypeNames[x_type] + " to " + kDtypeNames[p.out]);
+  check(p, random);
+}
+
+TEST(Options, RandomProblems) {
+  for (uint32_t seed = 0; seed < 6000; ++seed) {
+    draw_and_check(seed, seed % 2);
+    ASSERT_FALSE(HasFailure());
+  }
+}
+
+// Without options, rows with strides give the bits of contiguous ones.
+TEST(Options, StridesKeepTheBits) {
+  std::mt19937 random(4);
+  for (const softmaxlib_function function : kFunctionList)
+    for (const softmaxlib_dtype dtype : kFloatTypes)
+      for (const int64_t n : {1, 15, 65, 1041, 3000, 70000})
+        for (const Pattern pattern : {Pattern::kWide, Pattern::kSteep, Pattern::kFarAbove,
+                                      Pattern::kEveryMagnitude, Pattern::kMasked}) {
+          const auto values = make_row(pattern, n, dtype, 3);
+          const auto row = encode_all(values, dtype);
+          const auto wanted = row_result(function, dtype, row, Options());
+          for (const softmaxlib_isa isa : isas()) {
+            // The same row along the slow axis of a matrix, backwards in memory.
+            const int64_t item = item_size_of(dtype), shape[] = {n, 2};
+            std::vector<char> x(static_cast<size_t>(2 * n * item)), y(x.size());
+            for (int64_t i = 0; i < n; ++i)
+              for (int64_t j = 0; j < 2; ++j)
+                memcpy(x.data() + ((n - 1 - i) * 2 + j) * item, row.data() + i * item, static_cast<size_t>(item));
+            const int64_t strides[] = {-2 * item, item};
+            const int64_t last = 2 * (n - 1) * item;
+            const softmaxlib_array xa = {x.data() + last, dtype, 2, shape, strides};
+            const bool reduces = function == SOFTMAXLIB_LOGSUMEXP;
+            const softmaxlib_array ya = reduces ? softmaxlib_array{y.data(), dtype, 1, shape + 1, nullptr}
+                                                : softmaxlib_array{y.data() + last, dtype, 2, shape, strides};
+            const int32_t axis = 0;
+            ASSERT_EQ(run_array(function, xa, ya, 1, &axis, Options(isa, SOFTMAXLIB_TWO_PASS)), SOFTMAXLIB_OK);
+            for (int64_t i = 0; i < result_elements(function, n); ++i)
+              for (int64_t j = 0; j < 2; ++j) {
+                const int64_t at = reduces ? j : (n - 1 - i) * 2 + j;
+                ASSERT_FALSE(memcmp(y.data() + at * item, wanted.data() + i * item, static_cast<size_t>(item)))
+                    << kFunctionNames[function] << " " << kDtypeNames[dtype] << " n " << n << " pattern "
+                    << static_cast<int>(pattern) << " element " << i << " " << softmaxlib_isa_name(isa);
+              }
+          }
+        }
+}
+
+// Positions left out give 0 or -inf, whatever x holds there; so does a row without any.
+TEST(Options, WhereHidesEverything) {
+  for (const softmaxlib_function function : kFunctionList)
+    for (const softmaxlib_dtype dtype : kFloatTypes)
+      for (const softmaxlib_isa isa : isas())
+        for (const int64_t n : {1, 5, 70, 1500}) {
+          std::vector<double> values = make_row(Pattern::kNormal, n, dtype, 2);
+          std::vector<uint8_t> where(static_cast<size_t>(n), 1);
+          for (size_t i = 0; i < values.size(); i += 3) {
+            where[i] = 0;
+            values[i] = i % 2 ? kNaN : kInf;
+          }
+          for (const bool none : {false, true}) {
+            if (none) where.assign(where.size(), 0);
+            const auto x = encode_all(values, dtype);
+            const softmaxlib_array mask = {where.data(), SOFTMAXLIB_BOOL, 1, &n, nullptr};
+            Options o(isa, SOFTMAXLIB_ALGORITHM_AUTO);
+            o.where = &mask;
+            const auto y = row_result(function, dtype, x, o);
+            ASSERT_TRUE(accurate(function, dtype,
+                                 exact_row(function, decode_all(x.data(), n, dtype),
+                                           std::vector<bool>(where.begin(), where.end())),
+                                 decode_all(y.data(), result_elements(function, n), dtype)))
+                << softmaxlib_isa_name(isa) << " n " << n << " none " << none;
+          }
+        }
+}
+
+// Temperatures at both ends of the range; 1 gives the bits of none.
+TEST(Options, Temperature) {
+  for (const softmaxlib_function function : kFunctionList)
+    for (const softmaxlib_dtype dtype : {SOFTMAXLIB_F32, SOFTMAXLIB_F64}) {
+      const auto x = encode_all(make_row(Pattern::kWide, 300, dtype, 2), dtype);
+      const auto plain = row_result(function, dtype, x, Options());
+      const auto arguments = decode_all(x.data(), 300, dtype);
+      for (const double t : {1.0, 0.1, 0.7, 3.0, 1e-3, 1e3, 1e-6, 1e6, 1e-30, 1e30}) {
+        Options o;
+        o.temperature = t;
+        auto z = arguments;
+        for (Real& v : z) v /= t;
+        for (const softmaxlib_isa isa : isas()) {
+          o.isa = isa;
+          const auto y = row_result(function, dtype, x, o);
+          ASSERT_TRUE(t != 1 || same_bits(y, plain, dtype));
+          ASSERT_TRUE(accurate(function, dtype, exact_row(function, z),
+                               decode_all(y.data(), result_elements(function, 300), dtype)))
+              << "temperature " << t << " on " << softmaxlib_isa_name(isa);
+        }
+      }
+    }
+}
+
+}  // namespace
+}  // namespace softmaxlib::test
