@@ -21,15 +21,32 @@ import re
 import struct
 from bisect import insort
 
-from mpmath import (atanh, ceil, cos, exp, floor, frexp, ldexp, log, lu_solve,
-                    matrix, mp, mpf, pi, polyval, sign, sqrt)
+from mpmath import (
+    atanh,
+    ceil,
+    cos,
+    exp,
+    floor,
+    frexp,
+    ldexp,
+    log,
+    lu_solve,
+    matrix,
+    mp,
+    mpf,
+    pi,
+    polyval,
+    sign,
+    sqrt,
+)
 
 mp.dps = 70
 FLOAT, DOUBLE = 24, 53  # a format is named by its number of significant bits
-BEAM = 2                # partly rounded candidates kept at each step
+BEAM = 2  # partly rounded candidates kept at each step
 
 
 # --- Number formats ---------------------------------------------------------
+
 
 def neighbours(x, bits):
     """x rounded down and up to `bits` bits (no subnormals occur here)."""
@@ -54,6 +71,7 @@ def power(error):
 
 # --- Approximation ----------------------------------------------------------
 
+
 class Problem:
     """Minimise max |u(x) q(x) - v(x)| on [lo, hi], for q of a given degree.
 
@@ -67,8 +85,9 @@ class Problem:
         # An even number of points, so that the grid avoids 0 inside [-a, a].
         self.count = 24 * (degree + 2)
         self.step = pi / (self.count - 1)
-        self.grid = [(x, u(x), v(x))
-                     for x in (self.point(i * self.step) for i in range(self.count))]
+        self.grid = [
+            (x, u(x), v(x)) for x in (self.point(i * self.step) for i in range(self.count))
+        ]
 
     def error(self, q, x):
         return self.u(x) * polyval(q[::-1], x) - self.v(x)
@@ -81,7 +100,7 @@ class Problem:
         e = [abs(u * polyval(reversed_q, x) - v) for x, u, v in self.grid]
         peaks = [(e[i], self.grid[i][0]) for i in (0, -1)]
         for i in range(1, self.count - 1):
-            a, b, c = e[i - 1:i + 2]
+            a, b, c = e[i - 1 : i + 2]
             if a < b >= c:
                 x = self.point((i + (a - c) / (a - 2 * b + c) / 2) * self.step)
                 peaks.append(max((b, self.grid[i][0]), (abs(self.error(q, x)), x)))
@@ -99,13 +118,17 @@ class Problem:
         free = range(m, self.degree + 1)
         if not free:
             return q, self.worst(q)[0]
-        side = lambda x: sign(self.u(x) * x**m)
+
+        def side(x):
+            return sign(self.u(x) * x**m)
+
         # Chebyshev nodes, skewed so that none is 0, where E is always 0.
         size = len(free) + 1
         ref = [self.point(pi * (i + mpf("0.4")) / size) for i in range(size)]
         while True:
-            rows = [[self.u(x) * x**k for k in free] + [(-1)**i * side(x)]
-                    for i, x in enumerate(ref)]
+            rows = [
+                [self.u(x) * x**k for k in free] + [(-1) ** i * side(x)] for i, x in enumerate(ref)
+            ]
             start = [-self.error(q[:m] or [0], x) for x in ref]
             *q[m:], level = lu_solve(matrix(rows), matrix(start))
             error, x = self.worst(q)
@@ -115,8 +138,12 @@ class Problem:
             # same sign or, if x lies outside with the other sign, the far end.
             insort(ref, x)
             i = ref.index(x)
-            same = [j for j in (i - 1, i + 1) if 0 <= j < len(ref) and
-                    side(x) * self.error(q, x) * side(ref[j]) * self.error(q, ref[j]) > 0]
+            same = [
+                j
+                for j in (i - 1, i + 1)
+                if 0 <= j < len(ref)
+                and side(x) * self.error(q, x) * side(ref[j]) * self.error(q, ref[j]) > 0
+            ]
             del ref[same[0] if same else -1 if i == 0 else 0]
 
     def rounded(self, bits, fixed=()):
@@ -124,8 +151,7 @@ class Problem:
         which tries both neighbours of each coefficient, low order first."""
         beam = [self.remez(fixed)]
         for k in range(len(fixed), self.degree + 1):
-            tried = [self.remez(q[:k] + [c])
-                     for q, _ in beam for c in neighbours(q[k], bits)]
+            tried = [self.remez(q[:k] + [c]) for q, _ in beam for c in neighbours(q[k], bits)]
             beam = sorted(tried, key=lambda result: result[1])[:BEAM]
         return beam[0]
 
@@ -135,13 +161,17 @@ def exp_problem(bound, degree):
 
 
 def log_problem(degree):
-    ratio = lambda z: sqrt(z) / atanh(sqrt(z)) if z else mpf(1)
+    def ratio(z):
+        return sqrt(z) / atanh(sqrt(z)) if z else mpf(1)
+
     # 1 + f = sqrt(2) gives the largest s = f / (2 + f) = 3 - 2 sqrt(2).
-    return Problem(lambda z: z * ratio(z) / 2, lambda z: 1 - ratio(z),
-                   mpf(0), (3 - 2 * sqrt(2))**2, degree)
+    return Problem(
+        lambda z: z * ratio(z) / 2, lambda z: 1 - ratio(z), mpf(0), (3 - 2 * sqrt(2)) ** 2, degree
+    )
 
 
 # --- Output -----------------------------------------------------------------
+
 
 def show(name, values, bits, *comments):
     for comment in comments:
@@ -159,8 +189,10 @@ def show_split(name, value, bits, hi=None):
     lo = nearest(value - hi, bits)
     kind = "float" if bits == FLOAT else "double"
     print(f"constexpr {kind} {name}Hi = {literal(hi, bits)};")
-    print(f"constexpr {kind} {name}Lo = {literal(lo, bits)};"
-          f"  // |hi + lo - exact| <= {power(abs(value - hi - lo))}")
+    print(
+        f"constexpr {kind} {name}Lo = {literal(lo, bits)};"
+        f"  // |hi + lo - exact| <= {power(abs(value - hi - lo))}"
+    )
 
 
 def show_exp(name, bits, bound, text, degree, modes):
@@ -169,11 +201,19 @@ def show_exp(name, bits, bound, text, degree, modes):
     results = {fixed: problem.rounded(bits, fixed) for fixed in modes}
     best = min(modes, key=lambda fixed: results[fixed][1])
     label = {(): "c0 free", (1,): "c0 = 1"}
-    show(name, results[best][0], bits,
-         f"{name}: e^t = 1 + t q(t), |t| <= {text} = {mp.nstr(bound, 8)}, q of degree {degree}",
-         *(f"{label[m]}: max relative error {power(results[m][1])} rounded,"
-           f" {power(problem.remez(m)[1])} before rounding"
-           + " (chosen)" * (m == best and len(modes) > 1) for m in modes))
+    show(
+        name,
+        results[best][0],
+        bits,
+        f"{name}: e^t = 1 + t q(t), |t| <= {text} = {mp.nstr(bound, 8)}, q of degree {degree}",
+        *(
+            f"{label[m]}: max relative error {power(results[m][1])} rounded,"
+            f" {power(problem.remez(m)[1])} before rounding"
+            + " (chosen)"
+            * (m == best and len(modes) > 1)
+            for m in modes
+        ),
+    )
 
 
 def show_log(name, bits, target):
@@ -188,11 +228,15 @@ def show_log(name, bits, target):
                 break
         print(f"// {name}: degree {degree} is not enough, {power(ideal)} before rounding")
         degree += 1
-    show(name, q, bits,
-         f"{name}: log(1 + f) = 2 s + s z P(z), s = f / (2 + f), z = s^2,",
-         f"1 + f in [sqrt(1/2), sqrt(2)], 0 <= z <= {mp.nstr((3 - 2 * sqrt(2))**2, 8)},"
-         f" P of degree {degree}",
-         f"max relative error {power(error)} rounded, {power(ideal)} before rounding")
+    show(
+        name,
+        q,
+        bits,
+        f"{name}: log(1 + f) = 2 s + s z P(z), s = f / (2 + f), z = s^2,",
+        f"1 + f in [sqrt(1/2), sqrt(2)], 0 <= z <= {mp.nstr((3 - 2 * sqrt(2)) ** 2, 8)},"
+        f" P of degree {degree}",
+        f"max relative error {power(error)} rounded, {power(ideal)} before rounding",
+    )
 
 
 def main():
@@ -202,17 +246,21 @@ def main():
     show_exp("kExp32", FLOAT, ln2 / 16 * mpf("1.02"), "1.02 ln2/16", 2, [(), one])
     show_exp("kExp32Accurate", FLOAT, ln2 / 16 * mpf("1.02"), "1.02 ln2/16", 3, [(), one])
 
-    roots = [mpf(2)**(mpf(j) / 8) for j in range(8)]
+    roots = [mpf(2) ** (mpf(j) / 8) for j in range(8)]
     floats = [nearest(root, FLOAT) for root in roots]
     print("// kExp32Table: bits of float(2^(j/8)), less those of 1 and j << 20: adding")
     print("// n << 20, n = 8 e + j, and the bits of 1 makes the bits of 2^e float(2^(j/8))")
     print("constexpr std::uint32_t kExp32Table[8] = {")
     for j, value in enumerate(floats):
-        bits, = struct.unpack("<I", struct.pack("<f", float(value)))
-        print(f"    {(bits - 0x3f800000 - (j << 20)) % 2**32:#010x}u,")
+        (bits,) = struct.unpack("<I", struct.pack("<f", float(value)))
+        print(f"    {(bits - 0x3F800000 - (j << 20)) % 2**32:#010x}u,")
     print("};\n")
-    show("kExp32Delta", [nearest(log(r / f), FLOAT) for r, f in zip(roots, floats)], FLOAT,
-         "kExp32Delta: log(2^(j/8) / float(2^(j/8))), to be added to t")
+    show(
+        "kExp32Delta",
+        [nearest(log(r / f), FLOAT) for r, f in zip(roots, floats, strict=True)],
+        FLOAT,
+        "kExp32Delta: log(2^(j/8) / float(2^(j/8))), to be added to t",
+    )
 
     print("// Range reduction of exp: the nearest number and its remainder")
     show_split("kLn2Over8", ln2 / 8, FLOAT)
@@ -222,12 +270,14 @@ def main():
 
     for degree in 9, 11:
         problem = exp_problem(ln2 / 2 * mpf("1.01"), degree)
-        print(f"// kExp64: degree {degree} would give {power(problem.rounded(DOUBLE, one)[1])}"
-              f" rounded, {power(problem.remez(one)[1])} before rounding")
+        print(
+            f"// kExp64: degree {degree} would give {power(problem.rounded(DOUBLE, one)[1])}"
+            f" rounded, {power(problem.remez(one)[1])} before rounding"
+        )
     show_exp("kExp64", DOUBLE, ln2 / 2 * mpf("1.01"), "1.01 ln2/2", 10, [one])
 
-    show_log("kLog32", FLOAT, mpf(2)**-28)
-    show_log("kLog64", DOUBLE, mpf(2)**-58)
+    show_log("kLog32", FLOAT, mpf(2) ** -28)
+    show_log("kLog64", DOUBLE, mpf(2) ** -58)
 
     print("// log: hi is short, so that e * hi is exact for any exponent e")
     show_split("kLogLn2Float", ln2, FLOAT, "0x1.62ep-1")

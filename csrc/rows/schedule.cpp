@@ -57,8 +57,7 @@ softmaxlib_algorithm registered(softmaxlib_function function, const Job& job, bo
   const bool can_store = (job.direct || tiled) && (out == SOFTMAXLIB_F32 || out == SOFTMAXLIB_F64);
   if (function == SOFTMAXLIB_LOG_STABLEMAX) return SOFTMAXLIB_TWO_PASS;
   if (stablemax)  // has no maximum pass; in place it must be able to start over
-    return reloads(a) && can_store && !in_place ? SOFTMAXLIB_TWO_PASS_RELOAD
-                                                    : SOFTMAXLIB_TWO_PASS;
+    return reloads(a) && can_store && !in_place ? SOFTMAXLIB_TWO_PASS_RELOAD : SOFTMAXLIB_TWO_PASS;
   if (softmax && can_store && a == SOFTMAXLIB_TWO_PASS_RELOAD && in_place)
     return SOFTMAXLIB_THREE_PASS_RELOAD;
   if (softmax && can_store) return a;

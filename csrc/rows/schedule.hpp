@@ -11,7 +11,7 @@ struct Schedule {
   bool streaming;
   bool split;       // the blocks of each row go to the threads, else whole rows
   int64_t tasks;    // 1: serial
-  int64_t tile;    // Job::tile
+  int64_t tile;     // Job::tile
   int64_t scratch;  // bytes of one task
 };
 

@@ -158,7 +158,8 @@ inline Pair<f32x16> combine(f32x16 x, const double* bias, const Affine& a) {
 inline Pair<f64x8> combine(f64x8 x, const double* bias, const Affine& a) {
   const f64x8 inverse = f64x8::set1(a.inverse), b = load(bias);
   const f64x8 product = x * inverse;
-  const f64x8 product_lo = fma(x, inverse, f64x8::set1(0) - product) + x * f64x8::set1(a.inverse_lo);
+  const f64x8 product_lo =
+      fma(x, inverse, f64x8::set1(0) - product) + x * f64x8::set1(a.inverse_lo);
   const f64x8 z = product + b;
   const f64x8 tail = z - product;
   const f64x8 sum_lo = (product - (z - tail)) + (b - tail);
