@@ -21,12 +21,8 @@ int64_t cache_or(int level, int64_t fallback) {
   const int64_t size = cache_size(level);
   return size ? size : fallback;
 }
-int64_t level2() {
-  static const int64_t size = cache_or(2, int64_t{1} << 20);
-  return size;
-}
 int64_t last_level() {
-  static const int64_t size = std::max(cache_or(3, int64_t{32} << 20), level2());
+  static const int64_t size = std::max(cache_or(3, int64_t{32} << 20), cache_or(2, 0));
   return size;
 }
 
@@ -74,10 +70,11 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
   const int64_t x_item = item_size(job.dtype[kX]), out_item = item_size(job.dtype[kOut]);
   const int64_t row_bytes = job.n * (x_item + out_item);
 
-  // One exponential per element where both x and y stay in cache, else the least traffic.
+  // One exponential per element where x and y stay in cache (the last is shared with others), else
+  // the least traffic.
   s.algorithm = options.algorithm;
   if (s.algorithm == SOFTMAXLIB_ALGORITHM_AUTO)
-    s.algorithm = row_bytes <= level2() ? SOFTMAXLIB_TWO_PASS_RELOAD : SOFTMAXLIB_TWO_PASS;
+    s.algorithm = row_bytes <= last_level() / 2 ? SOFTMAXLIB_TWO_PASS_RELOAD : SOFTMAXLIB_TWO_PASS;
   s.tile = tile_of(job, options);
   s.algorithm = registered(function, job, s.tile > 0, s.algorithm);
 

@@ -1,9 +1,8 @@
 /* The header and the library from C11. */
 #include <math.h>
+#include <softmaxlib/softmaxlib.h>
 #include <stdio.h>
 #include <string.h>
-
-#include <softmaxlib/softmaxlib.h>
 
 static int failures = 0;
 

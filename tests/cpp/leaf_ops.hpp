@@ -38,12 +38,12 @@ void put_one(void* p, T x) {
 }
 
 // The operations on a vector type; A, B, C and Y are what their arguments are called below.
-#define OP(label, result, expression)                                              \
-  LeafOp {                                                                         \
+#define OP(label, result, expression)                                                      \
+  LeafOp {                                                                                 \
     label, kKind<V>, result, [](const void* pa, const void* pb, const void* pc, void* y) { \
-      [[maybe_unused]] const V a = get<V>(pa), b = get<V>(pb), c = get<V>(pc);     \
-      expression;                                                                  \
-    }                                                                              \
+      [[maybe_unused]] const V a = get<V>(pa), b = get<V>(pb), c = get<V>(pc);             \
+      expression;                                                                          \
+    }                                                                                      \
   }
 #define SAME(label, expression) OP(label, kKind<V>, put(y, expression))
 #define BITS(label, expression) OP(label, Kind::kBits, put(y, from_bits(expression)))
@@ -56,7 +56,7 @@ struct Ops {
   static constexpr LeafOp kList[] = {
       SAME("+", a + b),
       SAME("-", a - b),
-      SAME("*", a * b),
+      SAME("*", a* b),
       SAME("/", a / b),
       SAME("fma", fma(a, b, c)),
       SAME("fnma", fnma(a, b, c)),
@@ -129,8 +129,9 @@ constexpr LeafStorage storage(softmaxlib_dtype dtype) {
   };
 }
 
-constexpr LeafStorage kStorages[] = {storage<float>(SOFTMAXLIB_F32), storage<double>(SOFTMAXLIB_F64),
-                                     storage<f16>(SOFTMAXLIB_F16), storage<bf16>(SOFTMAXLIB_BF16)};
+constexpr LeafStorage kStorages[] = {storage<float>(SOFTMAXLIB_F32),
+                                     storage<double>(SOFTMAXLIB_F64), storage<f16>(SOFTMAXLIB_F16),
+                                     storage<bf16>(SOFTMAXLIB_BF16)};
 
 template <int N>
 int append(LeafOp* to, int count, const LeafOp (&from)[N]) {

@@ -35,7 +35,7 @@ struct KernelId {
   const char* name;
 };
 constexpr KernelId kRegistry[] = {
-#define SOFTMAXLIB_KERNEL(function, algorithm, storage)                 \
+#define SOFTMAXLIB_KERNEL(function, algorithm, storage)                       \
   {int{registry::function}, int{registry::algorithm}, int{registry::storage}, \
    #function "_" #algorithm "_" #storage},
 #include "kernels.def"
@@ -49,7 +49,7 @@ constexpr const char* kFunctionNames[] = {"softmax", "log_softmax", "logsumexp",
                                           "log_stablemax"};
 constexpr softmaxlib_dtype kFloatTypes[] = {SOFTMAXLIB_F32, SOFTMAXLIB_F64, SOFTMAXLIB_F16,
                                             SOFTMAXLIB_BF16};
-constexpr const char* kDtypeNames[] = {"f32", "f64", "f16", "bf16", "bool", "i8",  "i16",
+constexpr const char* kDtypeNames[] = {"f32", "f64", "f16", "bf16", "bool", "i8", "i16",
                                        "i32", "i64", "u8",  "u16",  "u32",  "u64"};
 
 inline std::vector<softmaxlib_algorithm> algorithms_of(softmaxlib_function function,
@@ -134,7 +134,8 @@ inline uint16_t to_half(double x, int exponent_bits) {
   const int mantissa_bits = 15 - exponent_bits, bias = (1 << (exponent_bits - 1)) - 1;
   const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
   const int infinity = ((1 << exponent_bits) - 1) << mantissa_bits;
-  const double r = std::fabs(round_to(x, format_of(exponent_bits == 5 ? SOFTMAXLIB_F16 : SOFTMAXLIB_BF16)));
+  const double r =
+      std::fabs(round_to(x, format_of(exponent_bits == 5 ? SOFTMAXLIB_F16 : SOFTMAXLIB_BF16)));
   int magnitude;
   if (r != r) magnitude = infinity | 1 << (mantissa_bits - 1);
   else if (r == kInf) magnitude = infinity;
@@ -169,8 +170,16 @@ inline void encode(double x, softmaxlib_dtype dtype, char* p) {
   switch (dtype) {
     case SOFTMAXLIB_F32: return put_as<float>(p, x);
     case SOFTMAXLIB_F64: return put_as<double>(p, x);
-    case SOFTMAXLIB_F16: { const uint16_t h = to_half(x, 5); memcpy(p, &h, 2); return; }
-    case SOFTMAXLIB_BF16: { const uint16_t h = to_half(x, 8); memcpy(p, &h, 2); return; }
+    case SOFTMAXLIB_F16: {
+      const uint16_t h = to_half(x, 5);
+      memcpy(p, &h, 2);
+      return;
+    }
+    case SOFTMAXLIB_BF16: {
+      const uint16_t h = to_half(x, 8);
+      memcpy(p, &h, 2);
+      return;
+    }
     case SOFTMAXLIB_BOOL: return put_as<uint8_t>(p, x != 0);
     case SOFTMAXLIB_I8: return put_as<int8_t>(p, x);
     case SOFTMAXLIB_I16: return put_as<int16_t>(p, x);
@@ -215,7 +224,8 @@ inline std::vector<char> encode_all(const std::vector<double>& values, softmaxli
 }
 inline std::vector<Real> decode_all(const char* p, int64_t n, softmaxlib_dtype dtype) {
   std::vector<Real> values(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i) values[static_cast<size_t>(i)] = decode(dtype, p + i * item_size_of(dtype));
+  for (int64_t i = 0; i < n; ++i)
+    values[static_cast<size_t>(i)] = decode(dtype, p + i * item_size_of(dtype));
   return values;
 }
 
@@ -275,8 +285,8 @@ struct Options : softmaxlib_options {
 
 inline std::string describe(const Options& o) {
   const char* name = softmaxlib_isa_name(o.isa);
-  return std::string(name ? name : "auto") + " algorithm " + std::to_string(o.algorithm) + " store " +
-         std::to_string(o.store) + " threads " + std::to_string(o.num_threads);
+  return std::string(name ? name : "auto") + " algorithm " + std::to_string(o.algorithm) +
+         " store " + std::to_string(o.store) + " threads " + std::to_string(o.num_threads);
 }
 
 // softmaxlib_run with exactly the scratch it asks for, watched.
@@ -302,8 +312,9 @@ inline softmaxlib_status run_array(softmaxlib_function function, const softmaxli
 }
 
 // Rows of n contiguous elements.
-inline softmaxlib_status run_rows(softmaxlib_function function, softmaxlib_dtype dtype, const void* x,
-                                  void* y, int64_t rows, int64_t n, const Options& o) {
+inline softmaxlib_status run_rows(softmaxlib_function function, softmaxlib_dtype dtype,
+                                  const void* x, void* y, int64_t rows, int64_t n,
+                                  const Options& o) {
   const int64_t shape[] = {rows, n};
   const softmaxlib_array xa = {const_cast<void*>(x), dtype, 2, shape, nullptr};
   const bool reduces = function == SOFTMAXLIB_LOGSUMEXP;
@@ -327,11 +338,28 @@ inline std::vector<char> row_result(softmaxlib_function function, softmaxlib_dty
 // ---- Rows.
 
 enum class Pattern {
-  kNormal, kWide, kTiny, kHuge, kTies, kTwoValues, kRising, kFalling, kSteep, kSpike, kLongTail,
-  kEveryMagnitude, kMasked, kFarAbove, kFarBelow, kSubnormalResults, kIntegers, kCount
+  kNormal,
+  kWide,
+  kTiny,
+  kHuge,
+  kTies,
+  kTwoValues,
+  kRising,
+  kFalling,
+  kSteep,
+  kSpike,
+  kLongTail,
+  kEveryMagnitude,
+  kMasked,
+  kFarAbove,
+  kFarBelow,
+  kSubnormalResults,
+  kIntegers,
+  kCount
 };
 
-inline std::vector<double> make_row(Pattern pattern, int64_t n, softmaxlib_dtype dtype, uint32_t seed) {
+inline std::vector<double> make_row(Pattern pattern, int64_t n, softmaxlib_dtype dtype,
+                                    uint32_t seed) {
   std::mt19937_64 random(seed * 1000003u + static_cast<uint32_t>(pattern));
   std::normal_distribution<double> normal;
   std::uniform_real_distribution<double> uniform(0, 1);
@@ -354,7 +382,8 @@ inline std::vector<double> make_row(Pattern pattern, int64_t n, softmaxlib_dtype
       case Pattern::kSpike: x = i == n / 2 ? 60 : x; break;
       case Pattern::kLongTail: x = std::log(uniform(random) + 1e-300) * 10; break;
       case Pattern::kEveryMagnitude:
-        x = std::copysign(std::pow(10.0, (wide ? 600 : 78) * uniform(random) - (wide ? 300 : 40)), x);
+        x = std::copysign(std::pow(10.0, (wide ? 600 : 78) * uniform(random) - (wide ? 300 : 40)),
+                          x);
         break;
       case Pattern::kMasked: x = uniform(random) < 0.4 ? -kInf : 5 * x; break;
       case Pattern::kFarAbove: x += 50000; break;
@@ -429,7 +458,8 @@ inline Real bound_of(softmaxlib_function function, softmaxlib_dtype dtype) {
 
 // Compares with the exact result; the message names the first element beyond the bound.
 inline testing::AssertionResult accurate(softmaxlib_function function, softmaxlib_dtype dtype,
-                                         const std::vector<Real>& exact, const std::vector<Real>& actual,
+                                         const std::vector<Real>& exact,
+                                         const std::vector<Real>& actual,
                                          Errors* errors = nullptr) {
   const Format f = format_of(dtype);
   const Real bound = bound_of(function, dtype);

@@ -7,7 +7,8 @@ namespace softmaxlib::test {
 namespace {
 
 // The best ISA; test_kernels shows that the others return the same bits.
-Errors measure(softmaxlib_function function, softmaxlib_dtype dtype, const std::vector<double>& row) {
+Errors measure(softmaxlib_function function, softmaxlib_dtype dtype,
+               const std::vector<double>& row) {
   Errors errors;
   const auto x = encode_all(row, dtype);
   const auto y = row_result(function, dtype, x, Options());

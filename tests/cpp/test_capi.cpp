@@ -43,10 +43,12 @@ TEST(CApi, ValidCall) {
   for (const float p : call.y) EXPECT_FLOAT_EQ(p, 0.25f);
   // No options at all.
   call.y.assign(12, 0);
-  EXPECT_EQ(softmaxlib_run(SOFTMAXLIB_SOFTMAX, &call.xa, &call.ya, 1, &call.axis, nullptr), SOFTMAXLIB_OK);
+  EXPECT_EQ(softmaxlib_run(SOFTMAXLIB_SOFTMAX, &call.xa, &call.ya, 1, &call.axis, nullptr),
+            SOFTMAXLIB_OK);
   for (const float p : call.y) EXPECT_FLOAT_EQ(p, 0.25f);
   // No axes: one distribution over the whole array.
-  EXPECT_EQ(softmaxlib_run(SOFTMAXLIB_SOFTMAX, &call.xa, &call.ya, 0, nullptr, nullptr), SOFTMAXLIB_OK);
+  EXPECT_EQ(softmaxlib_run(SOFTMAXLIB_SOFTMAX, &call.xa, &call.ya, 0, nullptr, nullptr),
+            SOFTMAXLIB_OK);
   for (const float p : call.y) EXPECT_FLOAT_EQ(p, 1.0f / 12);
 }
 
@@ -63,13 +65,15 @@ TEST(CApi, Null) {
   EXPECT_EQ(Call().after([](Call& c) { c.xa.data = nullptr; }), SOFTMAXLIB_ERROR_NULL);
   EXPECT_EQ(Call().after([](Call& c) { c.ya.data = nullptr; }), SOFTMAXLIB_ERROR_NULL);
   // An empty array needs no memory.
-  EXPECT_EQ(Call().after([](Call& c) { c.shape[0] = 0, c.xa.data = c.ya.data = nullptr; }), SOFTMAXLIB_OK);
+  EXPECT_EQ(Call().after([](Call& c) { c.shape[0] = 0, c.xa.data = c.ya.data = nullptr; }),
+            SOFTMAXLIB_OK);
   EXPECT_EQ(softmaxlib_pool_create(1, nullptr), SOFTMAXLIB_ERROR_NULL);
   softmaxlib_pool_destroy(nullptr);
 }
 
 TEST(CApi, StructSize) {
-  for (const size_t size : {size_t{0}, sizeof(softmaxlib_options) - 8, sizeof(softmaxlib_options) + 8})
+  for (const size_t size :
+       {size_t{0}, sizeof(softmaxlib_options) - 8, sizeof(softmaxlib_options) + 8})
     EXPECT_EQ(Call().after([&](Call& c) { c.o.struct_size = size; }), SOFTMAXLIB_ERROR_STRUCT_SIZE);
   softmaxlib_report report = {};
   EXPECT_EQ(Call().after([&](Call& c) { c.o.report = &report; }), SOFTMAXLIB_ERROR_STRUCT_SIZE);
@@ -87,7 +91,8 @@ TEST(CApi, UnknownEnumerators) {
   softmaxlib_pool* pool;
   for (const int32_t bad : {0, -1, 1 << 20})
     EXPECT_EQ(softmaxlib_pool_create(bad, &pool), SOFTMAXLIB_ERROR_THREADS);
-  for (const softmaxlib_isa isa : {SOFTMAXLIB_ISA_SCALAR, SOFTMAXLIB_ISA_AVX2, SOFTMAXLIB_ISA_AVX512}) {
+  for (const softmaxlib_isa isa :
+       {SOFTMAXLIB_ISA_SCALAR, SOFTMAXLIB_ISA_AVX2, SOFTMAXLIB_ISA_AVX512}) {
     const auto all = isas();
     const bool here = std::find(all.begin(), all.end(), isa) != all.end();
     EXPECT_EQ(status([=](Call& c) { c.o.isa = isa; }),
@@ -127,12 +132,16 @@ TEST(CApi, Shapes) {
   EXPECT_EQ(Call().after([](Call& c) { c.shape[0] = -1; }), SOFTMAXLIB_ERROR_SHAPE);
   EXPECT_EQ(Call().after([&](Call& c) { c.ya.shape = other; }), SOFTMAXLIB_ERROR_SHAPE);
   EXPECT_EQ(Call().after([&](Call& c) { c.xa.shape = c.ya.shape = huge; }), SOFTMAXLIB_ERROR_SHAPE);
-  EXPECT_EQ(Call().after([&](Call& c) { c.xa.shape = many.data(), c.xa.ndim = 65; }), SOFTMAXLIB_ERROR_SHAPE);
-  EXPECT_EQ(Call().after([](Call& c) { c.function = SOFTMAXLIB_LOGSUMEXP; }), SOFTMAXLIB_ERROR_SHAPE);
-  EXPECT_EQ(Call().after([](Call& c) { c.function = SOFTMAXLIB_LOGSUMEXP, c.ya.ndim = 1; }), SOFTMAXLIB_OK);
+  EXPECT_EQ(Call().after([&](Call& c) { c.xa.shape = many.data(), c.xa.ndim = 65; }),
+            SOFTMAXLIB_ERROR_SHAPE);
+  EXPECT_EQ(Call().after([](Call& c) { c.function = SOFTMAXLIB_LOGSUMEXP; }),
+            SOFTMAXLIB_ERROR_SHAPE);
+  EXPECT_EQ(Call().after([](Call& c) { c.function = SOFTMAXLIB_LOGSUMEXP, c.ya.ndim = 1; }),
+            SOFTMAXLIB_OK);
   EXPECT_EQ(Call().after([&](Call& c) {
     c.xa.shape = c.ya.shape = many.data(), c.xa.ndim = c.ya.ndim = 64;
-  }), SOFTMAXLIB_OK);
+  }),
+            SOFTMAXLIB_OK);
 }
 
 TEST(CApi, Axes) {
@@ -163,7 +172,8 @@ TEST(CApi, Temperature) {
     EXPECT_EQ(Call().after([&](Call& c) { c.o.temperatures = &t; }), SOFTMAXLIB_ERROR_TEMPERATURE);
   const softmaxlib_array good = {values, SOFTMAXLIB_F32, 2, rows, nullptr};
   // The scalar is ignored where there is an array.
-  EXPECT_EQ(Call().after([&](Call& c) { c.o.temperatures = &good, c.o.temperature = -1; }), SOFTMAXLIB_OK);
+  EXPECT_EQ(Call().after([&](Call& c) { c.o.temperatures = &good, c.o.temperature = -1; }),
+            SOFTMAXLIB_OK);
 }
 
 // Whether a temperature is valid does not depend on the caller's floating-point environment.
@@ -183,7 +193,8 @@ TEST(CApi, TemperatureUnderFlushToZero) {
 TEST(CApi, BiasAndWhere) {
   float values[12] = {};
   const int64_t bad[] = {3, 3}, deep[] = {1, 3, 4}, negative[] = {-1};
-  for (const auto& [ndim, shape] : {std::pair<int32_t, const int64_t*>{2, bad}, {3, deep}, {1, negative}}) {
+  for (const auto& [ndim, shape] :
+       {std::pair<int32_t, const int64_t*>{2, bad}, {3, deep}, {1, negative}}) {
     const softmaxlib_array bias = {values, SOFTMAXLIB_F32, ndim, shape, nullptr};
     const softmaxlib_array where = {values, SOFTMAXLIB_BOOL, ndim, shape, nullptr};
     EXPECT_EQ(Call().after([&, b = &bias](Call& c) { c.o.bias = b; }), SOFTMAXLIB_ERROR_BIAS);
@@ -194,7 +205,8 @@ TEST(CApi, BiasAndWhere) {
 TEST(CApi, Overlap) {
   std::vector<float> memory(32, 0.5f);
   const auto at = [&](int64_t x, int64_t y) {
-    return Call().after([&](Call& c) { c.xa.data = memory.data() + x, c.ya.data = memory.data() + y; });
+    return Call().after(
+        [&](Call& c) { c.xa.data = memory.data() + x, c.ya.data = memory.data() + y; });
   };
   EXPECT_EQ(at(0, 0), SOFTMAXLIB_OK);
   EXPECT_EQ(at(0, 1), SOFTMAXLIB_ERROR_OVERLAP);
@@ -225,7 +237,8 @@ TEST(CApi, Scratch) {
     call.o.num_threads = threads;
     call.o.parallel_for = serially;
     size_t bytes = 0;
-    ASSERT_EQ(softmaxlib_scratch_size(0, &call.xa, &call.ya, 1, &call.axis, &call.o, &bytes), SOFTMAXLIB_OK);
+    ASSERT_EQ(softmaxlib_scratch_size(0, &call.xa, &call.ya, 1, &call.axis, &call.o, &bytes),
+              SOFTMAXLIB_OK);
     ASSERT_GT(bytes, 0u);
     std::vector<char> memory(bytes + 128);
     char* scratch = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
@@ -243,7 +256,8 @@ TEST(CApi, Scratch) {
   // Small calls need none.
   size_t bytes = 1;
   Call small;
-  EXPECT_EQ(softmaxlib_scratch_size(0, &small.xa, &small.ya, 1, &small.axis, nullptr, &bytes), SOFTMAXLIB_OK);
+  EXPECT_EQ(softmaxlib_scratch_size(0, &small.xa, &small.ya, 1, &small.axis, nullptr, &bytes),
+            SOFTMAXLIB_OK);
   EXPECT_EQ(bytes, 0u);
 }
 
@@ -288,7 +302,8 @@ TEST(CApi, Texts) {
   std::set<std::string> texts;
   for (softmaxlib_status s = SOFTMAXLIB_OK; s <= SOFTMAXLIB_ERROR_MEMORY; ++s) {
     ASSERT_NE(softmaxlib_status_text(s), nullptr);
-    EXPECT_TRUE(texts.insert(softmaxlib_status_text(s)).second) << "twice: " << softmaxlib_status_text(s);
+    EXPECT_TRUE(texts.insert(softmaxlib_status_text(s)).second)
+        << "twice: " << softmaxlib_status_text(s);
   }
   EXPECT_NE(softmaxlib_status_text(-1), nullptr);
   EXPECT_FALSE(texts.count(softmaxlib_status_text(9999)));
@@ -327,7 +342,8 @@ TEST(CApi, OptionsWithoutData) {
   const softmaxlib_array temperatures = {nullptr, SOFTMAXLIB_F32, 1, one, nullptr};
   EXPECT_EQ(Call().after([&](Call& c) { c.o.bias = &bias; }), SOFTMAXLIB_ERROR_NULL);
   EXPECT_EQ(Call().after([&](Call& c) { c.o.where = &where; }), SOFTMAXLIB_ERROR_NULL);
-  EXPECT_EQ(Call().after([&](Call& c) { c.o.temperatures = &temperatures; }), SOFTMAXLIB_ERROR_NULL);
+  EXPECT_EQ(Call().after([&](Call& c) { c.o.temperatures = &temperatures; }),
+            SOFTMAXLIB_ERROR_NULL);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// Every kernel of the registry on every ISA: the same bits, the right numbers, no byte out of place.
+// Every kernel of the registry on every ISA: the same bits, the right numbers, no byte out of
+// place.
 #include <xmmintrin.h>
 
 #include "support.hpp"
@@ -15,8 +16,8 @@ std::vector<int64_t> small_lengths() {
 std::vector<int64_t> edge_lengths(softmaxlib_dtype dtype) {
   const int64_t lanes = dtype == SOFTMAXLIB_F64 ? 8 : 16, block = block_elements(dtype);
   std::vector<int64_t> lengths;
-  for (const int64_t edge : {kVectorsPerGroup * lanes, chunk_elements(dtype), 2 * chunk_elements(dtype),
-                             block, 2 * block, int64_t{65536}})
+  for (const int64_t edge : {kVectorsPerGroup * lanes, chunk_elements(dtype),
+                             2 * chunk_elements(dtype), block, 2 * block, int64_t{65536}})
     for (const int64_t off : {-lanes, int64_t{-1}, int64_t{0}, int64_t{1}, lanes})
       lengths.push_back(edge + off);
   return lengths;
@@ -47,7 +48,8 @@ TEST(Kernels, ForcedKernelReallyRuns) {
       report.struct_size = sizeof(report);
       Options o(isa, k.algorithm, store);
       o.report = &report;
-      row_result(k.function, k.dtype, encode_all(make_row(Pattern::kNormal, 100, k.dtype, 1), k.dtype), o);
+      row_result(k.function, k.dtype,
+                 encode_all(make_row(Pattern::kNormal, 100, k.dtype, 1), k.dtype), o);
       ASSERT_EQ(report.isa, isa);
       ASSERT_EQ(report.algorithm, k.algorithm);
       ASSERT_STREQ(report.kernel, k.name);
@@ -121,7 +123,8 @@ TEST(Kernels, StayWithinTheirMemory) {
             char* py = ys.place(wanted.size(), side, gap % 5 ? gap : 0);
             const Options o(isa, k.algorithm, store);
             ASSERT_EQ(run_rows(k.function, k.dtype, px, py, 1, n, o), SOFTMAXLIB_OK);
-            ASSERT_TRUE(same_bits(py, wanted.data(), wanted.size(), k.dtype)) << n << " gap " << gap;
+            ASSERT_TRUE(same_bits(py, wanted.data(), wanted.size(), k.dtype))
+                << n << " gap " << gap;
             ASSERT_FALSE(memcmp(px, x.data(), x.size())) << "x was written to";
             ASSERT_TRUE(xs.intact() && ys.intact()) << n << " gap " << gap;
             if (k.function == SOFTMAXLIB_LOGSUMEXP) continue;
@@ -138,13 +141,14 @@ TEST(Kernels, InPlaceSurvivesASecondAttempt) {
   for_kernels([](const KernelId& k, softmaxlib_isa isa) {
     if (k.function == SOFTMAXLIB_LOGSUMEXP) return;
     for (const int64_t n : {5, 70, 1500, 66000})
-      for (const Pattern p : {Pattern::kHuge, Pattern::kFarAbove, Pattern::kFarBelow, Pattern::kSteep,
-                              Pattern::kMasked, Pattern::kEveryMagnitude}) {
+      for (const Pattern p : {Pattern::kHuge, Pattern::kFarAbove, Pattern::kFarBelow,
+                              Pattern::kSteep, Pattern::kMasked, Pattern::kEveryMagnitude}) {
         auto x = encode_all(make_row(p, n, k.dtype, 9), k.dtype);
         const auto wanted = baseline(k.function, k.dtype, x);
         for (const auto store : {SOFTMAXLIB_STORE_PLAIN, SOFTMAXLIB_STORE_STREAMING}) {
           auto y = x;
-          ASSERT_EQ(run_rows(k.function, k.dtype, y.data(), y.data(), 1, n, Options(isa, k.algorithm, store)),
+          ASSERT_EQ(run_rows(k.function, k.dtype, y.data(), y.data(), 1, n,
+                             Options(isa, k.algorithm, store)),
                     SOFTMAXLIB_OK);
           ASSERT_TRUE(same_bits(y, wanted, k.dtype)) << n << " pattern " << static_cast<int>(p);
         }
@@ -167,8 +171,9 @@ TEST(Kernels, RowsAreIndependent) {
         wanted.insert(wanted.end(), y.begin(), y.end());
       }
       std::vector<char> y(wanted.size());
-      ASSERT_EQ(run_rows(k.function, k.dtype, x.data(), y.data(), kRows, n, Options(isa, k.algorithm)),
-                SOFTMAXLIB_OK);
+      ASSERT_EQ(
+          run_rows(k.function, k.dtype, x.data(), y.data(), kRows, n, Options(isa, k.algorithm)),
+          SOFTMAXLIB_OK);
       ASSERT_TRUE(same_bits(y, wanted, k.dtype)) << n;
     }
   });
@@ -189,7 +194,8 @@ TEST(Kernels, SpecialValues) {
       return std::all_of(y.begin(), y.end(), [](Real v) { return v != v; });
     };
     const auto shown = [&](const std::vector<double>& row) {
-      return reduces ? "row of " + std::to_string(row.size()) : "elementwise " + std::to_string(row.size());
+      return reduces ? "row of " + std::to_string(row.size())
+                     : "elementwise " + std::to_string(row.size());
     };
 
     // Length 0.
@@ -205,7 +211,8 @@ TEST(Kernels, SpecialValues) {
       ASSERT_EQ(y.at(0), reduces ? self : Real(logarithm ? 0 : 1)) << x;
     }
 
-    for (const size_t n : {size_t{1}, size_t{2}, size_t{16}, size_t{17}, size_t{65}, size_t{1030}}) {
+    for (const size_t n :
+         {size_t{1}, size_t{2}, size_t{16}, size_t{17}, size_t{65}, size_t{1030}}) {
       // All -inf.
       std::vector<double> row(n, -kInf);
       if (reduces) ASSERT_EQ(result(row).at(0), -kInf) << shown(row);
@@ -236,7 +243,8 @@ TEST(Kernels, SpecialValues) {
           continue;
         }
         for (size_t j = 0; j < n; ++j)
-          ASSERT_EQ(y[j], j == i ? Real(logarithm ? 0 : 1) : Real(logarithm ? -kInf : 0)) << i << " " << j;
+          ASSERT_EQ(y[j], j == i ? Real(logarithm ? 0 : 1) : Real(logarithm ? -kInf : 0))
+              << i << " " << j;
       }
     }
   });
@@ -252,8 +260,8 @@ TEST(Kernels, IgnoreTheCallersMxcsr) {
       saved | 0x6000u | 0x8040u,     // truncate, flushing too
   };
   for_kernels([&](const KernelId& k, softmaxlib_isa isa) {
-    for (const Pattern p : {Pattern::kNormal, Pattern::kSubnormalResults, Pattern::kTiny,
-                            Pattern::kFarAbove}) {
+    for (const Pattern p :
+         {Pattern::kNormal, Pattern::kSubnormalResults, Pattern::kTiny, Pattern::kFarAbove}) {
       const auto x = encode_all(make_row(p, 150, k.dtype, 4), k.dtype);
       const auto wanted = baseline(k.function, k.dtype, x);
       for (const unsigned setting : settings) {
@@ -261,8 +269,8 @@ TEST(Kernels, IgnoreTheCallersMxcsr) {
         const Options o(isa, k.algorithm);
         const int64_t shape = 150;
         const softmaxlib_array xa = {const_cast<char*>(x.data()), k.dtype, 1, &shape, nullptr};
-        const softmaxlib_array ya = {y.data(), k.dtype, k.function == SOFTMAXLIB_LOGSUMEXP ? 0 : 1, &shape,
-                                     nullptr};
+        const softmaxlib_array ya = {y.data(), k.dtype, k.function == SOFTMAXLIB_LOGSUMEXP ? 0 : 1,
+                                     &shape, nullptr};
         _mm_setcsr(setting);
         const auto status = softmaxlib_run(k.function, &xa, &ya, 0, nullptr, &o);
         const unsigned after = _mm_getcsr();

@@ -32,10 +32,31 @@ struct alignas(64) Vector {
   unsigned char bytes[kVectorBytes] = {};
 };
 
-constexpr float kSpecial32[] = {0.0f, -0.0f, 1.0f, -1.0f, 0.5f, 1.5f, 3.0f, 0x1p-149f, -0x1p-149f,
-                                0x1.fffffcp-127f, 0x1p-126f, -0x1p-126f, 0x1.fffffep127f,
-                                -0x1.fffffep127f, 0x1p24f, 0x1.000002p0f, 0x1.fffffep-1f,
-                                INFINITY, -INFINITY, NAN, -NAN, 88.7f, -103.9f, 0x1p-75f, 65504.0f};
+constexpr float kSpecial32[] = {0.0f,
+                                -0.0f,
+                                1.0f,
+                                -1.0f,
+                                0.5f,
+                                1.5f,
+                                3.0f,
+                                0x1p-149f,
+                                -0x1p-149f,
+                                0x1.fffffcp-127f,
+                                0x1p-126f,
+                                -0x1p-126f,
+                                0x1.fffffep127f,
+                                -0x1.fffffep127f,
+                                0x1p24f,
+                                0x1.000002p0f,
+                                0x1.fffffep-1f,
+                                INFINITY,
+                                -INFINITY,
+                                NAN,
+                                -NAN,
+                                88.7f,
+                                -103.9f,
+                                0x1p-75f,
+                                65504.0f};
 
 // Special values, random bits, and numbers near each other, in turn.
 template <class T, class Bits>
@@ -87,7 +108,8 @@ TEST(Leaf, OperationsMatchScalar) {
         Vector actual, wanted;
         op.apply(a.bytes, b.bytes, c.bytes, actual.bytes);
         expected.ops[o].apply(a.bytes, b.bytes, c.bytes, wanted.bytes);
-        ASSERT_TRUE(equal(op.result, actual, wanted)) << leaf.name << " " << op.name << " round " << round;
+        ASSERT_TRUE(equal(op.result, actual, wanted))
+            << leaf.name << " " << op.name << " round " << round;
       }
     }
   }
@@ -161,7 +183,8 @@ void adversarial(std::mt19937_64& random, float* a, float* b, float* c) {
     case 4: {  // a b exactly half a unit of c, and a bit beside it
       const int e = static_cast<int>(random() % 200) - 100;
       *c = number(e, e);
-      *a = static_cast<float>(std::ldexp(1.0, e - 24 - e / 2)), *b = static_cast<float>(std::ldexp(1.0, e / 2));
+      *a = static_cast<float>(std::ldexp(1.0, e - 24 - e / 2)),
+      *b = static_cast<float>(std::ldexp(1.0, e / 2));
       if (random() % 2) *a = -*a;
       if (random() % 3 == 0) *a = std::nextafterf(*a, random() % 2 ? 0.0f : kSpecial32[12]);
       break;
@@ -198,8 +221,10 @@ TEST(Leaf, FmaOfDoublesIsFused) {
     for (int round = 0; round < 50000; ++round) {
       alignas(64) double a[8], b[8], c[8], actual[8];
       for (int i = 0; i < 8; ++i) {
-        a[i] = std::ldexp(1.0 + static_cast<double>(random() >> 12) * 0x1p-52, static_cast<int>(random() % 40));
-        b[i] = std::ldexp(1.0 + static_cast<double>(random() >> 12) * 0x1p-52, static_cast<int>(random() % 40));
+        a[i] = std::ldexp(1.0 + static_cast<double>(random() >> 12) * 0x1p-52,
+                          static_cast<int>(random() % 40));
+        b[i] = std::ldexp(1.0 + static_cast<double>(random() >> 12) * 0x1p-52,
+                          static_cast<int>(random() % 40));
         c[i] = -a[i] * b[i];
       }
       op.apply(a, b, c, actual);
@@ -221,8 +246,8 @@ TEST(Leaf, MemoryAccess) {
       for (int n = 0; n <= actual.lanes; ++n) {
         for (const Against side : {Against::kFront, Against::kBack}) {
           for (const size_t gap : {size_t{0}, size_t{1}, item, 3 * item}) {
-            const std::string where = std::string(leaf.name) + " " + kDtypeNames[actual.dtype] + " n " +
-                                      std::to_string(n) + " gap " + std::to_string(gap);
+            const std::string where = std::string(leaf.name) + " " + kDtypeNames[actual.dtype] +
+                                      " n " + std::to_string(n) + " gap " + std::to_string(gap);
             const size_t bytes = static_cast<size_t>(n) * item;
             char* p = memory.place(bytes, side, gap);
             for (size_t i = 0; i < bytes; ++i) p[i] = static_cast<char>(random());
@@ -243,9 +268,11 @@ TEST(Leaf, MemoryAccess) {
             const auto check = [&] {
               // NaN payloads aside.
               for (int i = 0; i < n; ++i) {
-                const char *got = p + static_cast<size_t>(i) * item, *want = expected.data() + static_cast<size_t>(i) * item;
+                const char *got = p + static_cast<size_t>(i) * item,
+                           *want = expected.data() + static_cast<size_t>(i) * item;
                 const Real x = decode(actual.dtype, got), y = decode(actual.dtype, want);
-                ASSERT_TRUE((x != x && y != y) || !memcmp(got, want, item)) << where << " lane " << i;
+                ASSERT_TRUE((x != x && y != y) || !memcmp(got, want, item))
+                    << where << " lane " << i;
               }
               ASSERT_TRUE(memory.intact()) << where;
             };
@@ -291,8 +318,9 @@ TEST(Leaf, LoadsEveryHalf) {
 // Stores round to nearest even: every half, the points half way to the next, and a float to either
 // side of these; then random bits.
 TEST(Leaf, StoresNearestHalf) {
-  std::vector<float> values = {INFINITY, -INFINITY, NAN, -NAN, 65519.996f, 65520.0f, 65536.0f,
-                               0x1.fffffep127f, -0x1.fffffep127f, 0x1p-149f, 0x1p-25f, 0x1.000002p-25f};
+  std::vector<float> values = {INFINITY,         -INFINITY, NAN,      -NAN,
+                               65519.996f,       65520.0f,  65536.0f, 0x1.fffffep127f,
+                               -0x1.fffffep127f, 0x1p-149f, 0x1p-25f, 0x1.000002p-25f};
   for (const int exponent_bits : {5, 8}) {
     for (int h = 0; h < 0x8000; ++h) {
       const double x = from_half(static_cast<uint16_t>(h), exponent_bits);
@@ -307,12 +335,14 @@ TEST(Leaf, StoresNearestHalf) {
     }
   }
   std::mt19937_64 random(9);
-  for (int i = 0; i < 500000; ++i) values.push_back(bits_to<float>(static_cast<uint32_t>(random())));
+  for (int i = 0; i < 500000; ++i)
+    values.push_back(bits_to<float>(static_cast<uint32_t>(random())));
   while (values.size() % 16) values.push_back(0);
 
   for (const int s : {SOFTMAXLIB_F16, SOFTMAXLIB_BF16}) {
     std::vector<uint16_t> wanted;
-    for (const float v : values) wanted.push_back(to_half(static_cast<double>(v), s == SOFTMAXLIB_F16 ? 5 : 8));
+    for (const float v : values)
+      wanted.push_back(to_half(static_cast<double>(v), s == SOFTMAXLIB_F16 ? 5 : 8));
     for (const Leaf& leaf : leaves()) {
       for (size_t i = 0; i < values.size(); i += 16) {
         uint16_t halves[16];
@@ -322,7 +352,8 @@ TEST(Leaf, StoresNearestHalf) {
           if (v != v)
             ASSERT_TRUE(std::isnan(from_half(halves[j], s == SOFTMAXLIB_F16 ? 5 : 8))) << leaf.name;
           else
-            ASSERT_EQ(halves[j], wanted[i + j]) << leaf.name << " " << kDtypeNames[s] << " " << std::hexfloat << v;
+            ASSERT_EQ(halves[j], wanted[i + j])
+                << leaf.name << " " << kDtypeNames[s] << " " << std::hexfloat << v;
         }
       }
     }

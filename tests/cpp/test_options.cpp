@@ -25,7 +25,8 @@ class Array {
     if (!plain) std::shuffle(order.begin(), order.end(), random);
     int64_t step = item, low = 0;
     for (const size_t d : order) {
-      if (!plain && random() % 4 == 0) step += static_cast<int64_t>(random() % 3) * item + (random() % 5 == 0);
+      if (!plain && random() % 4 == 0)
+        step += static_cast<int64_t>(random() % 3) * item + (random() % 5 == 0);
       strides_[d] = step;
       step *= std::max<int64_t>(shape_[d], 1);
       if (!plain && random() % 3 == 0) {
@@ -68,7 +69,8 @@ class Array {
   bool only_elements_changed(const std::vector<char*>& elements) {
     std::vector<bool> mine(memory_.size());
     for (const char* p : elements)
-      for (int b = 0; b < item_size_of(view_.dtype); ++b) mine[static_cast<size_t>(p - memory_.data() + b)] = true;
+      for (int b = 0; b < item_size_of(view_.dtype); ++b)
+        mine[static_cast<size_t>(p - memory_.data() + b)] = true;
     for (size_t i = 0; i < memory_.size(); ++i)
       if (!mine[i] && memory_[i] != kUntouched) return false;
     return true;
@@ -103,13 +105,14 @@ void fill(const Array& array, Value value) {
 Shape broadcastable(const Shape& x, const std::vector<bool>& fixed, std::mt19937& random) {
   Shape shape;
   const size_t skip = x.empty() ? 0 : random() % (x.size() + 1);
-  for (size_t d = skip; d < x.size(); ++d) shape.push_back(fixed[d] || random() % 3 == 0 ? 1 : x[d]);
+  for (size_t d = skip; d < x.size(); ++d)
+    shape.push_back(fixed[d] || random() % 3 == 0 ? 1 : x[d]);
   return shape;
 }
 
 constexpr softmaxlib_dtype kEveryType[] = {
     SOFTMAXLIB_F32, SOFTMAXLIB_F64, SOFTMAXLIB_F16, SOFTMAXLIB_BF16, SOFTMAXLIB_BOOL,
-    SOFTMAXLIB_I8, SOFTMAXLIB_I16, SOFTMAXLIB_I32, SOFTMAXLIB_I64, SOFTMAXLIB_U8,
+    SOFTMAXLIB_I8,  SOFTMAXLIB_I16, SOFTMAXLIB_I32, SOFTMAXLIB_I64,  SOFTMAXLIB_U8,
     SOFTMAXLIB_U16, SOFTMAXLIB_U32, SOFTMAXLIB_U64};
 
 struct Problem {
@@ -223,7 +226,8 @@ void draw_and_check(uint32_t seed, bool special) {
   p.out = kFloatTypes[random() % 4];
   const size_t ndim = random() % 5;
   for (size_t d = 0; d < ndim; ++d)
-    p.shape.push_back(random() % 25 == 0 ? 0 : 1 + static_cast<int64_t>(random() % (ndim > 2 ? 6 : 40)));
+    p.shape.push_back(
+        random() % 25 == 0 ? 0 : 1 + static_cast<int64_t>(random() % (ndim > 2 ? 6 : 40)));
   if (ndim && random() % 20 == 0) p.shape[random() % ndim] = 1100;
 
   p.reduced.assign(ndim, false);
@@ -235,7 +239,8 @@ void draw_and_check(uint32_t seed, bool special) {
   std::shuffle(p.axes.begin(), p.axes.end(), random);
   if (p.axes.empty()) p.reduced.assign(ndim, true);
 
-  const softmaxlib_dtype x_type = random() % 2 ? p.out : kEveryType[random() % std::size(kEveryType)];
+  const softmaxlib_dtype x_type =
+      random() % 2 ? p.out : kEveryType[random() % std::size(kEveryType)];
   Array x(x_type, p.shape, random, random() % 3 == 0);
   const double scale = x_type >= SOFTMAXLIB_BOOL ? 20 : std::pow(10, normal(random));
   fill(x, [&]() -> double {
@@ -293,21 +298,26 @@ TEST(Options, StridesKeepTheBits) {
             std::vector<char> x(static_cast<size_t>(2 * n * item)), y(x.size());
             for (int64_t i = 0; i < n; ++i)
               for (int64_t j = 0; j < 2; ++j)
-                memcpy(x.data() + ((n - 1 - i) * 2 + j) * item, row.data() + i * item, static_cast<size_t>(item));
+                memcpy(x.data() + ((n - 1 - i) * 2 + j) * item, row.data() + i * item,
+                       static_cast<size_t>(item));
             const int64_t strides[] = {-2 * item, item};
             const int64_t last = 2 * (n - 1) * item;
             const softmaxlib_array xa = {x.data() + last, dtype, 2, shape, strides};
             const bool reduces = function == SOFTMAXLIB_LOGSUMEXP;
-            const softmaxlib_array ya = reduces ? softmaxlib_array{y.data(), dtype, 1, shape + 1, nullptr}
-                                                : softmaxlib_array{y.data() + last, dtype, 2, shape, strides};
+            const softmaxlib_array ya =
+                reduces ? softmaxlib_array{y.data(), dtype, 1, shape + 1, nullptr}
+                        : softmaxlib_array{y.data() + last, dtype, 2, shape, strides};
             const int32_t axis = 0;
-            ASSERT_EQ(run_array(function, xa, ya, 1, &axis, Options(isa, SOFTMAXLIB_TWO_PASS)), SOFTMAXLIB_OK);
+            ASSERT_EQ(run_array(function, xa, ya, 1, &axis, Options(isa, SOFTMAXLIB_TWO_PASS)),
+                      SOFTMAXLIB_OK);
             for (int64_t i = 0; i < result_elements(function, n); ++i)
               for (int64_t j = 0; j < 2; ++j) {
                 const int64_t at = reduces ? j : (n - 1 - i) * 2 + j;
-                ASSERT_FALSE(memcmp(y.data() + at * item, wanted.data() + i * item, static_cast<size_t>(item)))
-                    << kFunctionNames[function] << " " << kDtypeNames[dtype] << " n " << n << " pattern "
-                    << static_cast<int>(pattern) << " element " << i << " " << softmaxlib_isa_name(isa);
+                ASSERT_FALSE(memcmp(y.data() + at * item, wanted.data() + i * item,
+                                    static_cast<size_t>(item)))
+                    << kFunctionNames[function] << " " << kDtypeNames[dtype] << " n " << n
+                    << " pattern " << static_cast<int>(pattern) << " element " << i << " "
+                    << softmaxlib_isa_name(isa);
               }
           }
         }

@@ -34,7 +34,9 @@ void pooled(void* pool, int64_t count, softmaxlib_task task, void* argument) {
 
 class Pool {
  public:
-  explicit Pool(int32_t threads) { EXPECT_EQ(softmaxlib_pool_create(threads, &pool_), SOFTMAXLIB_OK); }
+  explicit Pool(int32_t threads) {
+    EXPECT_EQ(softmaxlib_pool_create(threads, &pool_), SOFTMAXLIB_OK);
+  }
   ~Pool() { softmaxlib_pool_destroy(pool_); }
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
@@ -65,7 +67,8 @@ TEST_P(Threads, SameBits) {
     const int64_t block = block_elements(dtype);
     const struct {
       int64_t rows, n;
-    } shapes[] = {{1, 4 * block - 5}, {3, 4 * block + 1}, {1, 20 * block + 7}, {7, 20011}, {300, 501}};
+    } shapes[] = {
+        {1, 4 * block - 5}, {3, 4 * block + 1}, {1, 20 * block + 7}, {7, 20011}, {300, 501}};
     for (const auto& shape : shapes)
       for (const Pattern pattern : {Pattern::kWide, Pattern::kSteep, Pattern::kMasked}) {
         if (shape.n > 5 * block && pattern != Pattern::kSteep) continue;
@@ -73,24 +76,28 @@ TEST_P(Threads, SameBits) {
         const size_t bytes = static_cast<size_t>(result_elements(function, shape.n) * shape.rows *
                                                  item_size_of(dtype));
         std::vector<char> wanted(bytes);
-        ASSERT_EQ(run_rows(function, dtype, x.data(), wanted.data(), shape.rows, shape.n, Options()),
-                  SOFTMAXLIB_OK);
+        ASSERT_EQ(
+            run_rows(function, dtype, x.data(), wanted.data(), shape.rows, shape.n, Options()),
+            SOFTMAXLIB_OK);
         for (const softmaxlib_isa isa : isas())
           for (const softmaxlib_algorithm algorithm : algorithms_of(function, dtype))
             for (const int32_t threads : {2, 5}) {
               const Spread& spread = spreads[turn++ % 3];
               softmaxlib_report report = {};
               report.struct_size = sizeof(report);
-              Options o(isa, algorithm, turn % 2 ? SOFTMAXLIB_STORE_PLAIN : SOFTMAXLIB_STORE_STREAMING);
+              Options o(isa, algorithm,
+                        turn % 2 ? SOFTMAXLIB_STORE_PLAIN : SOFTMAXLIB_STORE_STREAMING);
               o.num_threads = threads;
               o.parallel_for = spread.parallel_for;
               o.parallel_context = threads == 2 ? two.get() : five.get();
               o.report = &report;
               std::vector<char> y(bytes);
               tasks_run = 0;
-              ASSERT_EQ(run_rows(function, dtype, x.data(), y.data(), shape.rows, shape.n, o), SOFTMAXLIB_OK);
+              ASSERT_EQ(run_rows(function, dtype, x.data(), y.data(), shape.rows, shape.n, o),
+                        SOFTMAXLIB_OK);
               ASSERT_TRUE(same_bits(y, wanted, dtype))
-                  << spread.name << " " << describe(o) << " rows " << shape.rows << " n " << shape.n;
+                  << spread.name << " " << describe(o) << " rows " << shape.rows << " n "
+                  << shape.n;
               ASSERT_TRUE(report.tasks == 1 || tasks_run >= report.tasks);
               (report.tasks > 1 && shape.rows > 1 ? spread_rows : split_rows) += report.tasks > 1;
               ASSERT_EQ(report.isa, isa);
@@ -114,7 +121,8 @@ TEST_P(Threads, InPlaceAndOptions) {
         std::vector<char> wanted(x.size());
         const float bias = 0.75f;
         const int64_t one = 1;
-        const softmaxlib_array bias_array = {const_cast<float*>(&bias), SOFTMAXLIB_F32, 1, &one, nullptr};
+        const softmaxlib_array bias_array = {const_cast<float*>(&bias), SOFTMAXLIB_F32, 1, &one,
+                                             nullptr};
         Options o(SOFTMAXLIB_ISA_AUTO, algorithm);
         if (options) o.bias = &bias_array, o.temperature = 1.5;
         ASSERT_EQ(run_rows(function, dtype, x.data(), wanted.data(), 1, n, o), SOFTMAXLIB_OK);
@@ -137,7 +145,9 @@ TEST(Pool, RunsEveryTaskOnce) {
       std::vector<std::atomic<int>> times(static_cast<size_t>(count));
       softmaxlib_pool_parallel_for(
           pool.get(), count,
-          [](void* a, int64_t i) { ++(*static_cast<std::vector<std::atomic<int>>*>(a))[static_cast<size_t>(i)]; },
+          [](void* a, int64_t i) {
+            ++(*static_cast<std::vector<std::atomic<int>>*>(a))[static_cast<size_t>(i)];
+          },
           &times);
       for (const auto& t : times) ASSERT_EQ(t, 1);
     }
@@ -150,8 +160,9 @@ TEST(Pool, ConcurrentCalls) {
   const int64_t n = 20011, rows = 8;
   const auto x = make_rows(Pattern::kWide, rows, n, SOFTMAXLIB_F32);
   std::vector<char> wanted(x.size());
-  ASSERT_EQ(run_rows(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, x.data(), wanted.data(), rows, n, Options()),
-            SOFTMAXLIB_OK);
+  ASSERT_EQ(
+      run_rows(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, x.data(), wanted.data(), rows, n, Options()),
+      SOFTMAXLIB_OK);
   std::atomic<int> wrong{0};
   std::vector<std::thread> callers;
   for (int caller = 0; caller < 8; ++caller)
@@ -162,7 +173,8 @@ TEST(Pool, ConcurrentCalls) {
         o.num_threads = 3;
         o.parallel_for = softmaxlib_pool_parallel_for;
         o.parallel_context = pool.get();
-        const auto status = run_rows(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, x.data(), y.data(), rows, n, o);
+        const auto status =
+            run_rows(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, x.data(), y.data(), rows, n, o);
         if (status || y != wanted) ++wrong;
       }
     });
@@ -199,11 +211,13 @@ TEST(Pool, Fork) {
   o.parallel_for = softmaxlib_pool_parallel_for;
   o.parallel_context = pool.get();
   std::vector<char> wanted(x.size()), y(x.size());
-  ASSERT_EQ(run_rows(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, x.data(), wanted.data(), rows, n, o), SOFTMAXLIB_OK);
+  ASSERT_EQ(run_rows(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, x.data(), wanted.data(), rows, n, o),
+            SOFTMAXLIB_OK);
   const pid_t child = fork();
   if (child == 0) {
     alarm(20);
-    const auto status = run_rows(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, x.data(), y.data(), rows, n, o);
+    const auto status =
+        run_rows(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, x.data(), y.data(), rows, n, o);
     softmaxlib_pool_destroy(pool.get());
     _exit(status == SOFTMAXLIB_OK && y == wanted ? 0 : 1);
   }
