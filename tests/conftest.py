@@ -66,6 +66,14 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.write_line(f"ISAs that did NOT run: {', '.join(idle)}", yellow=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _outside_of_the_sources(tmp_path_factory):
+    """Run in a directory where the subprocesses of tests do not find them either."""
+    os.chdir(tmp_path_factory.mktemp("cwd"))
+    yield
+    os.chdir(ROOT)
+
+
 @pytest.fixture(params=ISAS)
 def isa(request):
     """Run the test once per instruction set, and prove that it did."""

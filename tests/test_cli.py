@@ -171,6 +171,8 @@ def test_ctrl_c(here, command):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A background job, such as CI's, would hand down a SIGINT that is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     time.sleep(3)
     running.send_signal(signal.SIGINT)

@@ -404,6 +404,7 @@ def test_exit_with_a_pool_and_a_daemon_thread_that_computes(tmp_path):
 def test_keyboard_interrupt_is_honoured_at_the_end_of_the_call(tmp_path):
     code = """
     import signal, threading, time
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs ignore it
     x = np.zeros((256, 1 << 16), np.float64)
     out = np.empty_like(x)
     threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
