@@ -44,7 +44,7 @@ class Stable {
   template <class X>
   SOFTMAXLIB_INLINE V operator()(X x) const {
     const Pair<V> a = magnitude(x);
-    const V u = plus_low(V::set1(1) + a.hi, Pair<V>{a.hi, a.lo});
+    const V u = (V::set1(1) + a.hi) + a.lo;
     return select(gt(V::set1(0), high(x)), V::set1(unit_) / u, V::set1(unit_) * u);
   }
 

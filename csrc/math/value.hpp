@@ -20,16 +20,6 @@ inline V high(Pair<V> x) {
   return x.hi;
 }
 
-// What is left of x beside y: zero for a plain vector.
-template <class V>
-inline V plus_low(V y, V) {
-  return y;
-}
-template <class V>
-inline V plus_low(V y, Pair<V> x) {
-  return y + x.lo;
-}
-
 inline f64x8 widen_sum(f32x16 x) { return widen_low(x) + widen_high(x); }
 inline f64x8 widen_sum(f64x8 x) { return x; }
 template <class V>

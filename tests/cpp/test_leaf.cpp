@@ -167,7 +167,7 @@ void adversarial(std::mt19937_64& random, float* a, float* b, float* c) {
   const auto few_bits = [&](float x) {
     return bits_to<float>(bits_to<uint32_t>(x) & ~((1u << random() % 23) - 1u));
   };
-  switch (random() % 6) {
+  switch (random() % 7) {
     case 0: *a = number(-10, 10), *b = number(-10, 10), *c = number(-40, 40); break;
     case 1:  // cancellation, exact or all but
       *a = number(-60, 60), *b = number(-60, 60), *c = -(*a * *b);
@@ -187,6 +187,16 @@ void adversarial(std::mt19937_64& random, float* a, float* b, float* c) {
       *b = static_cast<float>(std::ldexp(1.0, e / 2));
       if (random() % 2) *a = -*a;
       if (random() % 3 == 0) *a = std::nextafterf(*a, random() % 2 ? 0.0f : kSpecial32[12]);
+      break;
+    }
+    case 5: {  // half a unit of c less or more than a double beside c can show
+      const bool subnormal = random() % 2;
+      const int e = subnormal ? -126 : static_cast<int>(random() % 200) - 100;
+      *c = subnormal ? bits_to<float>(static_cast<uint32_t>(random() & 0x807fffffu)) : number(e, e);
+      const float tail = random() % 2 ? 0x1p-23f : 0x1p-12f;
+      *a = static_cast<float>(std::ldexp(1.0f + tail, -60));
+      *b = static_cast<float>(std::ldexp(1.0f - tail, (subnormal ? -150 : e - 24) + 60));
+      if (random() % 2) *a = -*a;
       break;
     }
     default:  // overflow, and half a subnormal unit
