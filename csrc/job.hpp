@@ -40,15 +40,17 @@ struct Job {
 // Computes rows [first, last). scratch: scratch_bytes(...) of it, 64-byte aligned.
 using Kernel = void (*)(const Job& job, int64_t first, int64_t last, char* scratch);
 
+// Functions here are static: see isa_tu.cpp.in on what may leave an ISA's unit.
+
 // Blocks, in elements, are part of the arithmetic: sums are folded along them.
 constexpr int kVectorsPerGroup = 4;
 constexpr int kVectorsPerChunk = 64;
 constexpr int kVectorsPerBlock = 1024;
 
-constexpr int64_t chunk_elements(softmaxlib_dtype out) {
+static constexpr int64_t chunk_elements(softmaxlib_dtype out) {
   return kVectorsPerChunk * (out == SOFTMAXLIB_F64 ? 8 : 16);
 }
-constexpr int64_t block_elements(softmaxlib_dtype out) {
+static constexpr int64_t block_elements(softmaxlib_dtype out) {
   return kVectorsPerBlock * (out == SOFTMAXLIB_F64 ? 8 : 16);
 }
 
@@ -62,11 +64,11 @@ struct BlockResult {
 static_assert(sizeof(BlockResult) == 64, "one cache line: no false sharing");
 
 // A tile's rows start this many bytes apart: never at the same place of a page.
-constexpr int64_t tile_pitch(int64_t row_bytes) { return (row_bytes + 63) / 64 * 64 + 64; }
+static constexpr int64_t tile_pitch(int64_t row_bytes) { return (row_bytes + 63) / 64 * 64 + 64; }
 
 // Scratch of one row at a time: results of blocks, then a reference exponent per chunk for the
 // schedules that reload.
-inline int64_t scratch_bytes(int64_t n, softmaxlib_dtype out, bool split, bool reload) {
+static inline int64_t scratch_bytes(int64_t n, softmaxlib_dtype out, bool split, bool reload) {
   const int64_t blocks = (n + block_elements(out) - 1) / block_elements(out);
   const int64_t references =
       reload && blocks > 1 ? blocks * kVectorsPerBlock / kVectorsPerChunk : 0;

@@ -20,12 +20,19 @@ inline int stable_reference(double sum) {
   return 0;
 }
 
+inline double s_of_held(const Total&) { return 0; }
+template <class S>
+inline double s_of_held(const RowRest<S>& rest) {
+  const Pair<f64x8> held = {f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)};
+  return first(Stable<f64x8>(rest.reference)(held));
+}
+
 // compute(known) gives the sum of s under known.reference; a second time where 0 will not do.
 template <class D, class Compute>
 inline auto in_range(Compute compute) {
   Known known;
   auto total = compute(known);
-  known.reference = stable_reference<typename Row<D>::V>(total.sum);
+  known.reference = stable_reference<typename Row<D>::V>(total.sum + s_of_held(total));
   if (known.reference) total = compute(known);
   return total;
 }
@@ -70,7 +77,7 @@ inline void log_stablemax_two_pass(const Row<D>& row) {
 
   const auto rest = in_range<D>([&](Known known) { return rest_of<S>(row, known); });  // reads x
   const Pair<f64x8> held = {f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)};
-  const double s_held = first(Stable<f64x8>(rest.reference)(held));
+  const double s_held = s_of_held(rest);
   if (!positive_finite(s_held + rest.sum)) return row.fill(static_cast<T>(NAN), masked);
 
   // log sum = log s(largest) + log1p(ratio) = exponent ln2 + mantissa

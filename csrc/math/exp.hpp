@@ -173,7 +173,13 @@ inline double power_of_two(int k) {
   return result;
 }
 
-// x 2^k for k <= 0: two factors, so that the product is exact wherever it is normal.
+// x 2^k for k <= 0: exact wherever the product is normal.
+inline double scale_down(double x, int k) {
+  const int first = k > -1022 ? k : -1022;
+  return x * power_of_two(first) * power_of_two(k - first);
+}
+
+// The same for vectors: two factors, so that the product is exact wherever it is normal.
 template <class V>
 class ScaleDown {
  public:

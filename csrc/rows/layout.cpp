@@ -74,21 +74,31 @@ bool broadcast(const View& view, const View& x, int64_t* strides) {
   return true;
 }
 
-bool valid_temperature(double t) { return t > 0 && t - t == 0; }
+// Positive and finite, by its bits: the caller's mode may take a subnormal for 0.
+bool valid_temperature(double t) {
+  uint64_t bits;
+  memcpy(&bits, &t, sizeof(bits));
+  return bits > 0 && bits < 0x7ff0000000000000u;
+}
+bool valid_temperature(float t) {
+  uint32_t bits;
+  memcpy(&bits, &t, sizeof(bits));
+  return bits > 0 && bits < 0x7f800000u;
+}
+template <class T>
+bool valid_temperature_at(const char* p) {
+  T t;
+  memcpy(&t, p, sizeof(t));
+  return valid_temperature(t);
+}
 
 bool valid_temperatures(const softmaxlib_array& array, const View& view) {
   int64_t index[kMaxDims] = {};
   const char* p = static_cast<const char*>(array.data);
   for (int64_t i = 0; i < view.size; ++i) {
-    double t;
-    if (array.dtype == SOFTMAXLIB_F64) {
-      memcpy(&t, p, sizeof(t));
-    } else {
-      float narrow;
-      memcpy(&narrow, p, sizeof(narrow));
-      t = static_cast<double>(narrow);
-    }
-    if (!valid_temperature(t)) return false;
+    if (!(array.dtype == SOFTMAXLIB_F64 ? valid_temperature_at<double>(p)
+                                        : valid_temperature_at<float>(p)))
+      return false;
     for (int d = view.ndim - 1; d >= 0; --d) {
       p += view.strides[d];
       if (++index[d] < view.shape[d]) break;
@@ -115,14 +125,15 @@ void append(Dim* dims, int* ndim, const Dim& dim) {
   dims[(*ndim)++] = dim;
 }
 
-// One optional operand: base, dtype and strides along x.
-bool add_operand(const softmaxlib_array* array, const View& x, Operand operand, Job* job,
-                 View* view, int64_t* strides) {
-  if (!array) return true;
-  if (!make_view(*array, view) || !broadcast(*view, x, strides)) return false;
+// One optional operand: base, dtype and strides along x; `error` where it does not broadcast.
+softmaxlib_status add_operand(const softmaxlib_array* array, const View& x, Operand operand,
+                              softmaxlib_status error, Job* job, View* view, int64_t* strides) {
+  if (!array) return SOFTMAXLIB_OK;
+  if (!make_view(*array, view) || !broadcast(*view, x, strides)) return error;
+  if (view->size && !array->data) return SOFTMAXLIB_ERROR_NULL;
   job->base[operand] = static_cast<char*>(array->data);
   job->dtype[operand] = array->dtype;
-  return true;
+  return SOFTMAXLIB_OK;
 }
 
 }  // namespace
@@ -183,16 +194,19 @@ softmaxlib_status lay_out(softmaxlib_function function, const softmaxlib_array* 
 
   View view;
   if (options.bias && !is_float(options.bias->dtype)) return SOFTMAXLIB_ERROR_DTYPE;
-  if (!add_operand(options.bias, x, kBias, job, &view, strides[kBias]))
-    return SOFTMAXLIB_ERROR_BIAS;
+  if (const softmaxlib_status status =
+          add_operand(options.bias, x, kBias, SOFTMAXLIB_ERROR_BIAS, job, &view, strides[kBias]))
+    return status;
   if (options.where && options.where->dtype != SOFTMAXLIB_BOOL) return SOFTMAXLIB_ERROR_DTYPE;
-  if (!add_operand(options.where, x, kWhere, job, &view, strides[kWhere]))
-    return SOFTMAXLIB_ERROR_WHERE;
+  if (const softmaxlib_status status = add_operand(options.where, x, kWhere, SOFTMAXLIB_ERROR_WHERE,
+                                                   job, &view, strides[kWhere]))
+    return status;
   job->temperature = options.temperature;
   if (const softmaxlib_array* t = options.temperatures) {
     if (t->dtype != SOFTMAXLIB_F32 && t->dtype != SOFTMAXLIB_F64) return SOFTMAXLIB_ERROR_DTYPE;
-    if (!add_operand(t, x, kTemperature, job, &view, strides[kTemperature]))
-      return SOFTMAXLIB_ERROR_TEMPERATURE;
+    if (const softmaxlib_status status = add_operand(
+            t, x, kTemperature, SOFTMAXLIB_ERROR_TEMPERATURE, job, &view, strides[kTemperature]))
+      return status;
     for (int d = 0; d < x.ndim; ++d)
       if (reduced[d] && x.shape[d] > 1 && strides[kTemperature][d] != 0)
         return SOFTMAXLIB_ERROR_TEMPERATURE;

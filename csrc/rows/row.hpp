@@ -71,9 +71,8 @@ struct Total {
   }
   void raise(int to) {
     if (to <= reference) return;
-    const double down = power_of_two(reference - to);
-    sum *= down;
-    error *= down;
+    sum = scale_down(sum, reference - to);
+    error = scale_down(error, reference - to);
     reference = to;
   }
   void merge(Total other) {

@@ -105,7 +105,8 @@ TEST(Accuracy, StableMaxRange) {
     }
 }
 
-// The bounds stated in math/exp.hpp, in 1024 places over all floats; softmaxlib verify has them all.
+// The bounds stated in math/exp.hpp, in 1024 places over all floats; softmaxlib verify has them
+// all.
 TEST(Accuracy, ExpAlone) {
   for (const bool precise : {false, true})
     for (uint32_t place = 0; place < 1024; ++place) {

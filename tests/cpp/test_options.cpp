@@ -323,6 +323,68 @@ TEST(Options, StridesKeepTheBits) {
         }
 }
 
+// Rows side by side in memory, (planes, n, columns) along n: the bits of contiguous rows, whether
+// the results go to the same layout, to a transposed one or onto x, serially or in tasks.
+TEST(Options, ColumnsKeepTheBits) {
+  constexpr int64_t kPlanes = 2;
+  const auto reversed = [](void*, int64_t count, softmaxlib_task task, void* argument) {
+    for (int64_t i = count; i-- > 0;) task(argument, i);
+  };
+  for (const softmaxlib_function function : kFunctionList)
+    for (const softmaxlib_dtype dtype : kFloatTypes)
+      for (const int64_t n : {1, 2, 17, 300, 1100})
+        for (const int64_t columns : {1, 3, 65, 200}) {
+          const int64_t item = item_size_of(dtype), size = kPlanes * n * columns;
+          const size_t bytes = static_cast<size_t>(item);
+          const int64_t results = result_elements(function, n);
+          std::vector<char> x(static_cast<size_t>(size * item));
+          std::vector<std::vector<char>> wanted;
+          for (int64_t p = 0; p < kPlanes; ++p)
+            for (int64_t c = 0; c < columns; ++c) {
+              const Pattern pattern = static_cast<Pattern>(c % static_cast<int>(Pattern::kCount));
+              const auto row =
+                  encode_all(make_row(pattern, n, dtype, static_cast<uint32_t>(c + p)), dtype);
+              wanted.push_back(row_result(function, dtype, row, Options()));
+              for (int64_t i = 0; i < n; ++i)
+                memcpy(x.data() + ((p * n + i) * columns + c) * item, row.data() + i * item, bytes);
+            }
+          for (const softmaxlib_isa isa : isas())
+            for (const softmaxlib_algorithm algorithm : algorithms_of(function, dtype))
+              for (const int layout : {0, 1, 2}) {  // as x; transposed; x itself
+                const bool reduces = function == SOFTMAXLIB_LOGSUMEXP;
+                if (reduces && layout == 2) continue;
+                auto input = x;
+                std::vector<char> y(x.size());
+                char* out = layout == 2 ? input.data() : y.data();
+                const int64_t shape[] = {kPlanes, n, columns}, reduced[] = {kPlanes, columns};
+                int64_t strides[] = {n * columns * item, columns * item, item};
+                if (layout == 1) strides[1] = item, strides[2] = n * item;
+                const int64_t reduced_strides[] = {columns * item, item};
+                const softmaxlib_array xa = {input.data(), dtype, 3, shape, nullptr};
+                const softmaxlib_array ya =
+                    reduces ? softmaxlib_array{out, dtype, 2, reduced, reduced_strides}
+                            : softmaxlib_array{out, dtype, 3, shape, strides};
+                Options o(isa, algorithm);
+                o.num_threads = layout == 1 ? 3 : 1;
+                o.parallel_for = reversed;
+                const int32_t axis = 1;
+                ASSERT_EQ(run_array(function, xa, ya, 1, &axis, o), SOFTMAXLIB_OK);
+                for (int64_t p = 0; p < kPlanes; ++p)
+                  for (int64_t c = 0; c < columns; ++c)
+                    for (int64_t i = 0; i < results; ++i) {
+                      const char* at = reduces
+                                           ? out + (p * columns + c) * item
+                                           : out + p * strides[0] + i * strides[1] + c * strides[2];
+                      const auto& row = wanted[static_cast<size_t>(p * columns + c)];
+                      ASSERT_FALSE(memcmp(at, row.data() + i * item, bytes))
+                          << kFunctionNames[function] << " " << kDtypeNames[dtype] << " n " << n
+                          << " columns " << columns << " layout " << layout << " at " << p << " "
+                          << i << " " << c << " " << describe(o);
+                    }
+              }
+        }
+}
+
 // Positions left out give 0 or -inf, whatever x holds there; so does a row without any.
 TEST(Options, WhereHidesEverything) {
   for (const softmaxlib_function function : kFunctionList)
