@@ -52,6 +52,16 @@ constexpr float kExp32Delta[8] = {0x0p+0f,          -0x1.9c0c22p-27f, 0x1.125002
                                   -0x1.0a3552p-25f, 0x1.26055cp-26f,  0x1.67a1cap-28f,
                                   -0x1.f9c306p-27f, -0x1.a5217cp-28f};
 
+// t plus what x has beside its high part, unless that was below the floor.
+template <class V>
+inline V plus_low(V t, V, V) {
+  return t;
+}
+template <class V>
+inline V plus_low(V t, Pair<V> x, V floor) {
+  return t + select(gt(x.hi, floor), x.lo, V::set1(0));
+}
+
 // The accurate exp is an unevaluated sum, so that its last rounding happens in the row's sum.
 template <class V, bool kAccurate>
 struct ExpTermOf {
@@ -92,7 +102,7 @@ class Exp<f32x16, kAccurate> {
     const V k = m - magic;
     V t = fnma(k, V::set1(0x1.62e43p-4f), x);
     t = fnma(k, V::set1(-0x1.05c61p-32f), t);
-    t = plus_low_above(t, argument);
+    t = plus_low(t, argument, floor);
     const V s = from_bits(lookup(table_, bits(m)) + shl<20>(bits(m)));
     if constexpr (kAccurate) {
       t = t + from_bits(lookup(delta_, bits(m)));
@@ -108,11 +118,6 @@ class Exp<f32x16, kAccurate> {
   }
 
  private:
-  V plus_low_above(V t, V) const { return t; }
-  V plus_low_above(V t, Pair<V> x) const {
-    return t + select(gt(x.hi, V::set1(floor_)), x.lo, V::set1(0.0f));
-  }
-
   // Scalars: a broadcast stays in one register, a vector from memory may take two.
   float magic_, floor_;
   Table8 table_, delta_;
@@ -139,7 +144,7 @@ class Exp<f64x8, kAccurate> {
     const V n = m - magic;
     V t = fnma(n, V::set1(kLn2Hi), x);
     t = fnma(n, V::set1(kLn2Lo), t);
-    t = plus_low_above(t, argument);
+    t = plus_low(t, argument, floor);
     const V s = from_bits(shl<52>(bits(m)));
     V q = V::set1(0x1.ad98a61c821dbp-26);
     q = fma(q, t, V::set1(0x1.28b14e31034d6p-22));
@@ -156,11 +161,6 @@ class Exp<f64x8, kAccurate> {
   }
 
  private:
-  V plus_low_above(V t, V) const { return t; }
-  V plus_low_above(V t, Pair<V> x) const {
-    return t + select(gt(x.hi, V::set1(floor_)), x.lo, V::set1(0.0));
-  }
-
   double magic_, floor_;
 };
 
