@@ -138,10 +138,13 @@ def test_random_rows():
     assert random_rows(1, 12_000_000, sml.available_isas()) > 10_000
 
 
-def masked_rows(rng, isas):
-    n = int(rng.integers(1, 3000))
-    x = np.stack([random_row(rng, n) for _ in range(4)]).astype(np.float32)
-    where = rng.random((4, n)) < rng.random()
+def masked_rows(rng, isas, elements=10_000):
+    """Check a batch with a mask of its own per row, a bias and a temperature; return its rows."""
+    n = int(np.exp(rng.uniform(0, np.log(5000))))
+    rows = max(elements // n, 2)
+    x = np.stack([random_row(rng, n) for _ in range(min(rows, 64))])
+    x = x[rng.integers(len(x), size=rows)].astype(np.float32)
+    where = rng.random((rows, n)) < rng.random()
     bias = rng.standard_normal(n).astype(np.float32)
     for function in FUNCTIONS:
         compute = getattr(sml, function)
@@ -154,6 +157,10 @@ def masked_rows(rng, isas):
                     )
                     reference = y if reference is None else reference
                     assert (y == reference).all(), (function, isa, algorithm, n)
+                with sml.threads(5):
+                    y = bits(compute(x, where=where, bias=bias, temperature=0.7))
+                    assert (y == reference).all(), (function, isa, "5 threads", n)
+    return rows
 
 
 def test_masked_rows():
@@ -169,8 +176,11 @@ def test_a_million_random_rows():
     Each batch runs in about 16 ways per ISA; the slow scalar leaf takes part in one batch of ten.
     """
     fast = [isa for isa in sml.available_isas() if isa != "scalar"] or ["scalar"]
-    rows, seed = 0, 100
+    rows = masked = 0
+    seed = 100
     while rows < 1_000_000:
         seed += 1
-        rows += random_rows(seed, 2_000_000, sml.available_isas() if seed % 10 == 0 else fast)
-    print(f"{rows:,} rows, no difference")
+        isas = sml.available_isas() if seed % 10 == 0 else fast
+        rows += random_rows(seed, 2_000_000, isas)
+        masked += masked_rows(np.random.default_rng(seed), isas, 300_000)
+    print(f"{rows:,} rows and {masked:,} with masks, no difference")
