@@ -100,10 +100,12 @@ struct RowRest : Total {
   double held_hi = -INFINITY, held_lo = 0;
 
   void add_term(double hi, double lo) {
-    using T = typename F::V::elem;
-    const T one_hi = static_cast<T>(hi), one_lo = static_cast<T>(lo);
-    const Pair<typename F::V> x = {load_n(&one_hi, 1, static_cast<T>(-INFINITY)),
-                                   load_n(&one_lo, 1, T(0))};
+    using V = typename F::V;
+    typename V::elem hi_lanes[V::lanes], lo_lanes[V::lanes] = {};
+    for (auto& lane : hi_lanes) lane = static_cast<typename V::elem>(-INFINITY);
+    hi_lanes[0] = static_cast<typename V::elem>(hi);
+    lo_lanes[0] = static_cast<typename V::elem>(lo);
+    const Pair<V> x = {load(hi_lanes), load(lo_lanes)};
     add(sum_lanes(widen_sum(F(reference)(x))));
   }
   void merge(RowRest other) {
