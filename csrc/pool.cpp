@@ -64,8 +64,6 @@ struct Job {
   }
 };
 
-}  // namespace
-
 constexpr int kSpins = 200;  // of yield(): gives way where threads outnumber cores
 
 template <class Condition>
@@ -76,6 +74,8 @@ bool spin_until(Condition condition) {
   }
   return false;
 }
+
+}  // namespace
 
 struct softmaxlib_pool {
   unsigned born = generation.load(std::memory_order_relaxed);

@@ -4,8 +4,7 @@
 //   log m = f - s (f - z P(z)),  f = m - 1,  s = f / (2 + f),  z = s^2
 //
 // The rounding error of 1 + a is carried into f, so that small a keep their relative accuracy.
-// Error of log m: float 2^-30.2 from the polynomial, 0.7 ULP in all; double 2^-59.5 and 0.7 ULP.
-// Coefficients: coefficients.py.
+// Relative error of the polynomial: float 2^-30.2, double 2^-59.5 (coefficients.py).
 #pragma once
 
 #include "macros.hpp"
