@@ -104,7 +104,7 @@ softmaxlib_status softmaxlib_run(softmaxlib_function function, const softmaxlib_
   }
   if (job.rows == 0 || (job.n == 0 && function != SOFTMAXLIB_LOGSUMEXP)) return SOFTMAXLIB_OK;
 
-  const Kernel kernel = table_of(o.isa)->kernels[function][schedule.algorithm][job.dtype[kOut]];
+  const Kernel kernel = table_of(o.isa)->kernels[function][schedule.kernel][job.dtype[kOut]];
   char* scratch = static_cast<char*>(o.scratch);
   if (schedule.split || schedule.tasks == 1) {
     kernel(job, 0, job.rows, scratch);

@@ -60,6 +60,17 @@ bool roofline(softmaxlib_isa isa, Roofline kind, const void* x, void* y, size_t 
   return table != nullptr;
 }
 
+size_t pass_scratch(int64_t n) {
+  return static_cast<size_t>(scratch_bytes(n, SOFTMAXLIB_F32, false, true));
+}
+
+bool run_pass(softmaxlib_isa isa, Pass pass, bool streaming, const float* x, float* y, int64_t n,
+              void* scratch) {
+  const KernelTable* table = table_of(isa);
+  if (table) table->pass(pass, streaming, x, y, n, static_cast<char*>(scratch));
+  return table != nullptr;
+}
+
 }  // namespace softmaxlib
 
 extern "C" {

@@ -17,8 +17,17 @@ struct ExpSweep {
 };
 bool exp_sweep(softmaxlib_isa isa, bool accurate, uint32_t first, uint64_t count, ExpSweep* result);
 
-// The machine's own speed limits, with the ISA's widest loads and stores.
-enum class Roofline : int32_t { kRead, kCopy, kStreamingCopy };
+// The machine's own speed limits, with the ISA's widest loads and stores: STREAM's copy, scale and
+// triad (y = x + 3 z, where z is the second half of x and y as long), and a read alone.
+enum class Roofline : int32_t { kRead, kCopy, kStreamingCopy, kScale, kTriad };
 bool roofline(softmaxlib_isa isa, Roofline kind, const void* x, void* y, size_t bytes);
+
+// One pass of softmax alone over a row of n floats, as the paper times them. A known maximum spares
+// kSumKnown and kStoreKnown the two-pass sum's check. scratch: pass_scratch(n) bytes, 64-byte
+// aligned, zero at first.
+enum class Pass : int32_t { kMax, kSum, kSumKnown, kStore, kStoreKnown, kWrite, kScale };
+size_t pass_scratch(int64_t n);
+bool run_pass(softmaxlib_isa isa, Pass pass, bool streaming, const float* x, float* y, int64_t n,
+              void* scratch);
 
 }  // namespace softmaxlib

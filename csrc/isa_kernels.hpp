@@ -135,8 +135,18 @@ inline void run_rows(const Job& job, int64_t start, int64_t stop, char* scratch,
     run_rows<storage>(job, start, stop, scratch,                                          \
                       [](const auto& row) { return function##_##algorithm(row); });       \
   }
+#define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm)                   \
+  void function##_##schedule##_##storage(const Job& job, int64_t start, int64_t stop,    \
+                                         char* scratch) {                                \
+    if (start == 0 && job.report)                                                        \
+      fill_report(job, kIsa, registry::algorithm, #function "_" #schedule "_" #storage); \
+    const DefaultFloatingPoint environment;                                              \
+    function##_##schedule<storage>(job, start, stop, scratch);                           \
+    stream_fence();                                                                      \
+  }
 #include "kernels.def"
 #undef SOFTMAXLIB_KERNEL
+#undef SOFTMAXLIB_ROWS_KERNEL
 
 KernelTable make_table() {
   KernelTable table = {};
@@ -144,10 +154,15 @@ KernelTable make_table() {
 #define SOFTMAXLIB_KERNEL(function, algorithm, storage)                       \
   table.kernels[registry::function][registry::algorithm][registry::storage] = \
       function##_##algorithm##_##storage;
+#define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm)       \
+  table.kernels[registry::function][registry::schedule][registry::storage] = \
+      function##_##schedule##_##storage;
 #include "kernels.def"
 #undef SOFTMAXLIB_KERNEL
+#undef SOFTMAXLIB_ROWS_KERNEL
   table.exp_sweep = run_exp_sweep;
   table.roofline = run_roofline;
+  table.pass = run_pass_alone;
   return table;
 }
 

@@ -6,12 +6,22 @@
 
 namespace softmaxlib {
 
-constexpr int kFunctions = 5, kAlgorithms = 5, kStorages = 4;
+constexpr int kFunctions = 5, kAlgorithms = 5, kSchedules = 9, kStorages = 4;
 
 // The registry's names as indices.
 namespace registry {
 enum Function { softmax, log_softmax, logsumexp, stablemax, log_stablemax };
-enum Algorithm { automatic, three_pass_recompute, three_pass_reload, two_pass, two_pass_reload };
+enum Schedule {
+  automatic,  // the algorithms that a caller may name: one row at a time
+  three_pass_recompute,
+  three_pass_reload,
+  two_pass,
+  two_pass_reload,
+  in_lanes,  // and those that only `auto` picks: many rows at a time
+  batched,
+  pipelined,
+  columns
+};
 enum Storage { f32, f64, f16, bf16 };
 static_assert(int{log_stablemax} == SOFTMAXLIB_LOG_STABLEMAX && int{bf16} == SOFTMAXLIB_BF16 &&
                   int{two_pass_reload} == SOFTMAXLIB_TWO_PASS_RELOAD,
@@ -20,9 +30,10 @@ static_assert(int{log_stablemax} == SOFTMAXLIB_LOG_STABLEMAX && int{bf16} == SOF
 
 struct KernelTable {
   softmaxlib_isa isa;
-  Kernel kernels[kFunctions][kAlgorithms][kStorages];  // NULL: not in the registry
+  Kernel kernels[kFunctions][kSchedules][kStorages];  // NULL: not in the registry
   ExpSweep (*exp_sweep)(bool accurate, uint32_t first, uint64_t count);
   void (*roofline)(Roofline kind, const void* x, void* y, size_t bytes);
+  void (*pass)(Pass pass, bool streaming, const float* x, float* y, int64_t n, char* scratch);
 };
 
 // NULL where the ISA is not compiled in or this CPU lacks it; SOFTMAXLIB_ISA_AUTO: the best.

@@ -5,7 +5,7 @@
 
 #include "internal.hpp"
 #include "math/exp.hpp"
-#include "rows/row.hpp"
+#include "rows/terms.hpp"
 
 namespace softmaxlib {
 namespace SOFTMAX_ISA {
@@ -80,8 +80,49 @@ inline void run_roofline(Roofline kind, const void* x, void* y, size_t bytes) {
     (void)sink;
     return;
   }
-  Row<float>::map_elements(Contiguous<float>{from}, static_cast<float*>(y), n,
-                           kind == Roofline::kStreamingCopy, [](f32x16 v) { return v; });
+  const Contiguous<float> source = {from};
+  float* const to = static_cast<float*>(y);
+  if (kind == Roofline::kScale) {
+    Row<float>::map_elements(source, to, n, false, [](f32x16 v) { return v * f32x16::set1(3); });
+  } else if (kind == Roofline::kTriad) {
+    const int64_t half = n / 32 * 16;
+    for (int64_t i = 0; i < half; i += 16)
+      store(to + i, fma(load(from + half + i), f32x16::set1(3), load(from + i)));
+  } else {
+    Row<float>::map_elements(source, to, n, kind == Roofline::kStreamingCopy,
+                             [](f32x16 v) { return v; });
+  }
+  stream_fence();
+}
+
+inline void run_pass_alone(Pass pass, bool streaming, const float* x, float* y, int64_t n,
+                           char* scratch) {
+  const DefaultFloatingPoint environment;
+  using E = Exp<f32x16>;
+  Job job = {};
+  job.base[kX] = reinterpret_cast<char*>(const_cast<float*>(x));
+  job.base[kOut] = reinterpret_cast<char*>(y);
+  job.n = n;
+  job.rows = 1;
+  job.direct = true;
+  job.streaming = streaming;
+  const Place place = {};
+  int32_t one_block[kVectorsPerBlock / kVectorsPerChunk] = {};
+  const Row<float> row(job, place, scratch, one_block);
+  RowSum<E> total;
+  total.sum = 1;
+  total.reference = 0;
+  volatile double sink = 0;  // or the compiler drops a pass that only reads
+  switch (pass) {
+    case Pass::kMax: sink = max_of_row(row); break;
+    case Pass::kSum: sink = sum_of<E>(row).sum; break;
+    case Pass::kSumKnown: sink = sum_of<E>(row, Known{0}).sum; break;
+    case Pass::kStore: sink = store_of<E>(row).sum; break;
+    case Pass::kStoreKnown: sink = store_of<E>(row, Known{0}).sum; break;
+    case Pass::kWrite: write_of(row, total); break;
+    case Pass::kScale: scale_stored(row, total); break;
+  }
+  (void)sink;
   stream_fence();
 }
 

@@ -9,6 +9,7 @@ algorithms: dict[str, int]
 isas: dict[str, int]
 stores: dict[str, int]
 rooflines: dict[str, int]
+passes: dict[str, int]
 dtypes: dict[str, int]
 
 def run(
@@ -38,6 +39,10 @@ def time_run(
     store: int,
     num_threads: int,
     repeats: int,
+    axis: int = -1,
+) -> float: ...
+def time_pass(
+    pass_: int, isa: int, x: NDArray[Any], out: NDArray[Any], streaming: bool, repeats: int
 ) -> float: ...
 def time_roofline(
     kind: int, isa: int, x: NDArray[Any], out: NDArray[Any], repeats: int

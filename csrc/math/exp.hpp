@@ -95,8 +95,12 @@ class Exp<f32x16, kAccurate> {
 
   template <class X>
   SOFTMAXLIB_INLINE Term operator()(X argument) const {
+    return evaluate(argument, V::set1(magic_), V::set1(floor_));
+  }
+
+  template <class X>
+  SOFTMAXLIB_INLINE Term evaluate(X argument, V magic, V floor) const {
     // max() passes its second operand on when one is NaN.
-    const V magic = V::set1(magic_), floor = V::set1(floor_);
     const V x = max(floor, high(argument));
     const V m = fma(x, V::set1(0x1.715476p+3f), magic);
     const V k = m - magic;
@@ -138,7 +142,11 @@ class Exp<f64x8, kAccurate> {
 
   template <class X>
   SOFTMAXLIB_INLINE Term operator()(X argument) const {
-    const V magic = V::set1(magic_), floor = V::set1(floor_);
+    return evaluate(argument, V::set1(magic_), V::set1(floor_));
+  }
+
+  template <class X>
+  SOFTMAXLIB_INLINE Term evaluate(X argument, V magic, V floor) const {
     const V x = max(floor, high(argument));
     const V m = fma(x, V::set1(kLog2E), magic);
     const V n = m - magic;
@@ -162,6 +170,66 @@ class Exp<f64x8, kAccurate> {
 
  private:
   double magic_, floor_;
+};
+
+// Where every lane is a row of its own: doubles, one per lane of V, all at once.
+template <class V>
+struct InLanes;
+template <>
+struct InLanes<f32x16> {
+  f64x8 low, high;
+  static InLanes of(f32x16 v) { return {widen_low(v), widen_high(v)}; }
+  f32x16 value() const { return narrow(low, high); }
+  template <class F>
+  InLanes map(F f) const {
+    return {f(low), f(high)};
+  }
+};
+template <>
+struct InLanes<f64x8> {
+  f64x8 all;
+  static InLanes of(f64x8 v) { return {v}; }
+  f64x8 value() const { return all; }
+  template <class F>
+  InLanes map(F f) const {
+    return {f(all)};
+  }
+};
+
+// reference_of() of every lane's maximum.
+template <class V>
+inline InLanes<V> references_of(V top) {
+  return InLanes<V>::of(top).map([](f64x8 x) {
+    x = min(max(x, f64x8::set1(-kSafe)), f64x8::set1(kSafe));
+    return x * f64x8::set1(kLog2E) + f64x8::set1(0x1.8p52) - f64x8::set1(0x1.8p52);
+  });
+}
+
+// Exp with a reference per lane; the same bits as Exp(reference) gives for that lane.
+template <class V>
+class ExpInLanes {
+ public:
+  explicit ExpInLanes(InLanes<V> references)
+      : exp_(0),
+        magic_(references.map([](f64x8 r) { return magic(r); }).value()),
+        floor_(references.map([](f64x8 r) { return floor(r); }).value()) {}
+
+  SOFTMAXLIB_INLINE V operator()(V x) const { return exp_.evaluate(x, magic_, floor_); }
+
+ private:
+  static constexpr bool kFloat = sizeof(typename V::elem) == 4;
+  static constexpr int kExponentBias = kFloat ? 127 : 1023;
+
+  static f64x8 magic(f64x8 reference) {
+    const f64x8 n = f64x8::set1(kExponentBias + Exp<V>::kBias) - reference;
+    return kFloat ? f64x8::set1(8) * n + f64x8::set1(0x1.8p23) : n + f64x8::set1(0x1.8p52);
+  }
+  static f64x8 floor(f64x8 reference) {
+    return (reference - f64x8::set1(Exp<V>::kBias + kExponentBias)) * f64x8::set1(kLn2Hi);
+  }
+
+  Exp<V> exp_;
+  V magic_, floor_;
 };
 
 // 2^k; 0 below the range of normal doubles.

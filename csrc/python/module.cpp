@@ -8,6 +8,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -227,16 +228,15 @@ double time_calls(int64_t repeats, Work work) {
 }
 
 double time_run(int32_t function, const py::array& x, const py::array& out, int32_t dtype,
-                int32_t algorithm, int32_t isa, int32_t store, int32_t num_threads,
-                int64_t repeats) {
+                int32_t algorithm, int32_t isa, int32_t store, int32_t num_threads, int64_t repeats,
+                int32_t axis) {
   const View x_view(x, dtype), out_view(out, dtype);
-  const int32_t last = static_cast<int32_t>(x.ndim()) - 1;
   softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
   options.algorithm = algorithm;
   options.isa = isa;
   options.store = store;
   options.num_threads = num_threads;
-  const Call call(function, x_view.get(), out_view.get(), 1, &last, options);
+  const Call call(function, x_view.get(), out_view.get(), 1, &axis, options);
   softmaxlib_status status = SOFTMAXLIB_OK;
   const double nanoseconds = time_calls(repeats, [&] { status = std::max(status, call()); });
   check(status);
@@ -253,6 +253,23 @@ double time_roofline(int32_t kind, int32_t isa, const py::array& x, const py::ar
     known &= softmaxlib::roofline(isa, static_cast<softmaxlib::Roofline>(kind), from, to, bytes);
   });
   if (!known) throw py::value_error("unknown kind of roofline, or an ISA that cannot run here");
+  return nanoseconds;
+}
+
+double time_pass(int32_t pass, int32_t isa, const py::array& x, const py::array& out,
+                 bool streaming, int64_t repeats) {
+  const auto from = static_cast<const float*>(x.data());
+  const auto to = static_cast<float*>(const_cast<void*>(out.data()));
+  const int64_t n = std::min(x.nbytes(), out.nbytes()) / static_cast<int64_t>(sizeof(float));
+  const size_t bytes = softmaxlib::pass_scratch(n);
+  const Scratch scratch(::operator new(bytes + 64, std::align_val_t{64}));
+  std::memset(scratch.get(), 0, bytes);
+  bool known = true;
+  const double nanoseconds = time_calls(repeats, [&] {
+    known &= softmaxlib::run_pass(isa, static_cast<softmaxlib::Pass>(pass), streaming, from, to, n,
+                                  scratch.get());
+  });
+  if (!known) throw py::value_error("an ISA that cannot run here");
   return nanoseconds;
 }
 
@@ -344,7 +361,16 @@ PYBIND11_MODULE(_core, m) {
   m.attr("rooflines") =
       py::dict("read"_a = static_cast<int>(softmaxlib::Roofline::kRead),
                "copy"_a = static_cast<int>(softmaxlib::Roofline::kCopy),
-               "streaming_copy"_a = static_cast<int>(softmaxlib::Roofline::kStreamingCopy));
+               "streaming_copy"_a = static_cast<int>(softmaxlib::Roofline::kStreamingCopy),
+               "scale"_a = static_cast<int>(softmaxlib::Roofline::kScale),
+               "triad"_a = static_cast<int>(softmaxlib::Roofline::kTriad));
+  m.attr("passes") = py::dict("max"_a = static_cast<int>(softmaxlib::Pass::kMax),
+                              "sum"_a = static_cast<int>(softmaxlib::Pass::kSum),
+                              "sum_known"_a = static_cast<int>(softmaxlib::Pass::kSumKnown),
+                              "store"_a = static_cast<int>(softmaxlib::Pass::kStore),
+                              "store_known"_a = static_cast<int>(softmaxlib::Pass::kStoreKnown),
+                              "write"_a = static_cast<int>(softmaxlib::Pass::kWrite),
+                              "scale"_a = static_cast<int>(softmaxlib::Pass::kScale));
   m.attr("dtypes") = py::dict("float32"_a = int{SOFTMAXLIB_F32}, "float64"_a = int{SOFTMAXLIB_F64},
                               "float16"_a = int{SOFTMAXLIB_F16},
                               "bfloat16"_a = int{SOFTMAXLIB_BF16}, "bool"_a = int{SOFTMAXLIB_BOOL},
@@ -357,8 +383,9 @@ PYBIND11_MODULE(_core, m) {
         "temperature"_a, "temperatures"_a, "bias"_a, "bias_dtype"_a, "where"_a, "algorithm"_a,
         "isa"_a, "store"_a, "num_threads"_a);
   m.def("time_run", &time_run, "function"_a, "x"_a, "out"_a, "dtype"_a, "algorithm"_a, "isa"_a,
-        "store"_a, "num_threads"_a, "repeats"_a);
+        "store"_a, "num_threads"_a, "repeats"_a, "axis"_a = -1);
   m.def("time_roofline", &time_roofline, "kind"_a, "isa"_a, "x"_a, "out"_a, "repeats"_a);
+  m.def("time_pass", &time_pass, "pass_"_a, "isa"_a, "x"_a, "out"_a, "streaming"_a, "repeats"_a);
   m.def("exp_sweep", &exp_sweep, "isa"_a, "accurate"_a, "first"_a, "count"_a);
   m.def("isas_compiled", [] { return isa_names(softmaxlib_isa_compiled); });
   m.def("isas_available", [] { return isa_names(softmaxlib_isa_available); });

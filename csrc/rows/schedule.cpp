@@ -72,11 +72,11 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
 
   // One exponential per element where x and y stay in cache (the last is shared with others), else
   // the least traffic.
-  s.algorithm = options.algorithm;
-  if (s.algorithm == SOFTMAXLIB_ALGORITHM_AUTO)
-    s.algorithm = row_bytes <= last_level() / 2 ? SOFTMAXLIB_TWO_PASS_RELOAD : SOFTMAXLIB_TWO_PASS;
+  softmaxlib_algorithm algorithm = options.algorithm;
+  if (algorithm == SOFTMAXLIB_ALGORITHM_AUTO)
+    algorithm = row_bytes <= last_level() / 2 ? SOFTMAXLIB_TWO_PASS_RELOAD : SOFTMAXLIB_TWO_PASS;
   s.tile = tile_of(job, options);
-  s.algorithm = registered(function, job, s.tile > 0, s.algorithm);
+  s.kernel = registered(function, job, s.tile > 0, algorithm);
 
   // Past the caches a plain store first reads the line it overwrites. In place it was read anyway.
   const bool can_stream = job.direct && function != SOFTMAXLIB_LOGSUMEXP;
@@ -91,7 +91,7 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
   s.tasks = threads == 1 ? 1 : std::min({job.rows, worth, threads * kTasksPerThread});
   s.split = threads > 1 && !s.tile && blocks >= 2 * threads && job.rows < 2 * threads && worth > 1;
   if (s.split) s.tasks = std::min(blocks, threads * kTasksPerThread);
-  s.scratch = scratch_bytes(job.n, job.dtype[kOut], s.split, s.tile || reloads(s.algorithm)) +
+  s.scratch = scratch_bytes(job.n, job.dtype[kOut], s.split, s.tile || reloads(s.kernel)) +
               s.tile * tile_pitch(job.n * x_item);
   return s;
 }

@@ -2,12 +2,12 @@
 // a bit of the result. Measured with `softmaxlib bench`.
 #pragma once
 
-#include "job.hpp"
+#include "kernel_table.hpp"
 
 namespace softmaxlib {
 
 struct Schedule {
-  softmaxlib_algorithm algorithm;  // in the registry for the job's function and storage
+  int kernel;  // registry::Schedule, in the registry for the job's function and storage
   bool streaming;
   bool split;       // the blocks of each row go to the threads, else whole rows
   int64_t tasks;    // 1: serial

@@ -38,8 +38,10 @@ constexpr KernelId kRegistry[] = {
 #define SOFTMAXLIB_KERNEL(function, algorithm, storage)                       \
   {int{registry::function}, int{registry::algorithm}, int{registry::storage}, \
    #function "_" #algorithm "_" #storage},
+#define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm)
 #include "kernels.def"
 #undef SOFTMAXLIB_KERNEL
+#undef SOFTMAXLIB_ROWS_KERNEL
 };
 
 constexpr softmaxlib_function kFunctionList[] = {SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_LOG_SOFTMAX,
