@@ -94,30 +94,39 @@ class Exp<f32x16, kAccurate> {
         delta_(load_table8(reinterpret_cast<const uint32_t*>(kExp32Delta))) {}
 
   template <class X>
-  SOFTMAXLIB_INLINE Term operator()(X argument) const {
-    return evaluate(argument, V::set1(magic_), V::set1(floor_));
+  SOFTMAXLIB_INLINE Term operator()(X x) const {
+    Term y;
+    evaluate<1>(&x, V::set1(magic_), V::set1(floor_), &y);
+    return y;
   }
-
-  template <class X>
-  SOFTMAXLIB_INLINE Term evaluate(X argument, V magic, V floor) const {
+  // N vectors in step: their chains of dependent instructions overlap.
+  template <int N, class X>
+  SOFTMAXLIB_INLINE void evaluate(const X* x, Term* y) const {
+    evaluate<N>(x, V::set1(magic_), V::set1(floor_), y);
+  }
+  template <int N, class X>
+  SOFTMAXLIB_INLINE void evaluate(const X* argument, V magic, V floor, Term* y) const {
+    V x[N], m[N], k[N], t[N], s[N], q[N];
     // max() passes its second operand on when one is NaN.
-    const V x = max(floor, high(argument));
-    const V m = fma(x, V::set1(0x1.715476p+3f), magic);
-    const V k = m - magic;
-    V t = fnma(k, V::set1(0x1.62e43p-4f), x);
-    t = fnma(k, V::set1(-0x1.05c61p-32f), t);
-    t = plus_low(t, argument, floor);
-    const V s = from_bits(lookup(table_, bits(m)) + shl<20>(bits(m)));
+    for (int j = 0; j < N; ++j) x[j] = max(floor, high(argument[j]));
+    for (int j = 0; j < N; ++j) m[j] = fma(x[j], V::set1(0x1.715476p+3f), magic);
+    for (int j = 0; j < N; ++j) k[j] = m[j] - magic;
+    for (int j = 0; j < N; ++j) t[j] = fnma(k[j], V::set1(0x1.62e43p-4f), x[j]);
+    for (int j = 0; j < N; ++j) t[j] = fnma(k[j], V::set1(-0x1.05c61p-32f), t[j]);
+    for (int j = 0; j < N; ++j) t[j] = plus_low(t[j], argument[j], floor);
+    for (int j = 0; j < N; ++j) s[j] = from_bits(lookup(table_, bits(m[j])) + shl<20>(bits(m[j])));
     if constexpr (kAccurate) {
-      t = t + from_bits(lookup(delta_, bits(m)));
-      V q = fma(V::set1(0x1.55569ep-5f), t, V::set1(0x1.555cb8p-3f));
-      q = fma(q, t, V::set1(0.5f));
-      q = fma(q, t, V::set1(1.0f));
-      return {s, s * t * q};
+      for (int j = 0; j < N; ++j) t[j] = t[j] + from_bits(lookup(delta_, bits(m[j])));
+      for (int j = 0; j < N; ++j)
+        q[j] = fma(V::set1(0x1.55569ep-5f), t[j], V::set1(0x1.555cb8p-3f));
+      for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(0.5f));
+      for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(1.0f));
+      for (int j = 0; j < N; ++j) y[j] = {s[j], s[j] * t[j] * q[j]};
     } else {
-      V q = fma(V::set1(0x1.5556f8p-3f), t, V::set1(0x1.0008ccp-1f));
-      q = fma(q, t, V::set1(1.0f));
-      return fma(s * t, q, s);
+      for (int j = 0; j < N; ++j)
+        q[j] = fma(V::set1(0x1.5556f8p-3f), t[j], V::set1(0x1.0008ccp-1f));
+      for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(1.0f));
+      for (int j = 0; j < N; ++j) y[j] = fma(s[j] * t[j], q[j], s[j]);
     }
   }
 
@@ -141,31 +150,42 @@ class Exp<f64x8, kAccurate> {
         floor_((reference - kBias - 1023) * kLn2Hi) {}
 
   template <class X>
-  SOFTMAXLIB_INLINE Term operator()(X argument) const {
-    return evaluate(argument, V::set1(magic_), V::set1(floor_));
+  SOFTMAXLIB_INLINE Term operator()(X x) const {
+    Term y;
+    evaluate<1>(&x, V::set1(magic_), V::set1(floor_), &y);
+    return y;
   }
-
-  template <class X>
-  SOFTMAXLIB_INLINE Term evaluate(X argument, V magic, V floor) const {
-    const V x = max(floor, high(argument));
-    const V m = fma(x, V::set1(kLog2E), magic);
-    const V n = m - magic;
-    V t = fnma(n, V::set1(kLn2Hi), x);
-    t = fnma(n, V::set1(kLn2Lo), t);
-    t = plus_low(t, argument, floor);
-    const V s = from_bits(shl<52>(bits(m)));
-    V q = V::set1(0x1.ad98a61c821dbp-26);
-    q = fma(q, t, V::set1(0x1.28b14e31034d6p-22));
-    q = fma(q, t, V::set1(0x1.71df171bd2f32p-19));
-    q = fma(q, t, V::set1(0x1.a01995f5c503dp-16));
-    q = fma(q, t, V::set1(0x1.a01a0130e657cp-13));
-    q = fma(q, t, V::set1(0x1.6c16c185a8ceep-10));
-    q = fma(q, t, V::set1(0x1.11111111262d2p-7));
-    q = fma(q, t, V::set1(0x1.555555555016ep-5));
-    q = fma(q, t, V::set1(0x1.5555555555504p-3));
-    q = fma(q, t, V::set1(0x1.000000000000bp-1));
-    q = fma(q, t, V::set1(1.0));
-    return fma(s * t, q, s);
+  template <int N, class X>
+  SOFTMAXLIB_INLINE void evaluate(const X* x, Term* y) const {
+    evaluate<N>(x, V::set1(magic_), V::set1(floor_), y);
+  }
+  template <int N, class X>
+  SOFTMAXLIB_INLINE void evaluate(const X* argument, V magic, V floor, Term* y) const {
+    V x[N], m[N], n[N], t[N], q[N];
+    for (int j = 0; j < N; ++j) x[j] = max(floor, high(argument[j]));
+    for (int j = 0; j < N; ++j) m[j] = fma(x[j], V::set1(kLog2E), magic);
+    for (int j = 0; j < N; ++j) n[j] = m[j] - magic;
+    for (int j = 0; j < N; ++j) t[j] = fnma(n[j], V::set1(kLn2Hi), x[j]);
+    for (int j = 0; j < N; ++j) t[j] = fnma(n[j], V::set1(kLn2Lo), t[j]);
+    for (int j = 0; j < N; ++j) t[j] = plus_low(t[j], argument[j], floor);
+    for (int j = 0; j < N; ++j) q[j] = V::set1(0x1.ad98a61c821dbp-26);
+    const auto step = [&](double c) SOFTMAXLIB_INLINE_LAMBDA {
+      for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(c));
+    };
+    step(0x1.28b14e31034d6p-22);
+    step(0x1.71df171bd2f32p-19);
+    step(0x1.a01995f5c503dp-16);
+    step(0x1.a01a0130e657cp-13);
+    step(0x1.6c16c185a8ceep-10);
+    step(0x1.11111111262d2p-7);
+    step(0x1.555555555016ep-5);
+    step(0x1.5555555555504p-3);
+    step(0x1.000000000000bp-1);
+    step(1.0);
+    for (int j = 0; j < N; ++j) {
+      const V s = from_bits(shl<52>(bits(m[j])));
+      y[j] = fma(s * t[j], q[j], s);
+    }
   }
 
  private:
@@ -214,7 +234,15 @@ class ExpInLanes {
         magic_(references.map([](f64x8 r) { return magic(r); }).value()),
         floor_(references.map([](f64x8 r) { return floor(r); }).value()) {}
 
-  SOFTMAXLIB_INLINE V operator()(V x) const { return exp_.evaluate(x, magic_, floor_); }
+  SOFTMAXLIB_INLINE V operator()(V x) const {
+    V y;
+    exp_.template evaluate<1>(&x, magic_, floor_, &y);
+    return y;
+  }
+  template <int N>
+  SOFTMAXLIB_INLINE void evaluate(const V* x, V* y) const {
+    exp_.template evaluate<N>(x, magic_, floor_, y);
+  }
 
  private:
   static constexpr bool kFloat = sizeof(typename V::elem) == 4;

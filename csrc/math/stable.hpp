@@ -47,6 +47,10 @@ class Stable {
     const V u = (V::set1(1) + a.hi) + a.lo;
     return select(gt(V::set1(0), high(x)), V::set1(unit_) / u, V::set1(unit_) * u);
   }
+  template <int N, class X>
+  SOFTMAXLIB_INLINE void evaluate(const X* x, V* y) const {
+    for (int j = 0; j < N; ++j) y[j] = (*this)(x[j]);
+  }
 
  private:
   typename V::elem unit_;

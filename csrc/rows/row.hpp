@@ -113,6 +113,24 @@ class DefaultFloatingPoint {
 #endif
 };
 
+// A function of map() takes one vector, or F::kAtOnce in arrays.
+template <class F>
+constexpr auto at_once(int) -> decltype(F::kAtOnce) {
+  return F::kAtOnce;
+}
+template <class F>
+constexpr int at_once(long) {
+  return 2;
+}
+template <class F, class X, class V, int N>
+SOFTMAXLIB_INLINE auto apply(const F& f, const X (&x)[N], V (&y)[N]) -> decltype(F::kAtOnce, void()) {
+  f(x, y);
+}
+template <class F, class X, class V>
+SOFTMAXLIB_INLINE void apply(const F& f, const X (&x)[2], V (&y)[2]) {
+  for (int j = 0; j < 2; ++j) y[j] = f(x[j]);
+}
+
 template <class D>
 class Row {
  public:
@@ -289,16 +307,15 @@ class Row {
       i = (kVector - past) / kItem < n ? (kVector - past) / kItem : n;
       some(0, i);
     }
-    for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
-      const auto a = x.load(i), b = x.load(i + kLanes);
-      const V fa = f(a), fb = f(b);
-      if (streaming) {
-        stream(y + i, fa);
-        stream(y + i + kLanes, fb);
-      } else {
-        store(y + i, fa);
-        store(y + i + kLanes, fb);
-      }
+    constexpr int kAtOnce = at_once<F>(0);
+    for (; i + kAtOnce * kLanes <= n; i += kAtOnce * kLanes) {
+      typename Source::Value v[kAtOnce];
+      V r[kAtOnce];
+      for (int j = 0; j < kAtOnce; ++j) v[j] = x.load(i + j * kLanes);
+      apply(f, v, r);
+      for (int j = 0; j < kAtOnce; ++j)
+        if (streaming) stream(y + i + j * kLanes, r[j]);
+        else store(y + i + j * kLanes, r[j]);
     }
     for (; i < n; i += kLanes) some(i, n - i < kLanes ? n - i : kLanes);
   }

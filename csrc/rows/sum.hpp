@@ -44,6 +44,34 @@ inline void from_pair(Pair<V> x, V& out) {
   out = x.hi;
 }
 
+template <class V>
+inline V max_of(V a, V b, V c, V d) {
+  return max(max(a, b), max(c, d));
+}
+
+// Keeps the larger of held and x in held, returns the other; a NaN is never held.
+template <class V>
+SOFTMAXLIB_INLINE V hold(V& held, V x) {
+  const V smaller = min(held, x);
+  held = max(x, held);
+  return smaller;
+}
+template <class V>
+SOFTMAXLIB_INLINE Pair<V> hold(Pair<V>& held, Pair<V> x) {
+  const auto larger = gt(x.hi, held.hi);
+  const Pair<V> smaller = {select(larger, held.hi, x.hi), select(larger, held.lo, x.lo)};
+  held = {select(larger, x.hi, held.hi), select(larger, x.lo, held.lo)};
+  return smaller;
+}
+
+template <class Term>
+inline Term zero() {
+  using V = decltype(high(Term()));
+  Term term;
+  from_pair(Pair<V>{V::set1(0), V::set1(0)}, term);
+  return term;
+}
+
 // Adds x to the unevaluated sum + error of V (Knuth's two-sum).
 template <class V>
 SOFTMAXLIB_INLINE void two_sum(V& sum, V& error, V x) {
@@ -95,71 +123,125 @@ struct Lanes<f64x8> {
   }
 };
 
-// Folds the terms of a piece of a block into `total`.
-//
-// Terms (terms.hpp) provide:
-//   prepare(x0, x1, x2, x3, total)  true if what was summed and stored so far must be scaled down
-//   by
-//                                   2^down_by(); asked only where kRescales
-//   operator()(x)                   the term of an argument
-//   add_to(lanes, e0, e1, e2, e3)   adds four terms to the sum
-template <bool kStore, class Terms, class Source, class D>
-inline void sum_piece(Terms& terms, Source x, D* y, int64_t n, Total& total, int32_t* references) {
-  using V = typename Source::V;
+template <class F, class Term>
+SOFTMAXLIB_INLINE void add_terms(Lanes<typename F::V>& lanes, Term a, Term b, Term c, Term d) {
+  if constexpr (F::kWide) lanes.add((widen_sum(a) + widen_sum(b)) + (widen_sum(c) + widen_sum(d)));
+  else lanes.add(a, b, c, d);
+}
+
+// A function F of an element (terms.hpp) under a reference exponent, and the largest argument that
+// needs no other.
+template <class F>
+struct Under {
+  using V = typename F::V;
+  F f;
+  typename V::elem limit;
+
+  explicit Under(int reference)
+      : f(reference), limit(static_cast<typename V::elem>(limit_of(reference))) {}
+
+  template <class Value>
+  SOFTMAXLIB_INLINE bool exceeded_by(const Value (&x)[4]) const {
+    return any(gt(max_of(high(x[0]), high(x[1]), high(x[2]), high(x[3])), V::set1(limit)));
+  }
+};
+
+// What a block carries from one piece to the next.
+template <class V>
+struct BlockState {
+  Total total;
+  Pair<V> held = {V::set1(static_cast<typename V::elem>(-INFINITY)), V::set1(0)};
+  bool started = false;
+};
+
+// A group that exceeds the reference raises it: what was summed and stored so far is scaled down.
+template <class F, class V, class T>
+SOFTMAXLIB_NOINLINE void raise_reference(V top, Under<F>& under, Total& total, Lanes<V>& lanes,
+                                         T* stored, int64_t n) {
+  const int reference = reference_of(static_cast<double>(max_lane(top)));
+  const int down_by = total.reference - reference;
+  if (down_by >= 0) return;
+  total.raise(reference);
+  under = Under<F>(reference);
+  lanes.scale(ScaleDown<f64x8>(down_by));
+  const ScaleDown<V> down(down_by);
+  for (int64_t i = 0; i < n; i += V::lanes) store(stored + i, down(load(stored + i)));
+}
+
+// Done beside the groups of a sum: nothing, but see softmax_pipelined.hpp.
+struct NothingBeside {
+  SOFTMAXLIB_INLINE void operator()(int64_t) const {}
+};
+
+// Folds f of a piece of a block into its total. kHold: each lane keeps its largest argument out of
+// the sum. kStore: f(x) stays in y, under the reference that each chunk leaves in `references`.
+// kChecked: a group may exceed the reference; without, the caller knows that none does.
+template <class F, bool kHold, bool kStore, bool kChecked, class Source, class T, class Beside>
+inline void sum_piece(Source x, T* y, int64_t n, BlockState<typename F::V>& state,
+                      int32_t* references, Beside beside) {
+  using V = typename F::V;
   using Value = typename Source::Value;
-  using Term = typename Terms::Term;
+  using Term = typename F::Term;
   constexpr int64_t kLanes = V::lanes;
   constexpr int64_t kGroup = kVectorsPerGroup * kLanes;
   constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
+
+  Value held;
+  from_pair(state.held, held);
+  Under<F> under(state.total.reference);
 
   for (int64_t start = 0; start < n; start += kChunk) {
     const int64_t stop = n - start < kChunk ? n : start + kChunk;
     int64_t i = start;
     Lanes<V> lanes;
-    const auto prepare = [&](const Value(&v)[4]) SOFTMAXLIB_INLINE_LAMBDA {
-      if constexpr (!Terms::kRescales) return;
-      else if (SOFTMAXLIB_UNLIKELY(terms.prepare(v[0], v[1], v[2], v[3], total))) {
-        lanes.scale(ScaleDown<f64x8>(terms.down_by()));
-        if constexpr (kStore) {
-          const ScaleDown<V> down(terms.down_by());
-          for (int64_t j = start; j < i; j += kLanes) store(y + j, down(load(y + j)));
-        }
-      }
+    const auto check = [&](const Value(&v)[4]) SOFTMAXLIB_INLINE_LAMBDA {
+      if constexpr (kChecked)
+        if (SOFTMAXLIB_UNLIKELY(under.exceeded_by(v)))
+          raise_reference<F>(max_of(high(v[0]), high(v[1]), high(v[2]), high(v[3])), under,
+                             state.total, lanes, kStore ? y + start : y, kStore ? i - start : 0);
     };
 
-    for (; stop - i >= kGroup; i += kGroup) {
-      const Value v[4] = {x.load(i), x.load(i + kLanes), x.load(i + 2 * kLanes),
-                          x.load(i + 3 * kLanes)};
-      prepare(v);
-      const Term e0 = terms(v[0]), e1 = terms(v[1]), e2 = terms(v[2]), e3 = terms(v[3]);
-      if constexpr (kStore) {
-        store(y + i, e0);
-        store(y + i + kLanes, e1);
-        store(y + i + 2 * kLanes, e2);
-        store(y + i + 3 * kLanes, e3);
-      }
-      Terms::add_to(lanes, e0, e1, e2, e3);
+    while (stop - i >= kGroup) {
+      Value v[4] = {x.load(i), x.load(i + kLanes), x.load(i + 2 * kLanes), x.load(i + 3 * kLanes)};
+      check(v);
+      const Under<F> here = under;  // in registers until a group exceeds it
+      Lanes<V> sum = lanes;
+      do {
+        Term e[4];
+        if constexpr (kHold)
+          for (Value& argument : v) argument = hold(held, argument);
+        for (int j = 0; j < 4; j += kInStep) here.f.template evaluate<kInStep>(v + j, e + j);
+        beside(i);
+        if constexpr (kStore)
+          for (int j = 0; j < 4; ++j) store(y + i + j * kLanes, e[j]);
+        add_terms<F>(sum, e[0], e[1], e[2], e[3]);
+        i += kGroup;
+        if (stop - i < kGroup) break;
+        for (int j = 0; j < 4; ++j) v[j] = x.load(i + j * kLanes);
+      } while (!kChecked || !here.exceeded_by(v));
+      lanes = sum;
     }
     if (i < stop) {
       Value v[4];
-      for (int j = 0; j < 4; ++j) v[j] = load_up_to(x, i + j * kLanes, stop - i - j * kLanes);
-      prepare(v);
       Term e[4];
+      for (int j = 0; j < 4; ++j) v[j] = load_up_to(x, i + j * kLanes, stop - i - j * kLanes);
+      check(v);
+      beside(i);
       for (int j = 0; j < 4; ++j) {
         const int64_t left = stop - i - j * kLanes;
-        if (left <= 0) {
-          e[j] = Terms::zero();
-          continue;
-        }
-        e[j] = terms(v[j]);
+        e[j] = zero<Term>();
+        if (left <= 0) continue;
+        if constexpr (kHold) v[j] = hold(held, v[j]);
+        e[j] = under.f(v[j]);
         if constexpr (kStore)
           store_n(y + i + j * kLanes, e[j], static_cast<int>(left < kLanes ? left : kLanes));
       }
-      Terms::add_to(lanes, e[0], e[1], e[2], e[3]);
+      add_terms<F>(lanes, e[0], e[1], e[2], e[3]);
     }
-    lanes.fold_into(total);
-    if constexpr (kStore) references[start / kChunk] = total.reference;
+    lanes.fold_into(state.total);
+    if constexpr (kStore) references[start / kChunk] = state.total.reference;
   }
+  state.held = to_pair(held);
 }
 
 }  // namespace

@@ -8,80 +8,6 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-template <class V>
-inline V max_of(V a, V b, V c, V d) {
-  return max(max(a, b), max(c, d));
-}
-
-// Keeps the larger of held and x in held, returns the other; a NaN is never held.
-template <class V>
-inline V hold(V& held, V x) {
-  const V smaller = min(held, x);
-  held = max(x, held);
-  return smaller;
-}
-template <class V>
-inline Pair<V> hold(Pair<V>& held, Pair<V> x) {
-  const auto larger = gt(x.hi, held.hi);
-  const Pair<V> smaller = {select(larger, held.hi, x.hi), select(larger, held.lo, x.lo)};
-  held = {select(larger, x.hi, held.hi), select(larger, x.lo, held.lo)};
-  return smaller;
-}
-
-// kHold: each lane keeps its largest argument out of the sum. kChecked: a group may exceed the
-// reference; without, the caller knows that none does.
-template <class F, class Value, bool kHold, bool kChecked>
-class Terms {
- public:
-  using V = typename F::V;
-  using Term = typename F::Term;
-  static constexpr bool kRescales = kChecked;
-
-  Terms(int reference, Pair<V> held) : function_(reference), limit_(limit(reference)) {
-    from_pair(held, held_);
-  }
-
-  // True if what was summed and stored so far must be scaled by 2^down_by().
-  bool prepare(Value a, Value b, Value c, Value d, Total& total) {
-    const V top = max_of(high(a), high(b), high(c), high(d));
-    if (!any(gt(top, V::set1(limit_)))) return false;
-    const int reference = reference_of(static_cast<double>(max_lane(top)));
-    if (reference <= total.reference) return false;
-    down_by_ = total.reference - reference;
-    total.raise(reference);
-    function_ = F(reference);
-    limit_ = limit(reference);
-    return true;
-  }
-  int down_by() const { return down_by_; }
-
-  SOFTMAXLIB_INLINE Term operator()(Value x) {
-    if constexpr (kHold) return function_(hold(held_, x));
-    else return function_(x);
-  }
-  SOFTMAXLIB_INLINE static void add_to(Lanes<V>& lanes, Term a, Term b, Term c, Term d) {
-    if constexpr (F::kWide)
-      lanes.add((widen_sum(a) + widen_sum(b)) + (widen_sum(c) + widen_sum(d)));
-    else lanes.add(a, b, c, d);
-  }
-  static Term zero() {
-    Term term;
-    from_pair(Pair<V>{V::set1(0), V::set1(0)}, term);
-    return term;
-  }
-  Pair<V> held() const { return to_pair(held_); }
-
- private:
-  static typename V::elem limit(int reference) {
-    return static_cast<typename V::elem>(limit_of(reference));
-  }
-
-  F function_;
-  typename V::elem limit_;
-  Value held_;
-  int down_by_ = 0;
-};
-
 // The sum of a row or block.
 template <class F>
 struct RowSum : Total {
@@ -126,14 +52,6 @@ struct RowRest : Total {
   }
 };
 
-// What a block carries from one piece to the next.
-template <class V>
-struct BlockState {
-  Total total;
-  Pair<V> held = {V::set1(static_cast<typename V::elem>(-INFINITY)), V::set1(0)};
-  bool started = false;
-};
-
 // What is known of a row before its sum: an upper bound, and for functions that do not follow the
 // row its reference.
 struct Known {
@@ -141,11 +59,10 @@ struct Known {
   int reference = 0;
 };
 
-template <class F, bool kHold, bool kStore, class Source, class D>
-inline void sum_piece_of(Source x, D* y, int64_t n, Known known, BlockState<typename F::V>& state,
-                         int32_t* references) {
+template <class F, bool kHold, bool kStore, class Source, class T, class Beside = NothingBeside>
+inline void sum_piece_of(Source x, T* y, int64_t n, Known known, BlockState<typename F::V>& state,
+                         int32_t* references, Beside beside = {}) {
   using V = typename F::V;
-  using Value = typename Source::Value;
   if (!state.started) {
     state.started = true;
     state.total.reference = known.reference;
@@ -157,16 +74,12 @@ inline void sum_piece_of(Source x, D* y, int64_t n, Known known, BlockState<type
       state.total.reference = reference_of(static_cast<double>(max_lane(top)));
     }
   }
-  const auto run = [&](auto terms) {
-    sum_piece<kStore>(terms, x, y, n, state.total, references);
-    state.held = terms.held();
-  };
   // A known maximum of the row can spare the check, but never changes the reference.
   if constexpr (F::kFollows) {
     if (!(known.top <= limit_of(state.total.reference)))
-      return run(Terms<F, Value, kHold, true>(state.total.reference, state.held));
+      return sum_piece<F, kHold, kStore, true>(x, y, n, state, references, beside);
   }
-  run(Terms<F, Value, kHold, false>(state.total.reference, state.held));
+  sum_piece<F, kHold, kStore, false>(x, y, n, state, references, beside);
 }
 
 // Moves all but the largest of the lanes' held arguments into the sum.
@@ -195,7 +108,7 @@ inline RowSum<F> sum_of(const Row<D>& row, Known known = {}) {
   return row.template reduce_blocks<RowSum<F>>([&](int64_t start, int64_t stop) {
     BlockState<typename F::V> state;
     row.read(start, stop, [&](auto x, int64_t, int64_t n) {
-      sum_piece_of<F, false, false>(x, static_cast<D*>(nullptr), n, known, state, nullptr);
+      sum_piece_of<F, false, false>(x, static_cast<typename F::V::elem*>(nullptr), n, known, state, nullptr);
     });
     RowSum<F> result;
     static_cast<Total&>(result) = state.total;
@@ -224,19 +137,34 @@ inline RowRest<F> rest_of(const Row<D>& row, Known known = {}) {
   return row.template reduce_blocks<RowRest<F>>([&](int64_t start, int64_t stop) {
     BlockState<typename F::V> state;
     row.read(start, stop, [&](auto x, int64_t, int64_t n) {
-      sum_piece_of<F, true, false>(x, static_cast<D*>(nullptr), n, known, state, nullptr);
+      sum_piece_of<F, true, false>(x, static_cast<typename F::V::elem*>(nullptr), n, known, state, nullptr);
     });
     return take_largest<F>(state);
   });
 }
 
+template <class F>
+struct Scaled {
+  static constexpr int kAtOnce = kInStep > 2 ? kInStep : 2;
+  F f;
+  typename F::V::elem scale;
+
+  template <class X>
+  SOFTMAXLIB_INLINE typename F::V operator()(X x) const {
+    return f(x) * F::V::set1(scale);
+  }
+  template <class X>
+  SOFTMAXLIB_INLINE void operator()(const X (&x)[kAtOnce], typename F::V (&y)[kAtOnce]) const {
+    for (int j = 0; j < kAtOnce; j += kInStep) f.template evaluate<kInStep>(x + j, y + j);
+    for (int j = 0; j < kAtOnce; ++j) y[j] = y[j] * F::V::set1(scale);
+  }
+};
+
 // y = f(x) / total. Reads x, writes y.
 template <class F, class D>
 inline void write_of(const Row<D>& row, const RowSum<F>& total) {
   using V = typename F::V;
-  const F f(total.reference);
-  const auto scale = static_cast<typename V::elem>(reciprocal(total));
-  row.map(0, [f, scale](auto x) SOFTMAXLIB_INLINE_LAMBDA { return f(x) * V::set1(scale); });
+  row.map(0, Scaled<F>{F(total.reference), static_cast<typename V::elem>(reciprocal(total))});
 }
 
 // y = y / total for what store_of left there. Reads y, writes y.
@@ -269,8 +197,9 @@ inline double max_of_row(const Row<D>& row) {
   };
   const Max result = row.template reduce_blocks<Max>([&](int64_t start, int64_t stop) {
     constexpr int64_t kLanes = V::lanes;
-    V a = V::set1(static_cast<typename V::elem>(-INFINITY)), b = a, c = a, d = a;
+    V top = V::set1(static_cast<typename V::elem>(-INFINITY));
     row.read(start, stop, [&](auto x, int64_t, int64_t n) {
+      V a = top, b = a, c = a, d = a;  // in registers: top's address is taken
       int64_t i = 0;
       for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
         a = max(high(x.load(i)), a);
@@ -279,8 +208,9 @@ inline double max_of_row(const Row<D>& row) {
         d = max(high(x.load(i + 3 * kLanes)), d);
       }
       for (; i < n; i += kLanes) a = max(high(load_up_to(x, i, n - i)), a);
+      top = max_of(a, b, c, d);
     });
-    return Max{static_cast<double>(max_lane(max_of(a, b, c, d)))};
+    return Max{static_cast<double>(max_lane(top))};
   });
   return result.value;
 }

@@ -15,6 +15,7 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
+constexpr int kInStep = 1;
 constexpr bool kHasStreamingStores = true;
 
 struct f32x16 {

@@ -15,6 +15,7 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
+constexpr int kInStep = 4;
 constexpr bool kHasStreamingStores = true;
 
 struct f32x16 {

@@ -14,6 +14,7 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
+constexpr int kInStep = 1;
 constexpr bool kHasStreamingStores = false;
 
 template <class To, class From>
