@@ -3,6 +3,7 @@
 
 #include "kernel_table.hpp"
 #include "kernels/log_softmax.hpp"
+#include "kernels/softmax_pipelined.hpp"
 #include "kernels/softmax_three_pass_recompute.hpp"
 #include "kernels/softmax_three_pass_reload.hpp"
 #include "kernels/softmax_two_pass.hpp"
@@ -16,35 +17,6 @@ namespace {
 
 using f32 = float;
 using f64 = double;
-
-// Where row `index` starts in every operand, and the step to the next row.
-class Rows {
- public:
-  Rows(const Job& job, int64_t row) : job_(job) {
-    for (int64_t& o : place_.offset) o = 0;
-    for (int d = job.outer_ndim - 1; d >= 0; --d) {
-      index_[d] = row % job.outer[d].size;
-      row /= job.outer[d].size;
-      for (int k = 0; k < kOperands; ++k) place_.offset[k] += index_[d] * job.outer[d].stride[k];
-    }
-  }
-  void next() {
-    for (int d = job_.outer_ndim - 1; d >= 0; --d) {
-      const Dim& dim = job_.outer[d];
-      const bool wraps = ++index_[d] == dim.size;
-      for (int k = 0; k < kOperands; ++k)
-        place_.offset[k] += wraps ? dim.stride[k] - dim.size * dim.stride[k] : dim.stride[k];
-      if (!wraps) return;
-      index_[d] = 0;
-    }
-  }
-  const Place& place() const { return place_; }
-
- private:
-  const Job& job_;
-  Place place_;
-  int64_t index_[SOFTMAXLIB_MAX_NDIM];
-};
 
 inline void fill_report(const Job& job, softmaxlib_isa isa, softmaxlib_algorithm algorithm,
                         const char* kernel) {

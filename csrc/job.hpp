@@ -76,4 +76,12 @@ static inline int64_t scratch_bytes(int64_t n, softmaxlib_dtype out, bool split,
   return results * static_cast<int64_t>(sizeof(BlockResult)) + (references * 4 + 63) / 64 * 64;
 }
 
+// softmax_pipelined: a row of exponentials, then a reference per chunk.
+static inline int64_t pipelined_buffer(const Job& job) {
+  return (job.n * (job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 4) + 63) / 64 * 64;
+}
+static inline int64_t pipelined_scratch(const Job& job) {
+  return pipelined_buffer(job) + (job.n / chunk_elements(job.dtype[kOut]) + 1) * 4;
+}
+
 }  // namespace softmaxlib

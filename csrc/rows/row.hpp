@@ -19,13 +19,48 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// Sources: where a pass reads its arguments.
+// Where row `index` starts in every operand, and the step to the next row.
+class Rows {
+ public:
+  Rows(const Job& job, int64_t row) : job_(job) {
+    for (int64_t& o : place_.offset) o = 0;
+    for (int d = job.outer_ndim - 1; d >= 0; --d) {
+      index_[d] = row % job.outer[d].size;
+      row /= job.outer[d].size;
+      for (int k = 0; k < kOperands; ++k) place_.offset[k] += index_[d] * job.outer[d].stride[k];
+    }
+  }
+  void next() {
+    for (int d = job_.outer_ndim - 1; d >= 0; --d) {
+      const Dim& dim = job_.outer[d];
+      const bool wraps = ++index_[d] == dim.size;
+      for (int k = 0; k < kOperands; ++k)
+        place_.offset[k] += wraps ? dim.stride[k] - dim.size * dim.stride[k] : dim.stride[k];
+      if (!wraps) return;
+      index_[d] = 0;
+    }
+  }
+  const Place& place() const { return place_; }
+
+ private:
+  const Job& job_;
+  Place place_;
+  int64_t index_[SOFTMAXLIB_MAX_NDIM];
+};
+
+// Sources: where a pass reads its arguments. Past the caches the hardware's prefetchers alone keep
+// up with a copy, but not with this much arithmetic between two loads.
+constexpr int kPrefetchBytes = 8192;
+
 template <class D>
 struct Contiguous {
   const D* p;
   using V = typename vector_of<D>::type;
   using Value = V;
-  V load(int64_t i) const { return SOFTMAX_ISA::load(p + i); }
+  V load(int64_t i) const {
+    prefetch(reinterpret_cast<const char*>(p + i) + kPrefetchBytes);
+    return SOFTMAX_ISA::load(p + i);
+  }
   V load_n(int64_t i, int n, typename V::elem fill) const {
     return SOFTMAX_ISA::load_n(p + i, n, fill);
   }
@@ -123,7 +158,8 @@ constexpr int at_once(long) {
   return 2;
 }
 template <class F, class X, class V, int N>
-SOFTMAXLIB_INLINE auto apply(const F& f, const X (&x)[N], V (&y)[N]) -> decltype(F::kAtOnce, void()) {
+SOFTMAXLIB_INLINE auto apply(const F& f, const X (&x)[N], V (&y)[N]) -> decltype(F::kAtOnce,
+                                                                                 void()) {
   f(x, y);
 }
 template <class F, class X, class V>

@@ -84,6 +84,12 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
                                (options.store == SOFTMAXLIB_STORE_AUTO && !job.in_place &&
                                 row_bytes * job.rows > last_level()));
 
+  const int64_t item = job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 4;
+  const bool pipelined = options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO &&
+                         function == SOFTMAXLIB_SOFTMAX && job.direct &&
+                         (job.rows > 1 || x_item == 2) && job.n > 1 &&
+                         job.n * item <= (int64_t{1} << 20);
+  if (pipelined) s.kernel = registry::pipelined;
   const int64_t threads = options.parallel_for ? std::max(options.num_threads, 1) : 1;
   const int64_t blocks =
       (job.n + block_elements(job.dtype[kOut]) - 1) / block_elements(job.dtype[kOut]);
@@ -93,6 +99,7 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
   if (s.split) s.tasks = std::min(blocks, threads * kTasksPerThread);
   s.scratch = scratch_bytes(job.n, job.dtype[kOut], s.split, s.tile || reloads(s.kernel)) +
               s.tile * tile_pitch(job.n * x_item);
+  if (pipelined) s.scratch = pipelined_scratch(job);
   return s;
 }
 

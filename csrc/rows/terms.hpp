@@ -108,7 +108,8 @@ inline RowSum<F> sum_of(const Row<D>& row, Known known = {}) {
   return row.template reduce_blocks<RowSum<F>>([&](int64_t start, int64_t stop) {
     BlockState<typename F::V> state;
     row.read(start, stop, [&](auto x, int64_t, int64_t n) {
-      sum_piece_of<F, false, false>(x, static_cast<typename F::V::elem*>(nullptr), n, known, state, nullptr);
+      sum_piece_of<F, false, false>(x, static_cast<typename F::V::elem*>(nullptr), n, known, state,
+                                    nullptr);
     });
     RowSum<F> result;
     static_cast<Total&>(result) = state.total;
@@ -137,7 +138,8 @@ inline RowRest<F> rest_of(const Row<D>& row, Known known = {}) {
   return row.template reduce_blocks<RowRest<F>>([&](int64_t start, int64_t stop) {
     BlockState<typename F::V> state;
     row.read(start, stop, [&](auto x, int64_t, int64_t n) {
-      sum_piece_of<F, true, false>(x, static_cast<typename F::V::elem*>(nullptr), n, known, state, nullptr);
+      sum_piece_of<F, true, false>(x, static_cast<typename F::V::elem*>(nullptr), n, known, state,
+                                   nullptr);
     });
     return take_largest<F>(state);
   });

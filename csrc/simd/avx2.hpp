@@ -305,6 +305,7 @@ inline void stream(S* p, f32x16 v) {
   _mm_stream_si128(reinterpret_cast<__m128i*>(p + 8), narrow(v.b, p));
 }
 inline void stream_fence() { _mm_sfence(); }
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace
 }  // namespace SOFTMAX_ISA

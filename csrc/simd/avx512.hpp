@@ -208,6 +208,7 @@ inline void stream(S* p, f32x16 v) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(v, p));
 }
 inline void stream_fence() { _mm_sfence(); }
+inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
 }  // namespace
 }  // namespace SOFTMAX_ISA

@@ -321,6 +321,7 @@ inline void stream(S* p, const typename vector_of<S>::type& v) {
   store(p, v);
 }
 inline void stream_fence() {}
+inline void prefetch(const void*) {}
 
 }  // namespace
 }  // namespace SOFTMAX_ISA
