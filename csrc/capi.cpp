@@ -61,6 +61,23 @@ struct RowTasks {
 };
 
 }  // namespace
+
+softmaxlib_status explain(softmaxlib_function function, const softmaxlib_array* x,
+                          const softmaxlib_array* out, int32_t naxes, const int32_t* axes,
+                          const softmaxlib_options* options, Explanation* explanation) {
+  const softmaxlib_options& o = options ? *options : kDefaults;
+  Call call;
+  if (const softmaxlib_status status = prepare(function, x, out, naxes, axes, o, &call))
+    return status;
+  const Schedule& s = call.schedule;
+  const KernelTable& table = *table_of(o.isa);
+  const KernelEntry& kernel = table.kernels[function][s.kernel][call.job.dtype[kOut]];
+  *explanation = {table.isa,   kernel.algorithm, kernel.name, s.why_kernel,
+                  s.streaming, s.why_stores,     s.split,     s.tasks,
+                  s.why_tasks, call.job.rows,    call.job.n,  call.scratch()};
+  return SOFTMAXLIB_OK;
+}
+
 }  // namespace softmaxlib
 
 extern "C" {
@@ -104,7 +121,7 @@ softmaxlib_status softmaxlib_run(softmaxlib_function function, const softmaxlib_
   }
   if (job.rows == 0 || (job.n == 0 && function != SOFTMAXLIB_LOGSUMEXP)) return SOFTMAXLIB_OK;
 
-  const Kernel kernel = table_of(o.isa)->kernels[function][schedule.kernel][job.dtype[kOut]];
+  const Kernel kernel = table_of(o.isa)->kernels[function][schedule.kernel][job.dtype[kOut]].run;
   char* scratch = static_cast<char*>(o.scratch);
   if (schedule.split || schedule.tasks == 1) {
     kernel(job, 0, job.rows, scratch);

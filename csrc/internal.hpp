@@ -8,6 +8,23 @@
 
 namespace softmaxlib {
 
+// How softmaxlib_run would run, and why; nothing is read or written.
+struct Explanation {
+  softmaxlib_isa isa;
+  softmaxlib_algorithm algorithm;
+  const char* kernel;
+  const char* why_kernel;
+  bool streaming;
+  const char* why_stores;
+  bool split;
+  int64_t tasks;
+  const char* why_tasks;
+  int64_t rows, n, scratch;  // scratch: bytes in all
+};
+softmaxlib_status explain(softmaxlib_function function, const softmaxlib_array* x,
+                          const softmaxlib_array* out, int32_t naxes, const int32_t* axes,
+                          const softmaxlib_options* options, Explanation* explanation);
+
 // Every float whose bits are in [first, first + count), through the exp of the float32 kernels and,
 // accurate, of the logarithmic ones, against the C library's double exp.
 struct ExpSweep {

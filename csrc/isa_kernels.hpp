@@ -123,12 +123,14 @@ inline void run_rows(const Job& job, int64_t start, int64_t stop, char* scratch,
 KernelTable make_table() {
   KernelTable table = {};
   table.isa = kIsa;
-#define SOFTMAXLIB_KERNEL(function, algorithm, storage)                       \
-  table.kernels[registry::function][registry::algorithm][registry::storage] = \
-      function##_##algorithm##_##storage;
-#define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm)       \
-  table.kernels[registry::function][registry::schedule][registry::storage] = \
-      function##_##schedule##_##storage;
+#define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm)         \
+  table.kernels[registry::function][registry::schedule][registry::storage] = { \
+    function##_##schedule##_##storage,                                         \
+    #function "_" #schedule "_" #storage,                                      \
+    registry::algorithm                                                        \
+  };
+#define SOFTMAXLIB_KERNEL(function, algorithm, storage) \
+  SOFTMAXLIB_ROWS_KERNEL(function, algorithm, storage, algorithm)
 #include "kernels.def"
 #undef SOFTMAXLIB_KERNEL
 #undef SOFTMAXLIB_ROWS_KERNEL

@@ -28,9 +28,15 @@ static_assert(int{log_stablemax} == SOFTMAXLIB_LOG_STABLEMAX && int{bf16} == SOF
               "the same order as in softmaxlib.h");
 }  // namespace registry
 
+struct KernelEntry {
+  Kernel run;  // NULL: not in the registry
+  const char* name;
+  softmaxlib_algorithm algorithm;  // the one of the interface that comes nearest
+};
+
 struct KernelTable {
   softmaxlib_isa isa;
-  Kernel kernels[kFunctions][kSchedules][kStorages];  // NULL: not in the registry
+  KernelEntry kernels[kFunctions][kSchedules][kStorages];
   ExpSweep (*exp_sweep)(bool accurate, uint32_t first, uint64_t count);
   void (*roofline)(Roofline kind, const void* x, void* y, size_t bytes);
   void (*pass)(Pass pass, bool streaming, const float* x, float* y, int64_t n, char* scratch);

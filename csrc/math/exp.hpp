@@ -95,8 +95,12 @@ class Exp<f32x16, kAccurate> {
 
   template <class X>
   SOFTMAXLIB_INLINE Term operator()(X x) const {
+    return evaluate(x, V::set1(magic_), V::set1(floor_));
+  }
+  template <class X>
+  SOFTMAXLIB_INLINE Term evaluate(X x, V magic, V floor) const {
     Term y;
-    evaluate<1>(&x, V::set1(magic_), V::set1(floor_), &y);
+    evaluate<1>(&x, magic, floor, &y);
     return y;
   }
   // N vectors in step: their chains of dependent instructions overlap.
@@ -151,8 +155,12 @@ class Exp<f64x8, kAccurate> {
 
   template <class X>
   SOFTMAXLIB_INLINE Term operator()(X x) const {
+    return evaluate(x, V::set1(magic_), V::set1(floor_));
+  }
+  template <class X>
+  SOFTMAXLIB_INLINE Term evaluate(X x, V magic, V floor) const {
     Term y;
-    evaluate<1>(&x, V::set1(magic_), V::set1(floor_), &y);
+    evaluate<1>(&x, magic, floor, &y);
     return y;
   }
   template <int N, class X>
@@ -234,15 +242,9 @@ class ExpInLanes {
         magic_(references.map([](f64x8 r) { return magic(r); }).value()),
         floor_(references.map([](f64x8 r) { return floor(r); }).value()) {}
 
-  SOFTMAXLIB_INLINE V operator()(V x) const {
-    V y;
-    exp_.template evaluate<1>(&x, magic_, floor_, &y);
-    return y;
-  }
-  template <int N>
-  SOFTMAXLIB_INLINE void evaluate(const V* x, V* y) const {
-    exp_.template evaluate<N>(x, magic_, floor_, y);
-  }
+  SOFTMAXLIB_INLINE V operator()(V x) const { return exp_.evaluate(x, magic_, floor_); }
+  V magic() const { return magic_; }
+  V floor() const { return floor_; }
 
  private:
   static constexpr bool kFloat = sizeof(typename V::elem) == 4;

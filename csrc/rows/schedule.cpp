@@ -17,17 +17,32 @@ constexpr int64_t kTileWidth = 64, kTileBytes = int64_t{1} << 21;
 // So that a thread that is held up delays the others by little.
 constexpr int64_t kTasksPerThread = 4;
 
-int64_t cache_or(int level, int64_t fallback) {
-  const int64_t size = cache_size(level);
-  return size ? size : fallback;
-}
-int64_t last_level() {
-  static const int64_t size = std::max(cache_or(3, int64_t{32} << 20), cache_or(2, 0));
-  return size;
+// What one core sees, as the CPU says; where it does not, what most have.
+struct Caches {
+  int64_t l2, last;
+};
+Caches caches() {
+  static const Caches found = [] {
+    const int64_t l2 = cache_size(2), l3 = cache_size(3);
+    Caches c = {l2 ? l2 : int64_t{1} << 20, l3 ? l3 : int64_t{32} << 20};
+    if (l2 && !l3) c.last = l2;
+    return c;
+  }();
+  return found;
 }
 
-bool reloads(softmaxlib_algorithm a) {
-  return a == SOFTMAXLIB_THREE_PASS_RELOAD || a == SOFTMAXLIB_TWO_PASS_RELOAD;
+// A choice and its reason.
+struct Choice {
+  int kernel;
+  const char* why;
+};
+
+bool reloads(int kernel) {
+  return kernel == registry::three_pass_reload || kernel == registry::two_pass_reload;
+}
+
+bool no_options(const softmaxlib_options& o) {
+  return !o.bias && !o.where && !o.temperatures && o.temperature == 1;
 }
 
 // How many rows to gather at once: those whose elements share cache lines. Only what a direct row
@@ -35,7 +50,7 @@ bool reloads(softmaxlib_algorithm a) {
 int64_t tile_of(const Job& job, const softmaxlib_options& options) {
   const int64_t item = item_size(job.dtype[kX]);
   if (job.direct || job.dtype[kX] != job.dtype[kOut] || job.inner_ndim != 1 || !job.outer_ndim ||
-      options.bias || options.where || options.temperatures || options.temperature != 1)
+      !no_options(options))
     return 0;
   const Dim& across = job.outer[job.outer_ndim - 1];
   if (across.stride[kX] != item) return 0;
@@ -44,62 +59,111 @@ int64_t tile_of(const Job& job, const softmaxlib_options& options) {
   return rows > 1 ? rows : 0;
 }
 
-// The nearest relative that the registry has for this function and job.
-softmaxlib_algorithm registered(softmaxlib_function function, const Job& job, bool tiled,
-                                softmaxlib_algorithm a) {
-  const bool softmax = function == SOFTMAXLIB_SOFTMAX, stablemax = function == SOFTMAXLIB_STABLEMAX;
+// The nearest relative of an algorithm that the registry has for this function and job.
+Choice nearest(softmaxlib_function function, const Job& job, bool tiled,
+               softmaxlib_algorithm algorithm, const char* why) {
   const softmaxlib_dtype out = job.dtype[kOut];
   const bool in_place = job.in_place || tiled;  // a tile is
   const bool can_store = (job.direct || tiled) && (out == SOFTMAXLIB_F32 || out == SOFTMAXLIB_F64);
-  if (function == SOFTMAXLIB_LOG_STABLEMAX) return SOFTMAXLIB_TWO_PASS;
-  if (stablemax)  // has no maximum pass; in place it must be able to start over
-    return reloads(a) && can_store && !in_place ? SOFTMAXLIB_TWO_PASS_RELOAD : SOFTMAXLIB_TWO_PASS;
-  if (softmax && can_store && a == SOFTMAXLIB_TWO_PASS_RELOAD && in_place)
-    return SOFTMAXLIB_THREE_PASS_RELOAD;
-  if (softmax && can_store) return a;
-  if (a == SOFTMAXLIB_THREE_PASS_RELOAD) return SOFTMAXLIB_THREE_PASS_RECOMPUTE;
-  if (a == SOFTMAXLIB_TWO_PASS_RELOAD) return SOFTMAXLIB_TWO_PASS;
-  return a;
+  const bool wants_reload = reloads(algorithm);
+  if (function == SOFTMAXLIB_LOG_STABLEMAX)
+    return {registry::two_pass, "log_stablemax has no other algorithm"};
+  if (function == SOFTMAXLIB_STABLEMAX) {
+    if (wants_reload && can_store && !in_place) return {registry::two_pass_reload, why};
+    return {registry::two_pass, wants_reload
+                                    ? "nothing to reload: in place, strided, options or half"
+                                    : "stablemax has no maximum pass"};
+  }
+  if (!wants_reload) return {algorithm, why};
+  const bool three = algorithm == SOFTMAXLIB_THREE_PASS_RELOAD;
+  if (function != SOFTMAXLIB_SOFTMAX)
+    return {three ? registry::three_pass_recompute : registry::two_pass,
+            "logarithms have nothing to reload"};
+  if (!can_store)
+    return {three ? registry::three_pass_recompute : registry::two_pass,
+            "exponentials cannot wait in y: strided, options or half"};
+  if (in_place && !three)
+    return {registry::three_pass_reload, "in place: x must last until the maximum is known"};
+  return {algorithm, why};
+}
+
+Choice choose_kernel(softmaxlib_function function, const Job& job,
+                     const softmaxlib_options& options, const Schedule& s) {
+  if (options.algorithm != SOFTMAXLIB_ALGORITHM_AUTO)
+    return nearest(function, job, s.tile > 0, options.algorithm, "the caller's choice");
+
+  const int64_t item = job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 4;
+  const int64_t row_bytes = job.n * (item_size(job.dtype[kX]) + item_size(job.dtype[kOut]));
+  const bool half = job.dtype[kOut] == SOFTMAXLIB_F16 || job.dtype[kOut] == SOFTMAXLIB_BF16;
+
+  if (function == SOFTMAXLIB_SOFTMAX && job.direct && job.n > 1) {
+    const bool fits = job.n * item <= caches().l2 * 3 / 4;
+    if (half && fits)
+      return {registry::pipelined, "halves: exponentials wait as floats in a buffer in L2"};
+    if (job.rows > 1 && fits && s.streaming)
+      return {registry::pipelined, "rows fit in L2, their sum does not in the caches"};
+    if (job.rows > 1 && job.n * item <= 8192)
+      return {registry::pipelined, "short rows in cache: the next row hides the end of this"};
+  }
+  // One exponential per element where x and y stay in cache (the last is shared with others), else
+  // the least traffic.
+  if (row_bytes <= caches().last / 2)
+    return nearest(function, job, s.tile > 0, SOFTMAXLIB_TWO_PASS_RELOAD,
+                   "x and y of a row stay in cache: fewest exponentials");
+  return nearest(function, job, s.tile > 0, SOFTMAXLIB_TWO_PASS,
+                 "x and y of a row leave the caches: least traffic");
+}
+
+void choose_stores(softmaxlib_function function, const Job& job, const softmaxlib_options& options,
+                   Schedule& s) {
+  const int64_t bytes = job.rows * job.n * (item_size(job.dtype[kX]) + item_size(job.dtype[kOut]));
+  const auto choose = [&](bool streaming, const char* why) {
+    s.streaming = streaming;
+    s.why_stores = why;
+  };
+  if (function == SOFTMAXLIB_LOGSUMEXP) choose(false, "one result per row");
+  else if (!job.direct) choose(false, "not contiguous, or options");
+  else if (options.store == SOFTMAXLIB_STORE_PLAIN) choose(false, "the caller's choice");
+  else if (options.store == SOFTMAXLIB_STORE_STREAMING) choose(true, "the caller's choice");
+  else if (job.in_place) choose(false, "in place: the lines are in cache already");
+  else if (bytes > caches().last)
+    choose(true, "x and y exceed the last-level cache: a plain store would first read y");
+  else choose(false, "x and y fit in the last-level cache");
+}
+
+void choose_tasks(const Job& job, const softmaxlib_options& options, Schedule& s) {
+  const auto choose = [&](bool split, int64_t tasks, const char* why) {
+    s.split = split;
+    s.tasks = tasks;
+    s.why_tasks = why;
+  };
+  const int64_t threads = options.parallel_for ? std::max(options.num_threads, 1) : 1;
+  const int64_t worth = job.rows * job.n / kElementsPerTask;
+  if (threads == 1) return choose(false, 1, "one thread");
+  if (worth < 2) return choose(false, 1, "too small to share");
+  const int64_t blocks =
+      (job.n + block_elements(job.dtype[kOut]) - 1) / block_elements(job.dtype[kOut]);
+  if (!s.tile && s.kernel < registry::in_lanes && blocks >= 2 * threads && job.rows < 2 * threads)
+    return choose(true, std::min(blocks, threads * kTasksPerThread),
+                  "few long rows: the blocks of each are shared");
+  choose(false, std::min({job.rows, worth, threads * kTasksPerThread}), "rows are shared");
 }
 
 }  // namespace
 
 Schedule choose_schedule(softmaxlib_function function, const Job& job,
                          const softmaxlib_options& options) {
-  Schedule s;
-  const int64_t x_item = item_size(job.dtype[kX]), out_item = item_size(job.dtype[kOut]);
-  const int64_t row_bytes = job.n * (x_item + out_item);
-
-  // One exponential per element where x and y stay in cache (the last is shared with others), else
-  // the least traffic.
-  softmaxlib_algorithm algorithm = options.algorithm;
-  if (algorithm == SOFTMAXLIB_ALGORITHM_AUTO)
-    algorithm = row_bytes <= last_level() / 2 ? SOFTMAXLIB_TWO_PASS_RELOAD : SOFTMAXLIB_TWO_PASS;
+  Schedule s = {};
   s.tile = tile_of(job, options);
-  s.kernel = registered(function, job, s.tile > 0, algorithm);
-
-  // Past the caches a plain store first reads the line it overwrites. In place it was read anyway.
-  const bool can_stream = job.direct && function != SOFTMAXLIB_LOGSUMEXP;
-  s.streaming = can_stream && (options.store == SOFTMAXLIB_STORE_STREAMING ||
-                               (options.store == SOFTMAXLIB_STORE_AUTO && !job.in_place &&
-                                row_bytes * job.rows > last_level()));
-
-  const int64_t item = job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 4;
-  const bool pipelined = options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO &&
-                         function == SOFTMAXLIB_SOFTMAX && job.direct &&
-                         (job.rows > 1 || x_item == 2) && job.n > 1 &&
-                         job.n * item <= (int64_t{1} << 20);
-  if (pipelined) s.kernel = registry::pipelined;
-  const int64_t threads = options.parallel_for ? std::max(options.num_threads, 1) : 1;
-  const int64_t blocks =
-      (job.n + block_elements(job.dtype[kOut]) - 1) / block_elements(job.dtype[kOut]);
-  const int64_t worth = std::max<int64_t>(job.rows * job.n / kElementsPerTask, 1);
-  s.tasks = threads == 1 ? 1 : std::min({job.rows, worth, threads * kTasksPerThread});
-  s.split = threads > 1 && !s.tile && blocks >= 2 * threads && job.rows < 2 * threads && worth > 1;
-  if (s.split) s.tasks = std::min(blocks, threads * kTasksPerThread);
-  s.scratch = scratch_bytes(job.n, job.dtype[kOut], s.split, s.tile || reloads(s.kernel)) +
-              s.tile * tile_pitch(job.n * x_item);
-  if (pipelined) s.scratch = pipelined_scratch(job);
+  choose_stores(function, job, options, s);
+  const Choice kernel = choose_kernel(function, job, options, s);
+  s.kernel = kernel.kernel;
+  s.why_kernel = kernel.why;
+  choose_tasks(job, options, s);
+  s.scratch = s.kernel == registry::pipelined
+                  ? pipelined_scratch(job)
+                  : scratch_bytes(job.n, job.dtype[kOut], s.split, s.tile || reloads(s.kernel)) +
+                        s.tile * tile_pitch(job.n * item_size(job.dtype[kX]));
   return s;
 }
 

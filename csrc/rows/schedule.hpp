@@ -1,5 +1,6 @@
-// How a job runs: which algorithm, which stores, which split over threads. Nothing here can change
-// a bit of the result. Measured with `softmaxlib bench`.
+// How a job runs: which kernel, which stores, which split over threads, and why. Nothing here can
+// change a bit of the result. Measured with `softmaxlib bench`; docs/performance.md has the
+// figures.
 #pragma once
 
 #include "kernel_table.hpp"
@@ -8,9 +9,12 @@ namespace softmaxlib {
 
 struct Schedule {
   int kernel;  // registry::Schedule, in the registry for the job's function and storage
+  const char* why_kernel;
   bool streaming;
-  bool split;       // the blocks of each row go to the threads, else whole rows
-  int64_t tasks;    // 1: serial
+  const char* why_stores;
+  bool split;     // the blocks of each row go to the threads, else whole rows
+  int64_t tasks;  // 1: serial
+  const char* why_tasks;
   int64_t tile;     // Job::tile
   int64_t scratch;  // bytes of one task
 };
