@@ -81,7 +81,8 @@ static inline int64_t pipelined_buffer(const Job& job) {
   return (job.n * (job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 4) + 63) / 64 * 64;
 }
 static inline int64_t pipelined_scratch(const Job& job) {
-  return pipelined_buffer(job) + (job.n / chunk_elements(job.dtype[kOut]) + 1) * 4;
+  const int64_t references = job.n / chunk_elements(job.dtype[kOut]) + 1;
+  return pipelined_buffer(job) + (references * 4 + 63) / 64 * 64;
 }
 
 }  // namespace softmaxlib

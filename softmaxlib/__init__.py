@@ -2,6 +2,7 @@
 
 from softmaxlib import _core
 from softmaxlib._api import log_softmax, log_stablemax, logsumexp, softmax, stablemax
+from softmaxlib._explain import Explanation, explain
 from softmaxlib._runtime import (
     available_isas,
     get_num_threads,
@@ -15,7 +16,9 @@ from softmaxlib._runtime import (
 __version__: str = _core.version()
 
 __all__ = [
+    "Explanation",
     "available_isas",
+    "explain",
     "get_num_threads",
     "info",
     "last_kernel",

@@ -1,5 +1,6 @@
 """The compiled module: csrc/python/module.cpp."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from numpy.typing import NDArray
@@ -29,6 +30,19 @@ def run(
     store: int,
     num_threads: int,
 ) -> tuple[int, int, int, int, str]: ...
+def explain(
+    function: int,
+    x_dtype: int,
+    out_dtype: int,
+    shape: Sequence[int],
+    out_shape: Sequence[int],
+    strides: Sequence[int],
+    axes: Sequence[int],
+    in_place: bool,
+    algorithm: int,
+    isa: int,
+    num_threads: int,
+) -> dict[str, Any]: ...
 def time_run(
     function: int,
     x: NDArray[Any],

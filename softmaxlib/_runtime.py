@@ -97,6 +97,11 @@ def current_isa() -> int:
     return _chosen_isa.get() or _environment_isa()
 
 
+def isa_name(code: int) -> str:
+    """Return the name of an instruction set's code."""
+    return _ISA_NAMES[code]
+
+
 # ---- threads -------------------------------------------------------------------------------------
 
 

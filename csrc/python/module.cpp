@@ -13,6 +13,7 @@
 #include <mutex>
 #include <new>
 #include <optional>
+#include <vector>
 
 #if !defined(_WIN32)
 #include <pthread.h>
@@ -214,6 +215,31 @@ py::tuple run(int32_t function, const py::array& x, const py::array& out, int32_
                         report.kernel ? report.kernel : "");
 }
 
+// What a call on arrays of this layout would run; nothing is read, so nothing has to be there.
+py::dict explain(int32_t function, int32_t x_dtype, int32_t out_dtype,
+                 const std::vector<int64_t>& shape, const std::vector<int64_t>& out_shape,
+                 const std::vector<int64_t>& strides, const std::vector<int32_t>& axes,
+                 bool in_place, int32_t algorithm, int32_t isa, int32_t num_threads) {
+  using namespace py::literals;
+  const softmaxlib_array x = {reinterpret_cast<void*>(intptr_t{1} << 20), x_dtype,
+                              static_cast<int32_t>(shape.size()), shape.data(), strides.data()};
+  softmaxlib_array out = {reinterpret_cast<void*>(intptr_t{1} << 60), out_dtype,
+                          static_cast<int32_t>(out_shape.size()), out_shape.data(), nullptr};
+  if (in_place) out = x;
+  softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
+  options.algorithm = algorithm;
+  options.isa = isa;
+  options.num_threads = num_threads;
+  options.parallel_for = parallel_for;
+  softmaxlib::Explanation e{};
+  check(softmaxlib::explain(function, &x, &out, static_cast<int32_t>(axes.size()), axes.data(),
+                            &options, &e));
+  return py::dict("isa"_a = e.isa, "kernel"_a = e.kernel, "why_kernel"_a = e.why_kernel,
+                  "stores"_a = e.streaming ? "streaming" : "plain", "why_stores"_a = e.why_stores,
+                  "split"_a = e.split, "tasks"_a = e.tasks, "why_tasks"_a = e.why_tasks,
+                  "rows"_a = e.rows, "n"_a = e.n, "scratch_bytes"_a = e.scratch);
+}
+
 // Nanoseconds of one of `repeats` calls of work, back to back.
 template <class Work>
 double time_calls(int64_t repeats, Work work) {
@@ -382,6 +408,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("run", &run, "function"_a, "x"_a, "out"_a, "x_dtype"_a, "out_dtype"_a, "axes"_a,
         "temperature"_a, "temperatures"_a, "bias"_a, "bias_dtype"_a, "where"_a, "algorithm"_a,
         "isa"_a, "store"_a, "num_threads"_a);
+  m.def("explain", &explain, "function"_a, "x_dtype"_a, "out_dtype"_a, "shape"_a, "out_shape"_a,
+        "strides"_a, "axes"_a, "in_place"_a, "algorithm"_a, "isa"_a, "num_threads"_a);
   m.def("time_run", &time_run, "function"_a, "x"_a, "out"_a, "dtype"_a, "algorithm"_a, "isa"_a,
         "store"_a, "num_threads"_a, "repeats"_a, "axis"_a = -1);
   m.def("time_roofline", &time_roofline, "kind"_a, "isa"_a, "x"_a, "out"_a, "repeats"_a);
