@@ -5,6 +5,7 @@
 // (torch brings one) oversubscribes the CPU, and a library that others embed should leave the
 // choice of threads to them. This pool is one implementation of softmaxlib_parallel_for among
 // others.
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <mutex>
@@ -53,15 +54,16 @@ void watch_forks() {}
 struct BlockedSignals {};
 #endif
 
+// The tasks of a job that one thread starts with; on a cache line of its own.
+struct alignas(64) Share {
+  std::atomic<int64_t> next{0};
+  int64_t stop = 0;
+};
+
 struct Job {
   softmaxlib_task task;
   void* argument;
   int64_t count;
-  std::atomic<int64_t> next{0};
-
-  void work() {
-    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) task(argument, i);
-  }
 };
 
 constexpr int kSpins = 200;  // of yield(): gives way where threads outnumber cores
@@ -82,13 +84,24 @@ struct softmaxlib_pool {
   std::mutex busy;  // held by the caller whose job runs
   std::mutex mutex;
   std::condition_variable wake, done;
-  Job* job = nullptr;
+  const Job* job = nullptr;
+  std::vector<Share> shares;        // one per thread, the caller's first
   std::atomic<uint64_t> ticket{0};  // of the last job
   std::atomic<int> working{0};
   bool stop = false;
   std::vector<std::thread> threads;
 
-  void run_worker() {
+  // A thread's own share first, the same in every job of as many tasks: what it wrote in one pass
+  // is in its cache for the next. Then what others have not begun.
+  void work(const Job& mine, size_t self) {
+    for (size_t k = 0; k < shares.size(); ++k) {
+      Share& share = shares[(self + k) % shares.size()];
+      for (int64_t i; (i = share.next.fetch_add(1, std::memory_order_relaxed)) < share.stop;)
+        mine.task(mine.argument, i);
+    }
+  }
+
+  void run_worker(size_t self) {
     uint64_t seen = 0;
     for (;;) {
       spin_until([&] { return ticket.load(std::memory_order_acquire) != seen; });
@@ -96,24 +109,31 @@ struct softmaxlib_pool {
       wake.wait(lock, [&] { return stop || ticket.load(std::memory_order_relaxed) != seen; });
       if (stop) return;
       seen = ticket.load(std::memory_order_relaxed);
-      Job* mine = job;
-      if (!mine) continue;  // came too late
+      if (!job) continue;  // came too late
+      const Job mine = *job;
       working.fetch_add(1, std::memory_order_relaxed);
       lock.unlock();
-      mine->work();
+      work(mine, self);
       lock.lock();
       if (working.fetch_sub(1, std::memory_order_release) == 1) done.notify_one();
     }
   }
 
-  void run(Job& next) {
+  void run(const Job& next) {
     {
       const std::lock_guard<std::mutex> lock(mutex);
+      const int64_t members = static_cast<int64_t>(shares.size());
+      for (int64_t k = 0; k < members; ++k) {
+        Share& share = shares[static_cast<size_t>(k)];
+        share.next.store(next.count / members * k + std::min(next.count % members, k),
+                         std::memory_order_relaxed);
+        share.stop = next.count / members * (k + 1) + std::min(next.count % members, k + 1);
+      }
       job = &next;
       ticket.fetch_add(1, std::memory_order_release);
     }
     wake.notify_all();
-    next.work();
+    work(next, 0);
     {
       const std::lock_guard<std::mutex> lock(mutex);
       job = nullptr;
@@ -147,9 +167,11 @@ softmaxlib_status softmaxlib_pool_create(int32_t num_threads, softmaxlib_pool** 
   try {
     const BlockedSignals blocked;
     (void)blocked;
-    created->threads.reserve(static_cast<size_t>(num_threads - 1));
-    for (int32_t i = 1; i < num_threads; ++i)
-      created->threads.emplace_back([created] { created->run_worker(); });
+    const size_t members = static_cast<size_t>(num_threads);
+    created->shares = std::vector<Share>(members);
+    created->threads.reserve(members - 1);
+    for (size_t i = 1; i < members; ++i)
+      created->threads.emplace_back([created, i] { created->run_worker(i); });
   } catch (...) {  // no memory or no thread
     created->join();
     delete created;
@@ -171,8 +193,7 @@ void softmaxlib_pool_parallel_for(void* pool, int64_t count, softmaxlib_task tas
   softmaxlib_pool* p = static_cast<softmaxlib_pool*>(pool);
   if (count > 1 && !p->after_fork() && p->busy.try_lock()) {
     const std::lock_guard<std::mutex> lock(p->busy, std::adopt_lock);
-    Job job{task, argument, count};
-    p->run(job);
+    p->run({task, argument, count});
     return;
   }
   for (int64_t i = 0; i < count; ++i) task(argument, i);

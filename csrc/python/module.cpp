@@ -36,14 +36,15 @@ struct PoolSlot {
   Pool pool;
   int32_t threads = 0;
 
-  Pool acquire(int32_t wanted) {
+  // size: how many threads it has.
+  Pool acquire(int32_t wanted, int32_t* size) {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (threads < wanted) {
-      softmaxlib_pool* grown = nullptr;
-      if (softmaxlib_pool_create(wanted, &grown) != SOFTMAXLIB_OK) return pool;
+    softmaxlib_pool* grown = nullptr;
+    if (threads < wanted && softmaxlib_pool_create(wanted, &grown) == SOFTMAXLIB_OK) {
       pool = Pool(grown, softmaxlib_pool_destroy);
       threads = wanted;
     }
+    *size = threads;
     return pool;
   }
 };
@@ -74,11 +75,14 @@ void parallel_for(void* context, int64_t count, softmaxlib_task task, void* argu
   const int32_t threads = *static_cast<const int32_t*>(context);
   SharedTasks tasks{task, argument, count};
   Pool pool;
+  int32_t size = 0;
   try {
-    pool = pool_slot().acquire(threads);
+    pool = pool_slot().acquire(threads, &size);
   } catch (...) {  // no memory for the shared_ptr: run serially
   }
-  if (pool)
+  if (pool && size == threads)  // its threads keep to their own tasks
+    softmaxlib_pool_parallel_for(pool.get(), count, task, argument);
+  else if (pool)
     softmaxlib_pool_parallel_for(pool.get(), std::min<int64_t>(threads, count), SharedTasks::drain,
                                  &tasks);
   else SharedTasks::drain(&tasks, 0);
