@@ -108,7 +108,7 @@ def softmax(
     >>> softmaxlib.softmax([1.0, 2.0, 3.0])
     array([0.09003057, 0.24472847, 0.66524096])
     """
-    return _evaluate(_SOFTMAX, x, axis, temperature, bias, where, dtype, out, algorithm)
+    return _call(_SOFTMAX, x, axis, temperature, bias, where, dtype, out, algorithm, False)
 
 
 def log_softmax(
@@ -187,7 +187,7 @@ def log_softmax(
     >>> softmaxlib.log_softmax([0.0, 50.0])
     array([-5.00000000e+01, -1.92874985e-22])
     """
-    return _evaluate(_LOG_SOFTMAX, x, axis, temperature, bias, where, dtype, out, algorithm)
+    return _call(_LOG_SOFTMAX, x, axis, temperature, bias, where, dtype, out, algorithm, False)
 
 
 def stablemax(
@@ -269,7 +269,7 @@ def stablemax(
     >>> softmaxlib.stablemax([-1.0, 0.0, 2.0])
     array([0.11111111, 0.22222222, 0.66666667])
     """
-    return _evaluate(_STABLEMAX, x, axis, temperature, bias, where, dtype, out, algorithm)
+    return _call(_STABLEMAX, x, axis, temperature, bias, where, dtype, out, algorithm, False)
 
 
 def log_stablemax(
@@ -351,7 +351,7 @@ def log_stablemax(
     >>> softmaxlib.log_stablemax([-1.0, 0.0, 2.0])
     array([-2.19722458, -1.5040774 , -0.40546511])
     """
-    return _evaluate(_LOG_STABLEMAX, x, axis, temperature, bias, where, dtype, out, algorithm)
+    return _call(_LOG_STABLEMAX, x, axis, temperature, bias, where, dtype, out, algorithm, False)
 
 
 def logsumexp(
@@ -434,7 +434,7 @@ def logsumexp(
     >>> softmaxlib.logsumexp([1000.0, 1000.0])
     np.float64(1000.6931471805599)
     """
-    return _evaluate(_LOGSUMEXP, x, axis, temperature, bias, where, dtype, out, algorithm, keepdims)
+    return _call(_LOGSUMEXP, x, axis, temperature, bias, where, dtype, out, algorithm, keepdims)
 
 
 def _evaluate(
@@ -447,7 +447,7 @@ def _evaluate(
     dtype: Any,
     out: Any,
     algorithm: Any,
-    keepdims: bool = False,
+    keepdims: Any,
 ) -> NDArray[Any]:
     x, x_code = as_input("x", x)
     result, result_code = result_dtype(dtype, x.dtype, x_code)
@@ -478,7 +478,7 @@ def _evaluate(
             None if array is None else array[..., None] for array in (x, temperatures, bias, where)
         )
         written = written if reduces else written[..., None]
-    _runtime.last_report.value = _core.run(
+    _core.run(
         function,
         x,
         written,
@@ -500,6 +500,11 @@ def _evaluate(
     if target is not plain_out:
         plain_out[...] = target
     return out  # type: ignore[no-any-return]
+
+
+# What the public functions call: plain arrays without options the compiled module computes itself,
+# exactly as _evaluate would; all else it leaves to _evaluate.
+_call = _core.with_plain_calls(_evaluate, _runtime.chosen_isa, _runtime.chosen_threads)
 
 
 def _algorithm_code(algorithm: Any) -> int:

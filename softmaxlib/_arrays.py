@@ -33,6 +33,7 @@ def dtype_code(dtype: np.dtype[Any]) -> int | None:
     code = _codes.get(dtype)
     if code is None and dtype.name == "bfloat16":  # ml_dtypes, known only once it is met
         code = _codes[dtype] = _core.dtypes["bfloat16"]
+        _core.known.bfloat16 = dtype.num
     return code
 
 

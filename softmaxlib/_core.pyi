@@ -1,7 +1,8 @@
 """The compiled module: csrc/python/module.cpp."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
@@ -13,6 +14,19 @@ rooflines: dict[str, int]
 passes: dict[str, int]
 dtypes: dict[str, int]
 
+class Known:
+    isa: int
+    process_threads: int
+    default_threads: int
+    bfloat16: int
+
+known: Known
+
+_Evaluate = TypeVar("_Evaluate", bound=Callable[..., Any])
+
+def with_plain_calls(
+    evaluate: _Evaluate, chosen_isa: ContextVar[int], chosen_threads: ContextVar[int]
+) -> _Evaluate: ...
 def run(
     function: int,
     x: NDArray[Any],
@@ -29,7 +43,8 @@ def run(
     isa: int,
     store: int,
     num_threads: int,
-) -> tuple[int, int, int, int, str]: ...
+) -> None: ...
+def last_report() -> tuple[int, int, int, int, str]: ...  # isa, algorithm, store, tasks, kernel
 def explain(
     function: int,
     x_dtype: int,

@@ -7,7 +7,6 @@ import math
 import operator
 import os
 import platform
-import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
@@ -22,8 +21,8 @@ _ISA_NAMES = {code: name for name, code in _core.isas.items()}
 _T = TypeVar("_T")
 
 # 0: not chosen here. Context variables, so that a choice stays in its thread or asyncio task.
-_chosen_isa: ContextVar[int] = ContextVar("softmaxlib_isa", default=0)
-_chosen_threads: ContextVar[int] = ContextVar("softmaxlib_threads", default=0)
+chosen_isa: ContextVar[int] = ContextVar("softmaxlib_isa", default=0)
+chosen_threads: ContextVar[int] = ContextVar("softmaxlib_threads", default=0)
 _process_threads = 0
 
 
@@ -75,7 +74,7 @@ def use_isa(name: str) -> AbstractContextManager[None]:
     """
     if not isinstance(name, str):
         raise TypeError(f"the name of an ISA must be a str, got {type(name).__name__}")
-    return _setting(_chosen_isa, _isa_code(name, "ISA"))
+    return _setting(chosen_isa, _isa_code(name, "ISA"))
 
 
 def _isa_code(name: str, what: str) -> int:
@@ -89,12 +88,14 @@ def _isa_code(name: str, what: str) -> int:
 @functools.cache  # read at first use; an error is not cached, so it lasts until it is fixed
 def _environment_isa() -> int:
     name = os.environ.get("SOFTMAXLIB_ISA", "")
-    return _isa_code(name, "environment variable SOFTMAXLIB_ISA:") if name else _AUTO_ISA
+    code = _isa_code(name, "environment variable SOFTMAXLIB_ISA:") if name else _AUTO_ISA
+    _core.known.isa = code
+    return code
 
 
 def current_isa() -> int:
     """Return the code of the instruction set for the next call, maybe that of "auto"."""
-    return _chosen_isa.get() or _environment_isa()
+    return chosen_isa.get() or _environment_isa()
 
 
 def isa_name(code: int) -> str:
@@ -136,7 +137,7 @@ def set_num_threads(n: int) -> None:
         If n is not an integer.
     """
     global _process_threads
-    _process_threads = _check_threads(n)
+    _core.known.process_threads = _process_threads = _check_threads(n)
 
 
 def threads(n: int) -> AbstractContextManager[None]:
@@ -161,7 +162,7 @@ def threads(n: int) -> AbstractContextManager[None]:
     >>> with softmaxlib.threads(1):
     ...     y = softmaxlib.softmax(x)
     """
-    return _setting(_chosen_threads, _check_threads(n))
+    return _setting(chosen_threads, _check_threads(n))
 
 
 def get_num_threads() -> int:
@@ -179,21 +180,21 @@ def get_num_threads() -> int:
     ValueError
         If ``SOFTMAXLIB_NUM_THREADS`` is to decide and is not a number from 1 to 1024.
     """
-    return _chosen_threads.get() or _process_threads or _default_threads()
+    return chosen_threads.get() or _process_threads or _default_threads()
 
 
 @functools.cache
 def _default_threads() -> int:
     text = os.environ.get("SOFTMAXLIB_NUM_THREADS", "")
-    if not text:
-        return _usable_cpus()
     try:
-        return _check_threads(int(text))
+        count = _check_threads(int(text)) if text else _usable_cpus()
     except ValueError:
         raise ValueError(
             f"environment variable SOFTMAXLIB_NUM_THREADS: {text!r} is not a number from 1 to "
             f"{_MAX_THREADS}"
         ) from None
+    _core.known.default_threads = count
+    return count
 
 
 def _usable_cpus() -> int:
@@ -236,14 +237,6 @@ def _read(path: Path) -> str:
 # ---- reports -------------------------------------------------------------------------------------
 
 
-class _LastReport(threading.local):
-    # isa, algorithm, store, tasks, kernel: as _core.run returns them
-    value: tuple[int, int, int, int, str] = (_AUTO_ISA, 0, 0, 0, "")
-
-
-last_report = _LastReport()
-
-
 def last_kernel() -> str | None:
     """Tell which kernel the last call in this thread really ran.
 
@@ -253,7 +246,7 @@ def last_kernel() -> str | None:
         Such as ``"avx512::softmax_two_pass_f32"``; None before the first call, and where an empty
         array left nothing to run.
     """
-    isa, _, _, _, kernel = last_report.value
+    isa, _, _, _, kernel = _core.last_report()
     return None if isa == _AUTO_ISA else f"{_ISA_NAMES[isa]}::{kernel}"
 
 

@@ -2,6 +2,9 @@
 
 import ctypes
 import inspect
+import itertools
+import pickle
+import sys
 from decimal import Decimal
 
 import ml_dtypes
@@ -10,6 +13,7 @@ import pytest
 from oracle import DTYPES, FUNCTIONS, expected, ulp_error, within_contract
 
 import softmaxlib as sml
+from softmaxlib import _api, _core, _runtime
 
 try:
     from numpy.exceptions import AxisError
@@ -705,3 +709,216 @@ def test_memory_that_cannot_be_allocated(function):
     huge = np.broadcast_to(np.float32(1), (2**46,))
     with pytest.raises(MemoryError, match="allocate"):
         call(function, huge)
+
+
+# ---- plain calls ---------------------------------------------------------------------------------
+
+
+def evaluate(function, x, axis=-1, *, evaluate=_api._evaluate, **options):
+    """Call what stands behind a public function, by default the Python code that knows all."""
+    defaults = {"temperature": 1.0, "bias": None, "where": None, "dtype": None, "out": None}
+    defaults |= {"algorithm": "auto", "keepdims": False}
+    return evaluate(_core.functions[function], x, axis, *(defaults | options).values())
+
+
+def is_plain(function, x, axis=-1, **options):
+    """Tell whether the compiled module computes the call without the Python code."""
+    reached = []
+    call = _core.with_plain_calls(
+        lambda *arguments: reached.append(arguments), _runtime.chosen_isa, _runtime.chosen_threads
+    )
+    evaluate(function, x, axis, evaluate=call, **options)
+    return not reached
+
+
+def outcome(call, out=None):
+    """Describe all that a caller can see."""
+    try:
+        y = call()
+    except Exception as error:
+        return type(error), str(error)
+    fresh = out is None
+    seen = [type(y), y.dtype, y.dtype.metadata, y.shape, y.tobytes(), _core.last_report()]
+    if isinstance(y, np.ndarray) and fresh:
+        seen += [y.strides, str(y.flags), y.base is None]
+    return [*seen, fresh or y is out]
+
+
+def twice(make, function, axis=-1, **options):
+    """Make x and out anew for the public function and for the Python code; compare."""
+    outcomes = []
+    for through in (call, evaluate):
+        x, out = make()
+        outcomes.append(
+            outcome(lambda f=through, x=x, out=out: f(function, x, axis, out=out, **options), out)
+        )
+    assert outcomes[0] == outcomes[1]
+
+
+INPUTS = {
+    **{f"{dtype}": lambda dtype=dtype: logits(6, 8, dtype=dtype) for dtype in DTYPES},
+    "one row": lambda: logits(8),
+    "one element": lambda: logits(1),
+    "length 1 in front": lambda: logits(1, 8),
+    "length 1 behind": lambda: logits(8, 1),
+    "odd stride of length 1": lambda: np.lib.stride_tricks.as_strided(logits(8), (1, 8), (12, 4)),
+    "three axes": lambda: logits(3, 4, 5),
+    "many axes": lambda: logits(*[1, 2] * 8),
+    "more than keeps the GIL": lambda: logits(5, 1 << 14),
+    "special values": lambda: np.array([[np.nan, 1], [np.inf, 1], [-np.inf] * 2], np.float32),
+    "unpickled": lambda: pickle.loads(pickle.dumps(logits(6, 8))),
+    "metadata": lambda: logits(6, 8).astype(np.dtype("f4", metadata={"unit": "nat"})),
+    "read-only": lambda: np.frombuffer(logits(48).tobytes(), np.float32).reshape(6, 8),
+    "Fortran order": lambda: np.asfortranarray(logits(6, 8)),
+    "transposed": lambda: logits(4, 5, 6).transpose(1, 0, 2),
+    "strided": lambda: logits(6, 16)[:, ::2],
+    "reversed": lambda: logits(6, 8)[::-1],
+    "broadcast": lambda: np.broadcast_to(logits(8), (6, 8)),
+    "misaligned": lambda: np.frombuffer(bytes(193), np.uint8)[1:].view("f4").reshape(6, 8),
+    "other byte order": lambda: logits(6, 8).astype(logits(1).dtype.newbyteorder()),
+    "subclass": lambda: logits(6, 8).view(np.recarray),
+    "masked": lambda: np.ma.array(logits(6, 8)),
+    "0-d": lambda: logits(1)[0, ...],
+    "scalar": lambda: np.float32(3),
+    "no element": lambda: logits(0),
+    "no row": lambda: logits(0, 8),
+    "no column": lambda: logits(8, 0),
+    "integers": lambda: np.arange(48).reshape(6, 8),
+    "bool": lambda: logits(6, 8) > 0,
+    "longdouble": lambda: logits(6, 8).astype("g"),
+    "complex": lambda: logits(6, 8).astype("F"),
+    "list": lambda: [[1.0, 2.0], [3.0, 4.0]],
+}
+PLAIN_INPUTS = list(itertools.takewhile(lambda name: name != "Fortran order", INPUTS))
+ODD_AXES = [-3, 2, 2**70, (), (0,), (-1, 0), np.int64(0), True, np.True_, 1.0, "0", [0]]
+
+
+@EVERY
+@pytest.mark.parametrize("name", INPUTS)
+def test_plain_calls_equal_all_others(function, name, isa):
+    for axis in (-1, 0, 1, -2, None, *ODD_AXES):
+        for keepdims in (False, True) if function in REDUCING else (None,):
+            options = {} if keepdims is None else {"keepdims": keepdims}
+            twice(lambda: (INPUTS[name](), None), function, axis, **options)
+
+
+OPTIONS = {
+    "temperature": [1, True, np.float64(1), np.float32(2), 2.0, 0.0, np.nan, None, "1", [1.0]],
+    "bias": [0.0, logits(8), "x"],
+    "where": [True, np.arange(8) > 3, 1],
+    "dtype": ["f4", np.float64, np.float16, BF16, ">f4", "i4"],
+    "algorithm": ["two_pass", "AUTO", "", None, b"auto", np.str_("auto")],
+}
+
+
+@EVERY
+@pytest.mark.parametrize(("option", "value"), [(k, v) for k in OPTIONS for v in OPTIONS[k]])
+def test_plain_calls_leave_options_to_all_others(function, option, value):
+    twice(lambda: (logits(6, 8), None), function, **{option: value})
+    if function in REDUCING:
+        for keepdims in (0, 1, np.True_, "yes", None, np.ones(2)):
+            twice(lambda: (logits(6, 8), None), function, keepdims=keepdims)
+
+
+def shared(size, first, second):
+    """Two overlapping pieces of the same memory."""
+    memory = logits(size)
+    return tuple(memory[start : start + 48].reshape(6, 8) for start in (first, second))
+
+
+def in_place(x):
+    return x, x
+
+
+def read_only(x):
+    x.flags.writeable = False
+    return x
+
+
+OUTS = {
+    "apart": lambda: (logits(6, 8), logits(6, 8, seed=1)),
+    "x": lambda: in_place(logits(6, 8)),
+    "read-only x": lambda: in_place(read_only(logits(6, 8))),
+    "the same memory": lambda: shared(48, 0, 0),
+    "just after": lambda: shared(96, 0, 48),
+    "just before": lambda: shared(96, 48, 0),
+    "a bit after": lambda: shared(95, 0, 47),
+    "a bit before": lambda: shared(95, 47, 0),
+    "reversed": lambda: (lambda x: (x, x[::-1]))(logits(6, 8)),
+    "transposed": lambda: (lambda x: (x, x.T))(logits(8, 8)),
+    "Fortran order": lambda: (logits(6, 8), np.asfortranarray(logits(6, 8))),
+    "strided": lambda: (logits(6, 8), logits(6, 16)[:, ::2]),
+    "read-only": lambda: (logits(6, 8), read_only(logits(6, 8))),
+    "warns when written": lambda: (logits(1, 8), np.broadcast_arrays(logits(8), logits(1, 8))[0]),
+    "subclass": lambda: (logits(6, 8), logits(6, 8).view(np.recarray)),
+    "masked": lambda: (logits(6, 8), np.ma.array(logits(6, 8))),
+    "other byte order": lambda: (logits(6, 8), logits(6, 8).astype(">f4")),
+    "other dtype": lambda: (logits(6, 8), logits(6, 8).astype("f8")),
+    "other shape": lambda: (logits(6, 8), logits(8, 6)),
+    "longer": lambda: (logits(6, 8), logits(6, 9)),
+    "more axes": lambda: (logits(6, 8), logits(1, 6, 8)),
+    "fewer axes": lambda: (logits(6, 8), logits(48)),
+    "result of logsumexp": lambda: (logits(6, 8), logits(6)),
+    "with keepdims": lambda: (logits(6, 8), logits(6, 1)),
+    "first of x": lambda: (lambda x: (x, x[0, :6]))(logits(6, 8)),
+    "rows of x": lambda: (lambda x: (x, x[:, :1]))(logits(6, 8)),
+    "0-d": lambda: (logits(8), np.array(np.float32(0))),
+    "0-d in x": lambda: (lambda x: (x, x[0, ...]))(logits(8)),
+    "list": lambda: (logits(6, 8), [0.0] * 8),
+}
+
+
+@EVERY
+@pytest.mark.parametrize("name", OUTS)
+@pytest.mark.parametrize("axis", [-1, 0, None])
+def test_plain_calls_take_out_as_all_others(function, name, axis):
+    for keepdims in (False, True) if function in REDUCING else (None,):
+        twice(OUTS[name], function, axis, **({} if keepdims is None else {"keepdims": keepdims}))
+
+
+@EVERY
+def test_which_calls_are_plain(function):
+    sml.softmax(np.ones(1, BF16))  # BF16 is known from now on, and so are the settings
+    for name in PLAIN_INPUTS:
+        for axis in (-1, 0, None):
+            assert is_plain(function, INPUTS[name](), axis), name
+    for name in set(INPUTS) - set(PLAIN_INPUTS):
+        assert not is_plain(function, INPUTS[name]()), name
+    x = logits(6, 8)
+    for axis in ODD_AXES:
+        assert not is_plain(function, x, axis), axis
+    assert is_plain(function, x, algorithm="".join(("au", "to")))  # not the default's object
+    for option, values in OPTIONS.items():
+        for value in values:
+            assert not is_plain(function, x, **{option: value}), (option, value)
+    for name in (
+        "apart",
+        "just after",
+        "just before",
+        *(["x"] if function not in REDUCING else []),
+    ):
+        x, out = OUTS[name]()
+        assert is_plain(function, x, out=out if function not in REDUCING else out[:, 0].copy())
+
+
+@EVERY
+@pytest.mark.parametrize("shape", [(8,), (6, 8)], ids=str)
+def test_plain_calls_keep_no_reference(function, shape):
+    x = logits(*shape)
+    result = np.zeros_like(call(function, x))
+    held = (x, x.dtype, np.float32, result, x.shape)
+
+    def counts():
+        return [sys.getrefcount(thing) for thing in held]
+
+    before = counts()
+    for _ in range(100):
+        y = call(function, x)
+        if shape != (8,) or function not in REDUCING:
+            call(function, x, out=result)
+        with pytest.raises(AxisError):
+            call(function, x, 7)
+    other = np.zeros(1)
+    assert sys.getrefcount(y) == sys.getrefcount(other)
+    del y
+    assert counts() == before

@@ -74,7 +74,10 @@ def test_use_isa_nests_and_restores():
 
     def ran():
         sml.softmax([1.0, 2.0])
-        return sml.last_kernel().split("::")[0]
+        first = sml.last_kernel().split("::")[0]
+        sml.softmax(np.ones(2))  # plain
+        assert sml.last_kernel().split("::")[0] == first
+        return first
 
     outside = ran()
     with sml.use_isa(worst):
@@ -120,31 +123,31 @@ def test_last_kernel_before_any_call(tmp_path):
 
 
 def test_environment_chooses_the_isa(isa, tmp_path):
-    code = "sml.softmax([1.0]); print(sml.last_kernel(), sml.info()['isa'])"
-    said = output_of(code, tmp_path, SOFTMAXLIB_ISA=isa)
-    assert said.startswith(f"{isa}::softmax_") and said.endswith(f" {isa}")
+    code = "for _ in range(2): sml.softmax(np.ones(1)); print(sml.last_kernel(), sml.info()['isa'])"
+    for said in output_of(code, tmp_path, SOFTMAXLIB_ISA=isa).splitlines():
+        assert said.startswith(f"{isa}::softmax_") and said.endswith(f" {isa}")
 
 
 def test_use_isa_goes_before_the_environment(tmp_path):
-    code = "with sml.use_isa('scalar'): sml.softmax([1.0]); print(sml.last_kernel())"
+    code = "with sml.use_isa('scalar'): sml.softmax(np.ones(1)); print(sml.last_kernel())"
     for value in (sml.available_isas()[0], "nonsense"):
         assert output_of(code, tmp_path, SOFTMAXLIB_ISA=value).startswith("scalar::")
 
 
 NONSENSE = """
 for _ in range(2):  # every time, not only the first
-    for call in (lambda: sml.softmax([1.0]), sml.info):
+    for call in (lambda: sml.softmax([1.0]), lambda: sml.softmax(np.ones(1)), sml.info):
         try: call()
         except ValueError as error: print(error)
 del os.environ[{name!r}]
-print(sml.softmax([1.0])[0])
+print(sml.softmax(np.ones(1))[0])
 """
 
 
 def test_nonsense_in_softmaxlib_isa(tmp_path):
     said = output_of(NONSENSE.format(name="SOFTMAXLIB_ISA"), tmp_path, SOFTMAXLIB_ISA="sse9")
     *errors, last = said.splitlines()
-    assert len(errors) == 4 and last == "1.0"
+    assert len(errors) == 6 and last == "1.0"
     for error in errors:
         assert "SOFTMAXLIB_ISA" in error and "'sse9'" in error and "scalar" in error
 
@@ -155,7 +158,7 @@ def test_nonsense_in_softmaxlib_num_threads(value, tmp_path):
         NONSENSE.format(name="SOFTMAXLIB_NUM_THREADS"), tmp_path, SOFTMAXLIB_NUM_THREADS=value
     )
     *errors, last = said.splitlines()
-    assert len(errors) == 4 and last == "1.0"
+    assert len(errors) == 6 and last == "1.0"
     for error in errors:
         assert "SOFTMAXLIB_NUM_THREADS" in error and repr(value) in error and "1024" in error
 
@@ -165,9 +168,9 @@ def test_nonsense_in_softmaxlib_num_threads(value, tmp_path):
 
 @pytest.fixture
 def restored_threads():
-    before = _runtime._process_threads
+    before = sml.get_num_threads()
     yield
-    _runtime._process_threads = before
+    sml.set_num_threads(before)
 
 
 def test_precedence_of_thread_counts(restored_threads, tmp_path):
@@ -254,7 +257,7 @@ def test_default_respects_the_quota(monkeypatch):
 
 
 def tasks_of_last_call():
-    return _runtime.last_report.value[3]
+    return _core.last_report()[3]
 
 
 def test_large_calls_are_spread_and_small_ones_are_not():
@@ -268,6 +271,14 @@ def test_large_calls_are_spread_and_small_ones_are_not():
             assert tasks_of_last_call() > 1
             sml.softmax(x[0, :256])
             assert tasks_of_last_call() == 1
+
+
+def test_the_threads_of_the_process_are_those_of_a_call(restored_threads):
+    x = large_rows()
+    for count in (1, 3, 1):
+        sml.set_num_threads(count)
+        sml.softmax(x)
+        assert (tasks_of_last_call() > 1) == (count > 1)
 
 
 def test_no_pool_before_it_is_needed(tmp_path):
@@ -335,13 +346,13 @@ def test_the_gil_is_released():
 IN_PROCESSES = """
 import multiprocessing, sys, warnings
 import numpy as np, softmaxlib as sml
-from softmaxlib import _runtime
+from softmaxlib import _core
 warnings.filterwarnings('ignore', '.*fork', DeprecationWarning)
 
 def work(seed):
     x = np.random.default_rng(seed).standard_normal((64, 8192), np.float32)
     with sml.threads(3): y = sml.softmax(x)
-    assert _runtime.last_report.value[3] > 1
+    assert _core.last_report()[3] > 1
     return y.tobytes()
 
 if __name__ == '__main__':

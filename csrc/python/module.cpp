@@ -1,5 +1,6 @@
 // The compiled half of the Python package: NumPy arrays in, the C interface, the GIL released.
-// What the arguments mean and whether they fit is decided in softmaxlib/_api.py.
+// What the arguments mean and whether they fit is decided in softmaxlib/_api.py; the plainest calls
+// do not get that far.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -9,6 +10,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -142,7 +144,10 @@ struct AlignedDelete {
 };
 using Scratch = std::unique_ptr<void, AlignedDelete>;
 
-// A call of softmaxlib_run with the scratch it needs, ready to be repeated without the GIL.
+// Of the last call in this thread that succeeded.
+thread_local softmaxlib_report last_report = {sizeof(softmaxlib_report), 0, 0, 0, 0, nullptr};
+
+// A call of softmaxlib_run with the scratch it needs; runs, also repeatedly, without the GIL.
 class Call {
  public:
   Call(softmaxlib_function function, const softmaxlib_array* x, const softmaxlib_array* out,
@@ -154,26 +159,45 @@ class Call {
     }
     report_.struct_size = sizeof report_;
     options_.report = &report_;
-    size_t bytes = 0;
-    check(softmaxlib_scratch_size(function, x, out, naxes, axes, &options_, &bytes));
-    if (bytes == 0) return;
-    scratch_.reset(::operator new(bytes, std::align_val_t{64}, std::nothrow));
-    if (!scratch_) {
-      PyErr_Format(PyExc_MemoryError, "cannot allocate %zu bytes of scratch memory", bytes);
-      throw py::error_already_set();
-    }
-    options_.scratch = scratch_.get();
-    options_.scratch_size = bytes;
+    options_.scratch = small_scratch_;
+    options_.scratch_size = sizeof small_scratch_;
   }
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
-  softmaxlib_status operator()() const {
-    return softmaxlib_run(function_, x_, out_, naxes_, axes_, &options_);
+  softmaxlib_status operator()() {
+    softmaxlib_status status = attempt();
+    if (status == SOFTMAXLIB_ERROR_SCRATCH && (status = reserve()) == SOFTMAXLIB_OK)
+      status = attempt();
+    return status;
   }
-  const softmaxlib_report& report() const { return report_; }
+  // Allocates what the calls to come need.
+  softmaxlib_status reserve() {
+    size_t bytes = 0;
+    const softmaxlib_status status =
+        softmaxlib_scratch_size(function_, x_, out_, naxes_, axes_, &options_, &bytes);
+    if (status || bytes <= options_.scratch_size) return status;
+    scratch_.reset(::operator new(bytes, std::align_val_t{64}, std::nothrow));
+    options_.scratch = scratch_.get();
+    options_.scratch_size = bytes;
+    return scratch_ ? SOFTMAXLIB_OK : SOFTMAXLIB_ERROR_MEMORY;
+  }
+  void raise_if(softmaxlib_status status) const {
+    if (status != SOFTMAXLIB_ERROR_MEMORY) return check(status);
+    PyErr_Format(PyExc_MemoryError, "cannot allocate %zu bytes of scratch memory",
+                 options_.scratch_size);
+    throw py::error_already_set();
+  }
+  void finish(softmaxlib_status status) const {
+    raise_if(status);
+    last_report = report_;
+  }
 
  private:
+  softmaxlib_status attempt() const {
+    return softmaxlib_run(function_, x_, out_, naxes_, axes_, &options_);
+  }
+
   softmaxlib_function function_;
   const softmaxlib_array* x_;
   const softmaxlib_array* out_;
@@ -182,15 +206,16 @@ class Call {
   softmaxlib_options options_;
   softmaxlib_report report_{};
   Scratch scratch_;
+  alignas(64) unsigned char small_scratch_[4096];  // most calls need no more
 };
 
 // ---- functions ----------------------------------------------------------------------------------
 
-py::tuple run(int32_t function, const py::array& x, const py::array& out, int32_t x_dtype,
-              int32_t out_dtype, const py::tuple& axes, double temperature,
-              const std::optional<py::array>& temperatures, const std::optional<py::array>& bias,
-              int32_t bias_dtype, const std::optional<py::array>& where, int32_t algorithm,
-              int32_t isa, int32_t store, int32_t num_threads) {
+void run(int32_t function, const py::array& x, const py::array& out, int32_t x_dtype,
+         int32_t out_dtype, const py::tuple& axes, double temperature,
+         const std::optional<py::array>& temperatures, const std::optional<py::array>& bias,
+         int32_t bias_dtype, const std::optional<py::array>& where, int32_t algorithm, int32_t isa,
+         int32_t store, int32_t num_threads) {
   int32_t axis[kMaxNdim];
   if (axes.size() > kMaxNdim) check(SOFTMAXLIB_ERROR_AXIS);
   for (size_t i = 0; i < axes.size(); ++i) axis[i] = axes[i].cast<int32_t>();
@@ -211,12 +236,14 @@ py::tuple run(int32_t function, const py::array& x, const py::array& out, int32_
   options.bias = get(bias_view);
   options.where = get(where_view);
 
-  const Call call(function, x_view.get(), out_view.get(), static_cast<int32_t>(axes.size()), axis,
-                  options);
-  check(without_gil([&] { return call(); }));
-  const softmaxlib_report& report = call.report();
-  return py::make_tuple(report.isa, report.algorithm, report.store, report.tasks,
-                        report.kernel ? report.kernel : "");
+  Call call(function, x_view.get(), out_view.get(), static_cast<int32_t>(axes.size()), axis,
+            options);
+  call.finish(without_gil([&] { return call(); }));
+}
+
+py::tuple last_report_tuple() {
+  return py::make_tuple(last_report.isa, last_report.algorithm, last_report.store,
+                        last_report.tasks, last_report.kernel ? last_report.kernel : "");
 }
 
 // What a call on arrays of this layout would run; nothing is read, so nothing has to be there.
@@ -266,7 +293,8 @@ double time_run(int32_t function, const py::array& x, const py::array& out, int3
   options.isa = isa;
   options.store = store;
   options.num_threads = num_threads;
-  const Call call(function, x_view.get(), out_view.get(), 1, &axis, options);
+  Call call(function, x_view.get(), out_view.get(), 1, &axis, options);
+  call.raise_if(call.reserve());
   softmaxlib_status status = SOFTMAXLIB_OK;
   const double nanoseconds = time_calls(repeats, [&] { status = std::max(status, call()); });
   check(status);
@@ -315,6 +343,176 @@ py::tuple isa_names(softmaxlib_isa (*ranked)(int32_t)) {
   for (int32_t rank = 0; ranked(rank) != SOFTMAXLIB_ISA_AUTO; ++rank)
     names.append(softmaxlib_isa_name(ranked(rank)));
   return py::tuple(names);
+}
+
+// ---- plain calls --------------------------------------------------------------------------------
+
+// What Python code has found out, so that a call need not ask it again.
+struct Known {
+  int32_t isa = -1;             // for calls whose context names none; -1: not known yet
+  int32_t process_threads = 0;  // likewise; 0: never set
+  int32_t default_threads = 0;  // and then these; 0: not known yet
+  int32_t bfloat16 = -1;        // NumPy's number of the type of ml_dtypes; -1: never met
+};
+Known known;
+
+// A call on so few elements keeps the GIL. On any ISA it ends long before the 5 ms after which
+// threads take turns; giving the GIL away takes about as long as a short row, and getting it back
+// from a thread that computes up to those 5 ms.
+constexpr py::ssize_t kFewElements = 1 << 14;
+
+using Numpy = py::detail::npy_api;
+constexpr int kNumpyHalf = 23;
+
+// The dtype of an aligned C-contiguous numpy.ndarray of native floats; -1: something else.
+int32_t plain_dtype(PyObject* object) {
+  if (Py_TYPE(object) != Numpy::get().PyArray_Type_) return -1;
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  constexpr int kPlain = Numpy::NPY_ARRAY_C_CONTIGUOUS_ | Numpy::NPY_ARRAY_ALIGNED_;
+  if ((array.flags() & kPlain) != kPlain) return -1;
+  const py::dtype dtype = array.dtype();
+  if (dtype.byteorder() != '=') return -1;
+  if (dtype.num() == Numpy::NPY_FLOAT_) return SOFTMAXLIB_F32;
+  if (dtype.num() == Numpy::NPY_DOUBLE_) return SOFTMAXLIB_F64;
+  if (dtype.num() == kNumpyHalf) return SOFTMAXLIB_F16;
+  return dtype.num() == known.bfloat16 ? SOFTMAXLIB_BF16 : -1;
+}
+
+// Whether the result can go straight to out: of its dtype and shape, writeable without a warning,
+// and x itself or apart from it.
+bool takes_result(const py::object& out, const py::array& x, int32_t dtype, bool reduces, int ndim,
+                  const py::ssize_t* shape) {
+  if (plain_dtype(out.ptr()) != dtype) return false;
+  const auto array = py::reinterpret_borrow<py::array>(out);
+  constexpr int kWarnOnWrite = std::numeric_limits<int>::min();
+  if ((array.flags() & (Numpy::NPY_ARRAY_WRITEABLE_ | kWarnOnWrite)) != Numpy::NPY_ARRAY_WRITEABLE_)
+    return false;
+  if (array.ndim() != ndim || !std::equal(shape, shape + ndim, array.shape())) return false;
+  const auto to = static_cast<const char*>(array.data()), from = static_cast<const char*>(x.data());
+  return (to == from && !reduces) || to + array.nbytes() <= from || from + x.nbytes() <= to;
+}
+
+// The value of a ContextVar of small integers; `otherwise` where it is 0, its default.
+int32_t chosen(PyObject* variable, int32_t otherwise) {
+  PyObject* value = nullptr;
+  if (PyContextVar_Get(variable, nullptr, &value) != 0) throw py::error_already_set();
+  const long number = PyLong_AsLong(py::reinterpret_steal<py::object>(value).ptr());
+  return number ? static_cast<int32_t>(number) : otherwise;
+}
+
+// Those of _api._evaluate.
+struct Arguments {
+  PyObject *function, *x, *axis, *temperature, *bias, *where, *dtype, *out, *algorithm, *keepdims;
+
+  bool options_are_defaults() const {
+    return bias == Py_None && where == Py_None && dtype == Py_None &&
+           PyFloat_CheckExact(temperature) && PyFloat_AS_DOUBLE(temperature) == 1 &&
+           PyUnicode_CheckExact(algorithm) &&
+           PyUnicode_CompareWithASCIIString(algorithm, "auto") == 0;
+  }
+};
+
+// What the function that with_plain_calls makes has at hand.
+enum Held { kEvaluate, kChosenIsa, kChosenThreads };
+
+// An axis from 0, or kAll; kNotPlain: anything but None and an int in range.
+constexpr int32_t kAll = -1, kNotPlain = -2;
+int32_t plain_axis(PyObject* axis, int ndim) {
+  if (axis == Py_None) return kAll;
+  if (!PyLong_CheckExact(axis)) return kNotPlain;
+  int overflow = 0;
+  const long index = PyLong_AsLongAndOverflow(axis, &overflow);
+  if (overflow || index < -ndim || index >= ndim) return kNotPlain;
+  return static_cast<int32_t>(index < 0 ? index + ndim : index);
+}
+
+py::object owned(PyObject* created) {
+  if (!created) throw py::error_already_set();
+  return py::reinterpret_steal<py::object>(created);
+}
+
+// Memory as NumPy takes it: small blocks from its cache, large ones on huge pages.
+py::object new_array(py::dtype dtype, int ndim, const py::ssize_t* shape) {
+  const Numpy& numpy = Numpy::get();
+  return owned(numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, dtype.release().ptr(), ndim, shape,
+                                           nullptr, nullptr, 0, nullptr));
+}
+
+// What _api._evaluate returns, for a plain array without options. No object: a call that needs
+// more care, or an error message.
+py::object call_plainly(PyObject* held, const Arguments& args) {
+  const int32_t dtype = plain_dtype(args.x);
+  if (dtype < 0 || !args.options_are_defaults() || !PyBool_Check(args.keepdims)) return {};
+  const auto x = py::reinterpret_borrow<py::array>(args.x);
+  const auto ndim = static_cast<int>(x.ndim());
+  const py::ssize_t size = x.size();
+  if (ndim == 0 || ndim > kMaxNdim || size == 0) return {};
+  const int32_t axis = plain_axis(args.axis, ndim);
+  if (axis == kNotPlain) return {};
+
+  softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
+  options.isa = chosen(PyTuple_GET_ITEM(held, kChosenIsa), known.isa);
+  options.num_threads =
+      chosen(PyTuple_GET_ITEM(held, kChosenThreads),
+             known.process_threads ? known.process_threads : known.default_threads);
+  if (options.isa < 0 || options.num_threads == 0) return {};
+
+  // The shapes of x (another thread may reshape it while the GIL is released), of the result, and
+  // of that without the axes of length 1 that keepdims keeps.
+  const auto function = static_cast<softmaxlib_function>(PyLong_AsLong(args.function));
+  const bool reduces = function == SOFTMAXLIB_LOGSUMEXP;
+  int64_t x_shape[kMaxNdim], rows_shape[kMaxNdim];
+  py::ssize_t shape[kMaxNdim];
+  int rows_ndim = 0, result_ndim = 0;
+  for (int d = 0; d < ndim; ++d) {
+    x_shape[d] = x.shape(d);
+    const bool reduced = reduces && (axis == kAll || axis == d);
+    if (!reduced) rows_shape[rows_ndim++] = x_shape[d];
+    if (!reduced || args.keepdims == Py_True) shape[result_ndim++] = reduced ? 1 : x.shape(d);
+  }
+
+  const auto out = py::reinterpret_borrow<py::object>(args.out);
+  if (!out.is_none() && !takes_result(out, x, dtype, reduces, result_ndim, shape)) return {};
+  py::object result = out.is_none() ? new_array(x.dtype(), result_ndim, shape) : out;
+  void* to = py::detail::array_proxy(result.ptr())->data;
+
+  const softmaxlib_array from_array = {const_cast<void*>(x.data()), dtype, ndim, x_shape, nullptr};
+  const softmaxlib_array to_array = {to, dtype, rows_ndim, rows_shape, nullptr};
+  Call call(function, &from_array, &to_array, axis == kAll ? 0 : 1, &axis, options);
+  // The result has no owner meanwhile: a daemon thread that is unwound at exit must not free it.
+  PyObject* const held_back = result.release().ptr();
+  const softmaxlib_status status =
+      size <= kFewElements ? call() : without_gil([&] { return call(); });
+  result = py::reinterpret_steal<py::object>(held_back);
+  call.finish(status);
+  const bool is_scalar = out.is_none() && result_ndim == 0;
+  return is_scalar ? owned(PyObject_GetItem(result.ptr(), py::tuple().ptr())) : result;
+}
+
+PyObject* call_plainly_or_evaluate(PyObject* held, PyObject* const* args, Py_ssize_t nargs) {
+  Arguments arguments;
+  try {
+    if (static_cast<size_t>(nargs) * sizeof *args == sizeof arguments) {
+      std::memcpy(&arguments, args, sizeof arguments);
+      if (py::object result = call_plainly(held, arguments)) return result.release().ptr();
+    }
+  } catch (py::error_already_set& error) {
+    error.restore();
+    return nullptr;
+  }
+  return PyObject_Vectorcall(PyTuple_GET_ITEM(held, kEvaluate), args, static_cast<size_t>(nargs),
+                             nullptr);
+}
+
+// _api._evaluate with a short cut. Not through pybind11, whose dispatcher takes longer than a call.
+py::object with_plain_calls(const py::object& evaluate, const py::object& chosen_isa,
+                            const py::object& chosen_threads) {
+  static PyMethodDef method = {
+      "evaluate",
+      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_plainly_or_evaluate)),
+      METH_FASTCALL, nullptr};
+  const py::tuple held = py::make_tuple(evaluate, chosen_isa, chosen_threads);
+  return py::reinterpret_steal<py::object>(PyCFunction_NewEx(&method, held.ptr(), nullptr));
 }
 
 // ---- DLPack -------------------------------------------------------------------------------------
@@ -414,6 +612,14 @@ PYBIND11_MODULE(_core, m) {
         "isa"_a, "store"_a, "num_threads"_a);
   m.def("explain", &explain, "function"_a, "x_dtype"_a, "out_dtype"_a, "shape"_a, "out_shape"_a,
         "strides"_a, "axes"_a, "in_place"_a, "algorithm"_a, "isa"_a, "num_threads"_a);
+  m.def("last_report", &last_report_tuple);
+  m.def("with_plain_calls", &with_plain_calls, "evaluate"_a, "chosen_isa"_a, "chosen_threads"_a);
+  py::class_<Known>(m, "Known")
+      .def_readwrite("isa", &Known::isa)
+      .def_readwrite("process_threads", &Known::process_threads)
+      .def_readwrite("default_threads", &Known::default_threads)
+      .def_readwrite("bfloat16", &Known::bfloat16);
+  m.attr("known") = py::cast(&known, py::return_value_policy::reference);
   m.def("time_run", &time_run, "function"_a, "x"_a, "out"_a, "dtype"_a, "algorithm"_a, "isa"_a,
         "store"_a, "num_threads"_a, "repeats"_a, "axis"_a = -1);
   m.def("time_roofline", &time_roofline, "kind"_a, "isa"_a, "x"_a, "out"_a, "repeats"_a);

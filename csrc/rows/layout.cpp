@@ -15,7 +15,7 @@ bool is_float(softmaxlib_dtype dtype) {
 
 // a * b for a, b >= 0; false where it leaves the 64-bit range.
 bool multiply(int64_t a, int64_t b, int64_t* product) {
-  if (b != 0 && a > INT64_MAX / b) return false;
+  if ((a | b) > INT32_MAX && b != 0 && a > INT64_MAX / b) return false;  // a division is slow
   *product = a * b;
   return true;
 }
@@ -62,14 +62,14 @@ Range range_of(const View& view, int64_t item) {
   return r;
 }
 
-// Strides of a view along the dimensions of x; NumPy's rules of broadcasting.
-bool broadcast(const View& view, const View& x, int64_t* strides) {
+// Strides of a view along the dimensions of x, 0 so far; NumPy's rules of broadcasting.
+bool broadcast(const View& view, const View& x, Operand operand, Dim* dims) {
   if (view.ndim > x.ndim) return false;
   const int offset = x.ndim - view.ndim;
-  for (int d = 0; d < x.ndim; ++d) {
-    if (d < offset || view.shape[d - offset] == 1) strides[d] = 0;
-    else if (view.shape[d - offset] == x.shape[d]) strides[d] = view.strides[d - offset];
-    else return false;
+  for (int d = offset; d < x.ndim; ++d) {
+    if (view.shape[d - offset] == 1) continue;
+    if (view.shape[d - offset] != x.shape[d]) return false;
+    dims[d].stride[operand] = view.strides[d - offset];
   }
   return true;
 }
@@ -127,9 +127,9 @@ void append(Dim* dims, int* ndim, const Dim& dim) {
 
 // One optional operand: base, dtype and strides along x; `error` where it does not broadcast.
 softmaxlib_status add_operand(const softmaxlib_array* array, const View& x, Operand operand,
-                              softmaxlib_status error, Job* job, View* view, int64_t* strides) {
+                              softmaxlib_status error, Job* job, View* view, Dim* dims) {
   if (!array) return SOFTMAXLIB_OK;
-  if (!make_view(*array, view) || !broadcast(*view, x, strides)) return error;
+  if (!make_view(*array, view) || !broadcast(*view, x, operand, dims)) return error;
   if (view->size && !array->data) return SOFTMAXLIB_ERROR_NULL;
   job->base[operand] = static_cast<char*>(array->data);
   job->dtype[operand] = array->dtype;
@@ -175,13 +175,14 @@ softmaxlib_status lay_out(softmaxlib_function function, const softmaxlib_array* 
   }
   for (int d = 0; naxes == 0 && d < x.ndim; ++d) reduced[d] = true;
 
-  int64_t strides[kOperands][kMaxDims] = {};
-  memcpy(strides[kX], x.strides, sizeof(int64_t) * static_cast<size_t>(x.ndim));
+  Dim dims[kMaxDims];  // of x
   int next = 0;
   for (int d = 0; d < x.ndim; ++d) {
+    dims[d] = Dim{x.shape[d], {}};
+    dims[d].stride[kX] = x.strides[d];
     if (function == SOFTMAXLIB_LOGSUMEXP && reduced[d]) continue;
     if (next == out.ndim || out.shape[next] != x.shape[d]) return SOFTMAXLIB_ERROR_SHAPE;
-    strides[kOut][d] = out.strides[next++];
+    dims[d].stride[kOut] = out.strides[next++];
   }
   if (next != out.ndim) return SOFTMAXLIB_ERROR_SHAPE;
 
@@ -195,20 +196,20 @@ softmaxlib_status lay_out(softmaxlib_function function, const softmaxlib_array* 
   View view;
   if (options.bias && !is_float(options.bias->dtype)) return SOFTMAXLIB_ERROR_DTYPE;
   if (const softmaxlib_status status =
-          add_operand(options.bias, x, kBias, SOFTMAXLIB_ERROR_BIAS, job, &view, strides[kBias]))
+          add_operand(options.bias, x, kBias, SOFTMAXLIB_ERROR_BIAS, job, &view, dims))
     return status;
   if (options.where && options.where->dtype != SOFTMAXLIB_BOOL) return SOFTMAXLIB_ERROR_DTYPE;
-  if (const softmaxlib_status status = add_operand(options.where, x, kWhere, SOFTMAXLIB_ERROR_WHERE,
-                                                   job, &view, strides[kWhere]))
+  if (const softmaxlib_status status =
+          add_operand(options.where, x, kWhere, SOFTMAXLIB_ERROR_WHERE, job, &view, dims))
     return status;
   job->temperature = options.temperature;
   if (const softmaxlib_array* t = options.temperatures) {
     if (t->dtype != SOFTMAXLIB_F32 && t->dtype != SOFTMAXLIB_F64) return SOFTMAXLIB_ERROR_DTYPE;
-    if (const softmaxlib_status status = add_operand(
-            t, x, kTemperature, SOFTMAXLIB_ERROR_TEMPERATURE, job, &view, strides[kTemperature]))
+    if (const softmaxlib_status status =
+            add_operand(t, x, kTemperature, SOFTMAXLIB_ERROR_TEMPERATURE, job, &view, dims))
       return status;
     for (int d = 0; d < x.ndim; ++d)
-      if (reduced[d] && x.shape[d] > 1 && strides[kTemperature][d] != 0)
+      if (reduced[d] && x.shape[d] > 1 && dims[d].stride[kTemperature] != 0)
         return SOFTMAXLIB_ERROR_TEMPERATURE;
     if (!valid_temperatures(*t, view)) return SOFTMAXLIB_ERROR_TEMPERATURE;
     job->temperature = 1;
@@ -222,9 +223,7 @@ softmaxlib_status lay_out(softmaxlib_function function, const softmaxlib_array* 
   job->in_place = function != SOFTMAXLIB_LOGSUMEXP && job->base[kX] == job->base[kOut] &&
                   job->dtype[kX] == job->dtype[kOut];
   for (int d = 0; d < x.ndim; ++d) {
-    Dim dim;
-    dim.size = x.shape[d];
-    for (int k = 0; k < kOperands; ++k) dim.stride[k] = strides[k][d];
+    const Dim& dim = dims[d];
     if (dim.size > 1) job->in_place &= dim.stride[kX] == dim.stride[kOut];
     (reduced[d] ? job->n : job->rows) *= dim.size;
     if (reduced[d]) append(job->inner, &job->inner_ndim, dim);
