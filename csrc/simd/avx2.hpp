@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "macros.hpp"
 #include "storage.hpp"
 
 namespace softmaxlib {
@@ -222,10 +223,10 @@ inline __m256 widen(__m128i h, const f16*) { return _mm256_cvtph_ps(h); }
 inline __m256 widen(__m128i h, const bf16*) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
 }
-inline __m128i narrow(__m256 x, f16*) {
+SOFTMAXLIB_INLINE __m128i narrow(__m256 x, f16*) {
   return _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-inline __m128i narrow(__m256 x, bf16*) {
+SOFTMAXLIB_INLINE __m128i narrow(__m256 x, bf16*) {
   const __m256i i = _mm256_castps_si256(x);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(i, 16), _mm256_set1_epi32(1));
   const __m256i rounded = _mm256_add_epi32(_mm256_add_epi32(i, _mm256_set1_epi32(0x7fff)), odd);
@@ -273,7 +274,7 @@ inline void store(double* p, f64x8 v) {
   _mm256_storeu_pd(p + 4, v.b);
 }
 template <class S>
-inline void store(S* p, f32x16 v) {
+SOFTMAXLIB_INLINE void store(S* p, f32x16 v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(v.a, p));
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p + 8), narrow(v.b, p));
 }
@@ -300,7 +301,7 @@ inline void stream(double* p, f64x8 v) {
   _mm256_stream_pd(p + 4, v.b);
 }
 template <class S>
-inline void stream(S* p, f32x16 v) {
+SOFTMAXLIB_INLINE void stream(S* p, f32x16 v) {
   _mm_stream_si128(reinterpret_cast<__m128i*>(p), narrow(v.a, p));
   _mm_stream_si128(reinterpret_cast<__m128i*>(p + 8), narrow(v.b, p));
 }

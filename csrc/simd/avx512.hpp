@@ -9,6 +9,7 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#include "macros.hpp"
 #include "storage.hpp"
 
 namespace softmaxlib {
@@ -157,10 +158,10 @@ inline f32x16 widen(__m256i h, const f16*) { return {_mm512_cvtph_ps(h)}; }
 inline f32x16 widen(__m256i h, const bf16*) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
 }
-inline __m256i narrow(f32x16 a, f16*) {
+SOFTMAXLIB_INLINE __m256i narrow(f32x16 a, f16*) {
   return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
-inline __m256i narrow(f32x16 a, bf16*) {
+SOFTMAXLIB_INLINE __m256i narrow(f32x16 a, bf16*) {
   const __m512i i = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(i, 16), _mm512_set1_epi32(1));
   const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(i, _mm512_set1_epi32(0x7fff)), odd);
@@ -190,7 +191,7 @@ inline f32x16 load_n(const S* p, int n, float fill) {
 inline void store(float* p, f32x16 v) { _mm512_storeu_ps(p, v.v); }
 inline void store(double* p, f64x8 v) { _mm512_storeu_pd(p, v.v); }
 template <class S>
-inline void store(S* p, f32x16 v) {
+SOFTMAXLIB_INLINE void store(S* p, f32x16 v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(v, p));
 }
 inline void store_n(float* p, f32x16 v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), v.v); }
@@ -204,7 +205,7 @@ inline void store_n(S* p, f32x16 v, int n) {
 inline void stream(float* p, f32x16 v) { _mm512_stream_ps(p, v.v); }
 inline void stream(double* p, f64x8 v) { _mm512_stream_pd(p, v.v); }
 template <class S>
-inline void stream(S* p, f32x16 v) {
+SOFTMAXLIB_INLINE void stream(S* p, f32x16 v) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(v, p));
 }
 inline void stream_fence() { _mm_sfence(); }
