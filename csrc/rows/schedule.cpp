@@ -37,6 +37,11 @@ struct Choice {
   const char* why;
 };
 
+int64_t threads_of(const softmaxlib_options& options) {
+  return options.parallel_for ? std::max(options.num_threads, 1) : 1;
+}
+int64_t worth(const Job& job) { return job.rows * job.n / kElementsPerTask; }
+
 bool reloads(int kernel) {
   return kernel == registry::three_pass_reload || kernel == registry::two_pass_reload;
 }
@@ -96,7 +101,9 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
   const int64_t row_bytes = job.n * (item_size(job.dtype[kX]) + item_size(job.dtype[kOut]));
   const bool half = job.dtype[kOut] == SOFTMAXLIB_F16 || job.dtype[kOut] == SOFTMAXLIB_BF16;
 
-  if (function == SOFTMAXLIB_SOFTMAX && job.direct && job.n > 1) {
+  // Kernels over many rows leave threads without work where there are more of them than rows.
+  const bool idle = threads_of(options) > job.rows && worth(job) > 1;
+  if (function == SOFTMAXLIB_SOFTMAX && job.direct && job.n > 1 && !idle) {
     const bool fits = job.n * item <= caches().l2 * 3 / 4;
     if (half && fits)
       return {registry::pipelined, "halves: exponentials wait as floats in a buffer in L2"};
@@ -137,16 +144,15 @@ void choose_tasks(const Job& job, const softmaxlib_options& options, Schedule& s
     s.tasks = tasks;
     s.why_tasks = why;
   };
-  const int64_t threads = options.parallel_for ? std::max(options.num_threads, 1) : 1;
-  const int64_t worth = job.rows * job.n / kElementsPerTask;
+  const int64_t threads = threads_of(options);
   if (threads == 1) return choose(false, 1, "one thread");
-  if (worth < 2) return choose(false, 1, "too small to share");
+  if (worth(job) < 2) return choose(false, 1, "too small to share");
   const int64_t blocks =
       (job.n + block_elements(job.dtype[kOut]) - 1) / block_elements(job.dtype[kOut]);
   if (!s.tile && s.kernel < registry::in_lanes && blocks >= 2 * threads && job.rows < 2 * threads)
     return choose(true, std::min(blocks, threads * kTasksPerThread),
                   "few long rows: the blocks of each are shared");
-  choose(false, std::min({job.rows, worth, threads * kTasksPerThread}), "rows are shared");
+  choose(false, std::min({job.rows, worth(job), threads * kTasksPerThread}), "rows are shared");
 }
 
 }  // namespace
