@@ -48,8 +48,10 @@ th { font-weight: 600; }
 tbody th { font-weight: normal; }
 .n { text-align: right; white-space: nowrap; }
 .loss { color: #a33f00; font-weight: bold; }
+h2, h3 { break-after: avoid; }
 @media print { body { max-width: none; font-size: 10pt; } figure img { min-width: 0; }
-  nav { display: none; } }
+  nav { display: none; } .scroll { overflow: visible; } table { font-size: 7.5pt; }
+  td { overflow-wrap: anywhere; } }
 """
 
 
@@ -170,6 +172,8 @@ def _machine(report: Report) -> str:
     }
     rows = [(name, str(value)) for name, value in facts.items() if value is not None]
     definitions = report["definitions"]
+    samples = [row["ns_per_1000"]["samples"] for row in (*report["rows"], *report["sweep"]["rows"])]
+    rounds = f"{min(samples)} to {max(samples)} " if samples else ""
     return (
         _table("This machine", ("item", "value"), rows)
         + f"""<h3>How it was measured</h3>
@@ -177,8 +181,8 @@ def _machine(report: Report) -> str:
 throughout, each beginning on a page. Every round times everything once (the algorithms: everything
 of one size), in a new random order, so that what disturbs the machine for a while does not look
 like a property of one thing. A sample repeats a call for about 2 ms; where input and output fit in
-a cache, one call that is not timed goes before. Numbers are medians over the rounds; shaded bands
-and numbers in parentheses are their quartiles.</p>
+a cache, one call that is not timed goes before. Numbers are medians over {rounds}rounds, fewer
+where a call takes long; shaded bands and numbers in parentheses are their quartiles.</p>
 <dl>
 <dt>ns per 1,000 elements</dt>
 <dd>Time of a call over elements of its input, times 1,000.</dd>
@@ -455,7 +459,7 @@ def _short_rows(report: Report) -> str:
                 table,
             )
         )
-    return _intro(parts, "What is not one long contiguous row.")
+    return _intro(parts, "Rows of a few elements, and axes whose elements lie apart in memory.")
 
 
 def _threads(report: Report) -> str:
@@ -594,7 +598,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Report], str]], ...] = (
     ("passes", "Each pass alone", _passes),
     ("speedup", "Two-pass against three-pass", _speedup),
     ("lengths", "Row lengths and batch shapes", _lengths),
-    ("shapes", "Short rows, axes that are not the last", _short_rows),
+    ("shapes", "Short rows and strided axes", _short_rows),
     ("threads", "Thread scaling", _threads),
     ("functions", "Functions and dtypes", _functions),
     ("peers", "Beside other libraries", _peers),

@@ -129,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         help="bytes past a page at which arrays begin; NumPy's large ones: 16 (default: 0)",
     )
     bench.add_argument("--seed", type=_natural, default=2020, metavar="N", help="of the logits")
-    bench.set_defaults(run=_run_bench, defaults=vars(bench.parse_args([])))
+    bench.set_defaults(run=_run_bench, default=bench.get_default)
 
     verify = commands.add_parser(
         "verify",
@@ -255,7 +255,7 @@ def _run_report(args: argparse.Namespace) -> int:
     from softmaxlib import _report, _report_page
 
     for name in ("json", "csv", "plot", "no_plot", "store", "sizes", "offset"):
-        if getattr(args, name) != args.defaults[name]:
+        if getattr(args, name) != args.default(name):
             raise UsageError(f"--{name.replace('_', '-')} does not go with --report")
     directory: Path = args.report
     try:
