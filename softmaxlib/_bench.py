@@ -35,7 +35,8 @@ ROOFLINE = (
 TRAFFIC = (
     "GB/s counts what the algorithm moves by the paper's tally, N elements of 4 bytes: "
     "three_pass_recompute 4N, three_pass_reload 5N, two_pass 3N, two_pass_reload 4N, read N, "
-    "copies 2N; traffic that plain stores add to fetch the lines they overwrite is not counted."
+    "copies 2N, triad (y = a + 3b, a and b the halves of the array) 1.5N; traffic that plain "
+    "stores add to fetch the lines they overwrite is not counted."
 )
 PAPER = "Dukhan & Ablavatski 2020, Skylake-X: two-pass over the best three-pass, out of cache"
 PAPER_SPEEDUP = {"avx512": 1.28, "avx2": 1.18}
@@ -52,7 +53,7 @@ class TooLargeError(Exception):
 @dataclass(frozen=True)
 class Kernel:
     name: str
-    traffic: int  # arrays read or written per call
+    traffic: float  # arrays read or written per call
 
 
 ALGORITHMS = (
@@ -61,7 +62,12 @@ ALGORITHMS = (
     Kernel("two_pass", 3),
     Kernel("two_pass_reload", 4),
 )
-LIMITS = (Kernel("read", 1), Kernel("copy", 2), Kernel("streaming_copy", 2))
+LIMITS = (
+    Kernel("read", 1),
+    Kernel("copy", 2),
+    Kernel("streaming_copy", 2),
+    Kernel("triad", 1.5),
+)
 
 
 @dataclass(frozen=True)
@@ -197,6 +203,12 @@ def default_sizes(quick: bool, max_bytes: int) -> tuple[int, ...]:
     return tuple(reversed(sizes))
 
 
+def parts(elements: int, threads: int) -> list[slice]:
+    """Return each thread's part of an array, in whole vectors but for the last."""
+    edges = [i * elements // threads // 16 * 16 for i in range(threads)] + [elements]
+    return [slice(*pair) for pair in zip(edges[:-1], edges[1:], strict=True)]
+
+
 def machine() -> dict[str, Any]:
     def read(path: str) -> str | None:
         return Path(path).read_text().strip() if Path(path).exists() else None
@@ -280,7 +292,7 @@ class Bench:
     ) -> None:
         """Tell plan how many seconds it will take, and step what was done and for how many."""
         settings = self.settings
-        x, y = (_aligned(max(self.groups), settings.offset) for _ in range(2))
+        x, y = (aligned(max(self.groups), settings.offset) for _ in range(2))
         np.random.default_rng(settings.seed).standard_normal(out=x, dtype=np.float32)
         y.fill(0)  # the pages are there before the clock starts
         order = random.Random(settings.seed)
@@ -325,9 +337,11 @@ class Bench:
         kind = _core.rooflines[name]
         if threads == 1:
             return _core.time_roofline(kind, isa, x[:n], y[:n], repeats)
-        edges = [i * n // threads // 16 * 16 for i in range(threads)] + [n]
-        parts = [slice(*pair) for pair in zip(edges[:-1], edges[1:], strict=True)]
-        return max(pool.map(lambda p: _core.time_roofline(kind, isa, x[p], y[p], repeats), parts))
+        return max(
+            pool.map(
+                lambda p: _core.time_roofline(kind, isa, x[p], y[p], repeats), parts(n, threads)
+            )
+        )
 
     def _rounds(self, elements: int) -> list[list[Series]]:
         """Choose who takes part in each round, as many rounds as the time allows."""
@@ -399,7 +413,8 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in row.items() if key != "ns_per_1000"} | spread
 
 
-def _aligned(elements: int, offset: int) -> Floats:
+def aligned(elements: int, offset: int = 0) -> Floats:
+    """Return an array that begins so many bytes past a page."""
     raw = np.empty(4 * elements + 4096 + offset, np.uint8)
     start = -raw.ctypes.data % 4096 + offset
     return raw[start : start + 4 * elements].view(np.float32)
@@ -409,14 +424,15 @@ def _seconds(group: list[Series]) -> float:
     return sum(series.seconds for series in group)
 
 
-def _spread(series: Series) -> Spread:
-    per_1000 = np.asarray(series.samples) * (1000 / series.elements)
+def spread_of(samples: list[float], elements: int) -> Spread:
+    """Reduce ns per call to ns per 1,000 elements."""
+    per_1000 = np.asarray(samples) * (1000 / elements)
     q1, median, q3 = (float(q) for q in np.quantile(per_1000, (0.25, 0.5, 0.75)))
-    return Spread(median, q1, q3, float(per_1000.min()), len(series.samples))
+    return Spread(median, q1, q3, float(per_1000.min()), len(samples))
 
 
 def _rows(elements: int, group: list[Series]) -> Iterator[Row]:
-    timed = [(series, _spread(series)) for series in group if series.samples]
+    timed = [(s, spread_of(s.samples, s.elements)) for s in group if s.samples]
     limits = {s.kernel.name: spread.median for s, spread in timed if s.limit}
     copies = [limits[name] for name in ("copy", "streaming_copy") if name in limits]
     floor = limits["read"] + min(copies) if "read" in limits and copies else None

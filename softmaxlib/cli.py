@@ -77,7 +77,8 @@ def _parser() -> argparse.ArgumentParser:
         "bench",
         help="the paper's comparison on this machine",
         description="Times the softmax algorithms on float32 rows of random normal logits, from L1 "
-        "to at least 4x the last-level cache, next to a read pass and two copies in the same run.",
+        "to at least 4x the last-level cache, next to a read pass, two copies and a triad in the "
+        "same run.",
         epilog=_definitions(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -92,6 +93,14 @@ def _parser() -> argparse.ArgumentParser:
         help="write the plot here, .png or .svg (default: %(default)s)",
     )
     bench.add_argument("--no-plot", action="store_true", help="write no plot")
+    bench.add_argument(
+        "--report",
+        type=Path,
+        metavar="DIR",
+        help="write DIR/index.html instead: a page of plots of all there is to measure, in about "
+        "ten minutes (two with --quick); goes with --quick, --isa, --threads, --rounds, "
+        "--max-bytes and --seed",
+    )
     bench.add_argument(
         "--isa", action="append", metavar="NAME", help="time only this ISA (may be repeated)"
     )
@@ -120,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
         help="bytes past a page at which arrays begin; NumPy's large ones: 16 (default: 0)",
     )
     bench.add_argument("--seed", type=_natural, default=2020, metavar="N", help="of the logits")
-    bench.set_defaults(run=_run_bench)
+    bench.set_defaults(run=_run_bench, default=bench.get_default)
 
     verify = commands.add_parser(
         "verify",
@@ -178,6 +187,8 @@ def _text(key: str, value: Any) -> str:
 def _run_bench(args: argparse.Namespace) -> int:
     from softmaxlib import _bench
 
+    if args.report is not None:
+        return _run_report(args)
     console = _console()
     plot: Path | None = None if args.no_plot else args.plot
     if plot is not None:
@@ -235,6 +246,48 @@ def _run_bench(args: argparse.Namespace) -> int:
     for path in outputs:
         if path.exists():
             console.print(f"Wrote {path}", soft_wrap=True, highlight=False, markup=False)
+    return status
+
+
+def _run_report(args: argparse.Namespace) -> int:
+    console = _console()
+    _require("matplotlib")
+    from softmaxlib import _report, _report_page
+
+    for name in ("json", "csv", "plot", "no_plot", "store", "sizes", "offset"):
+        if getattr(args, name) != args.default(name):
+            raise UsageError(f"--{name.replace('_', '-')} does not go with --report")
+    directory: Path = args.report
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write --report {directory}: {error.strerror}") from None
+    paths = [directory / "report.json", directory / "index.html"]
+    for path in paths:
+        _check_writable(path)
+    isas = _isas(args.isa)
+    if args.isa is None and len(isas) > 1:
+        isas = tuple(isa for isa in isas if isa != "scalar")  # slow, and not what anyone runs
+    report = _report.Report(
+        _report.Settings(isas, args.threads, args.quick, args.rounds, args.max_bytes, args.seed)
+    )
+    status = 0
+    try:
+        with _progress() as progress:
+            task = progress.add_task("filling the arrays", total=None)
+            report.run(
+                plan=lambda seconds: progress.reset(task, total=seconds),
+                step=lambda what, done: progress.update(task, description=what, advance=done),
+            )
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+        console.print("Interrupted: the report has what was measured so far.")
+    found = report.report()
+    for path, text in zip(
+        paths, (json.dumps(found, indent=1), _report_page.page(found)), strict=True
+    ):
+        _write(path, text.encode())
+        console.print(f"Wrote {path}", soft_wrap=True, highlight=False, markup=False)
     return status
 
 
