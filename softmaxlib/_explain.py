@@ -104,10 +104,14 @@ def explain(
         raise ValueError(
             f"unknown function {function!r}; it must be one of {', '.join(_core.functions)}"
         )
-    wanted, code = result_dtype(dtype, np.dtype(np.float32), _core.dtypes["float32"])
+    if isinstance(dtype, str) and dtype == "bfloat16":  # needs no ml_dtypes here
+        item, code = 2, _core.dtypes["bfloat16"]
+    else:
+        wanted, code = result_dtype(dtype, np.dtype(np.float32), _core.dtypes["float32"])
+        item = wanted.itemsize
     axes = normalize_axes(axis, len(lengths))
     if strides is None:
-        steps = [wanted.itemsize] * len(lengths)
+        steps = [item] * len(lengths)
         for i in range(len(lengths) - 1, 0, -1):
             steps[i - 1] = steps[i] * max(lengths[i], 1)
     else:
@@ -117,7 +121,7 @@ def explain(
     reduces = function == "logsumexp"
     out_shape = _reduced_shape(lengths, axes, False) if reduces else lengths
     if not axes:  # every element stands alone: along an axis of its own
-        axes, lengths, steps = (len(lengths),), (*lengths, 1), [*steps, wanted.itemsize]
+        axes, lengths, steps = (len(lengths),), (*lengths, 1), [*steps, item]
         out_shape = out_shape if reduces else lengths
     found: dict[str, Any] = _core.explain(
         _core.functions[function],

@@ -417,7 +417,7 @@ class _Arena:
             return None
         x, y = self._views(case)
         dtype = _core.dtypes[case.dtype]
-        _, _, store, tasks, kernel = _core.run(
+        _core.run(
             _core.functions[case.name],
             x,
             y,
@@ -434,6 +434,7 @@ class _Arena:
             _core.stores["auto"],
             case.threads,
         )
+        _, _, store, tasks, kernel = _core.last_report()
         names = [kernel, f"{_name(_core.stores, store)} stores"]
         return ", ".join(names + ["parallel"] * (tasks > 1))
 
@@ -552,14 +553,11 @@ def _row(timed: Timed) -> dict[str, Any]:
 
 
 def _reason(case: Case) -> str | None:
-    """Ask the library why it chooses what it does, where it can tell."""
-    explain: Any = getattr(softmaxlib, "explain", None)
-    if explain is None or case.kind != "function" or case.name != "softmax":
+    """Ask the library why it chooses the kernel."""
+    if case.kind != "function":
         return None
     with softmaxlib.threads(case.threads), softmaxlib.use_isa(case.isa):
-        found = explain(case.shape, case.dtype, case.axis)
-    reason = found.get("reason") if isinstance(found, Mapping) else getattr(found, "reason", found)
-    return str(reason)
+        return softmaxlib.explain(case.shape, case.dtype, case.axis, function=case.name).why_kernel
 
 
 def _name(codes: Mapping[str, int], code: int) -> str:
