@@ -2,8 +2,8 @@
 //   group   4 vectors: (v0 + v1) + (v2 + v3), then lanes i and i + 8 of a float vector, in double
 //   chunk   16 groups, one after the other; then its lanes (float: folded 8-4-2-1, double: in
 //   order) block   16 chunks: a total of its own; blocks are merged in order
-// Sums of float thus round in float twice only; sums of double are compensated throughout. The tail
-// of a row adds exact zeros. Where the paper carries an exponent per lane, a block carries one
+// Sums of float thus round in float twice only; sums of double are compensated from groups on. The
+// tail of a row adds exact zeros. Where the paper carries an exponent per lane, a block carries one
 // reference exponent R, raised only when a group exceeds it by kSlack binades; rescaling by powers
 // of two is exact.
 #pragma once
@@ -98,18 +98,13 @@ struct Lanes {
   void fold_into(Total& total) const { total.add(sum_lanes(sum)); }
 };
 
-// Of doubles: what each addition rounds away is summed too.
+// Of doubles: what each of these additions rounds away is summed too.
 template <>
 struct Lanes<f64x8> {
   f64x8 sum = f64x8::set1(0), error = f64x8::set1(0);
 
   SOFTMAXLIB_INLINE void add(f64x8 x) { two_sum(sum, error, x); }
-  SOFTMAXLIB_INLINE void add(f64x8 a, f64x8 b, f64x8 c, f64x8 d) {
-    two_sum(a, error, b);
-    two_sum(c, error, d);
-    two_sum(a, error, c);
-    add(a);
-  }
+  SOFTMAXLIB_INLINE void add(f64x8 a, f64x8 b, f64x8 c, f64x8 d) { add((a + b) + (c + d)); }
   template <class Down>
   void scale(Down down) {
     sum = down(sum);
