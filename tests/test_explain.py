@@ -1,0 +1,78 @@
+"""explain() tells what a call then does."""
+
+import numpy as np
+import pytest
+
+import softmaxlib as sml
+from softmaxlib import _core
+
+SHAPES = (
+    (1, 1),
+    (1, 100_000),
+    (70_000, 3),
+    (3000, 40),
+    (600, 700),
+    (40, 5000),
+    (3, 200_000),
+    (20, 8, 50),
+    (700, 90),
+)
+
+
+@pytest.mark.parametrize("axis", [-1, 0, None])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("function", list(_core.functions))
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_call_does_what_explain_says(threads, function, dtype, axis):
+    for shape in SHAPES:
+        with sml.threads(threads):
+            told = sml.explain(shape, dtype, axis, function=function)
+            getattr(sml, function)(np.zeros(shape, dtype), axis)
+        isa, _, store, tasks, kernel = _core.last_report()
+        assert sml.last_kernel() == f"{told.isa}::{told.kernel}", shape
+        assert (_core.isas[told.isa], told.kernel, told.tasks) == (isa, kernel, tasks), shape
+        assert _core.stores[told.stores] == store, shape
+        assert told.rows * told.n == np.prod(shape)
+        assert all((told.why_kernel, told.why_stores, told.why_tasks))
+
+
+def test_what_the_caller_fixes():
+    with sml.use_isa("scalar"):
+        told = sml.explain((8, 64), algorithm="three_pass_recompute")
+    assert (told.isa, told.kernel) == ("scalar", "softmax_three_pass_recompute_f32")
+    assert "caller" in told.why_kernel
+
+
+def test_strides_and_place():
+    assert sml.explain((64, 64)) == sml.explain((64, 64), strides=(256, 4))
+    assert sml.explain((64, 64), axis=0) == sml.explain((64, 64), axis=1, strides=(4, 256))
+    assert "in place" in sml.explain((1, 1 << 26), in_place=True).why_stores
+    assert sml.explain(5, "bfloat16").kernel.endswith("bf16")
+
+
+def test_its_text():
+    text = str(sml.explain((512, 32_000)))
+    assert "512 of 32,000 elements" in text
+    assert [line.split()[0] for line in text.splitlines()] == ["rows", "kernel", "stores", "tasks"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        (((2, -1),), ValueError, "negative"),
+        (((2, 2), "int32"), TypeError, "float16"),
+        (((2, 2), "f4", 2), sml._arrays.AxisError, "axis"),
+    ],
+)
+def test_bad_arguments(arguments, error, words):
+    with pytest.raises(error, match=words):
+        sml.explain(*arguments)
+
+
+def test_bad_names():
+    with pytest.raises(ValueError, match="softmin"):
+        sml.explain((2, 2), function="softmin")
+    with pytest.raises(ValueError, match="four_pass"):
+        sml.explain((2, 2), algorithm="four_pass")
+    with pytest.raises(ValueError, match="strides"):
+        sml.explain((2, 2), strides=(4,))
