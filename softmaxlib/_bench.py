@@ -11,7 +11,7 @@ import os
 import platform
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -409,14 +409,15 @@ def _seconds(group: list[Series]) -> float:
     return sum(series.seconds for series in group)
 
 
-def _spread(series: Series) -> Spread:
-    per_1000 = np.asarray(series.samples) * (1000 / series.elements)
+def summarize(samples: Sequence[float], elements: int) -> Spread:
+    """Return the spread, per 1,000 elements, of samples in ns per call."""
+    per_1000 = np.asarray(samples) * (1000 / elements)
     q1, median, q3 = (float(q) for q in np.quantile(per_1000, (0.25, 0.5, 0.75)))
-    return Spread(median, q1, q3, float(per_1000.min()), len(series.samples))
+    return Spread(median, q1, q3, float(per_1000.min()), len(samples))
 
 
 def _rows(elements: int, group: list[Series]) -> Iterator[Row]:
-    timed = [(series, _spread(series)) for series in group if series.samples]
+    timed = [(series, summarize(series.samples, elements)) for series in group if series.samples]
     limits = {s.kernel.name: spread.median for s, spread in timed if s.limit}
     copies = [limits[name] for name in ("copy", "streaming_copy") if name in limits]
     floor = limits["read"] + min(copies) if "read" in limits and copies else None
