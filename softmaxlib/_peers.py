@@ -33,8 +33,9 @@ SCALE = 5.0  # of the normal logits
 TIE = 0.03
 DEFINITIONS = {
     "ratio": "time of the peer / time of softmaxlib, of the medians: above 1 softmaxlib is faster.",
-    "tie": f"The ratio is within {TIE:.0%} of 1, or the quartiles of the two overlap. The peer of "
-    "a case is the one that wins most clearly, else the fastest.",
+    "tie": f"The ratio is within {TIE:.0%} of 1; or the quartiles of the two overlap and their "
+    "minima do not differ in the same direction by more than that.",
+    "peer": "The peer of a case is the fastest of those that win, else the fastest.",
     "call": "A call includes the allocation of its result. The input is made before: an array of "
     "NumPy's, a torch tensor that shares its memory, a copy of JAX's. Large results of NumPy "
     "and softmaxlib are new pages each time, as other libraries' are unless they keep them.",
@@ -405,10 +406,14 @@ class Peers:
 
 
 def outcome(ours: _bench.Spread, peer: _bench.Spread) -> Outcome:
-    near = abs(peer.median - ours.median) <= TIE * ours.median
-    if near or (ours.q1 <= peer.q3 and peer.q1 <= ours.q3):
+    """Tell a difference from noise: see the definition of a tie."""
+    faster, slower = sorted((ours, peer), key=lambda time: time.median)
+    near = slower.median - faster.median <= TIE * ours.median
+    overlap = slower.q1 <= faster.q3
+    confirmed = slower.minimum > faster.minimum * (1 + TIE)
+    if near or (overlap and not confirmed):
         return "tie"
-    return "win" if peer.median > ours.median else "loss"
+    return "win" if faster is ours else "loss"
 
 
 def judge(times: Mapping[str, _bench.Spread]) -> dict[str, Any]:

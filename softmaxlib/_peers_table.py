@@ -134,12 +134,12 @@ def _show_summary(console: Console, summary: Report) -> None:
     table.add_row("all", *(str(summary[key]) for key in columns))
     console.print("\n[bold]Against the best peer of each case")
     console.print(table)
-    console.print(f"Tie: {DEFINITIONS['tie']}", style="dim", highlight=False)
+    console.print(f"{DEFINITIONS['peer']} Tie: {DEFINITIONS['tie']}", style="dim", highlight=False)
     losses, behind = summary["losses_list"], summary["ties_behind_list"]
     console.print(f"\n[bold]Losses: {len(losses) or 'none'}", highlight=False)
     _list(console, "LOSS", losses, "red")
     if behind:
-        console.print("\n[bold]Ties by overlap of quartiles, the peer's median being the smaller")
+        console.print("\n[bold]Ties in which a peer has the smaller median")
         _list(console, "tie", behind, "none")
 
 

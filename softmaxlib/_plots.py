@@ -160,7 +160,11 @@ def plot_peers(report: Mapping[str, Any], suffix: str) -> bytes:
             for pair in zip(*reversed(panel.get_legend_handles_labels()), strict=True)
         )
         parts[0].legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            ncols=2 + across,
+            frameon=False,
         )
     plot_ratios(parts[-1].subplots(), cases)
     parts[-1].legend(loc="outside lower center", ncols=4, frameon=False)

@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         help="only this, such as 8192x512, 512x8x4096:1 (axis 1) or 2^20 (may be repeated)",
     )
     peers.add_argument(
-        "--library", action="append", metavar="NAME", help="only this peer (may be repeated)"
+        "--library", action="append", metavar="NAME", help="beside this only (may be repeated)"
     )
     peers.add_argument("--function", choices=("softmax", "log_softmax"), help="default: softmax")
     bench.set_defaults(run=_run_bench)
@@ -273,14 +273,15 @@ def _run_peers(args: argparse.Namespace) -> int:
         if name not in _peer_calls.LIBRARIES:
             known = ", ".join(_peer_calls.LIBRARIES)
             raise UsageError(f"--library {name}: it must be one of {known}")
+    dtypes = tuple(args.dtype or _peers.DTYPES)
     settings = _peers.Settings(
         quick=args.quick,
         threads=args.threads,
-        dtypes=tuple(args.dtype or _peers.DTYPES),
+        dtypes=dtypes,
         shapes=args.shape and tuple(args.shape),
         libraries=args.library and tuple(args.library),
         function=args.function or "softmax",
-        seconds=60.0 if args.quick else 420.0,
+        seconds=(12.0 if args.quick else 100.0) * len(dtypes),
         rounds=args.rounds,
         seed=args.seed,
         max_bytes=args.max_bytes,

@@ -17,8 +17,9 @@ FEW = ["bench", "--peers", "--library", "numpy", "--library", "scipy", "--rounds
 TINY = [*FEW, "--shape", "2^3", "--shape", "300", "--shape", "4x50:0"]
 
 
-def spread(median, width=0.0):
-    return _bench.Spread(median, median - width, median + width, median - width, 5)
+def spread(median, width=0.0, minimum=None):
+    least = median - width if minimum is None else minimum
+    return _bench.Spread(median, median - width, median + width, least, 5)
 
 
 def formula(x, axis):
@@ -164,7 +165,11 @@ def test_float32_called_float64_does_not_count(peer):
         (spread(100), spread(103), "tie"),
         (spread(100), spread(97), "tie"),
         (spread(100), spread(96.9), "loss"),
-        (spread(100, 6), spread(110, 6), "tie"),  # quartiles overlap
+        (spread(100, 6, 90), spread(110, 6, 90), "tie"),  # quartiles overlap
+        (spread(100, 6, 90), spread(90, 6, 90), "tie"),
+        (spread(100, 6, 90), spread(110, 6, 95), "win"),  # the minima confirm it
+        (spread(100, 6, 90), spread(90, 6, 85), "loss"),
+        (spread(100, 6, 80), spread(90, 6, 85), "tie"),  # the minima contradict it
         (spread(100, 4), spread(110, 4), "win"),
         (spread(100, 4), spread(90, 4), "loss"),
     ],
@@ -175,7 +180,7 @@ def test_outcome(ours, peer_time, expected):
 
 def test_noise_of_the_fastest_hides_no_loss():
     verdict = _peers.judge(
-        {"softmaxlib": spread(100), "noisy": spread(80, 30), "steady": spread(90, 1)}
+        {"softmaxlib": spread(100), "noisy": spread(80, 30, 98), "steady": spread(90, 1)}
     )
     assert verdict["outcomes"] == {"noisy": "tie", "steady": "loss"}
     assert (verdict["best_peer"], verdict["ratio"]) == ("steady", 0.9)
