@@ -1,13 +1,14 @@
-"""The plot of `softmaxlib bench`: time per element against size, a panel per ISA."""
+"""The plots of `softmaxlib bench`: time per element against size; ratios beside other libraries."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from softmaxlib._bench import Row, caches, size_text
 
@@ -22,6 +23,22 @@ LIMITS = {
     "read": ("read pass", ":"),
     "copy": ("copy, plain stores", "--"),
     "streaming_copy": ("copy, streaming stores", "-."),
+}
+LIBRARIES = {
+    "softmaxlib": ("#000000", "o"),
+    "torch": ("#D55E00", "s"),
+    "onnxruntime": ("#0072B2", "^"),
+    "openvino": ("#009E73", "v"),
+    "jax": ("#CC79A7", "D"),
+    "scipy": ("#E69F00", "P"),
+    "numpy": ("#56B4E9", "X"),
+    "numexpr": ("#999999", "*"),
+}
+DTYPES = {
+    "float32": ("#0072B2", "o"),
+    "float64": ("#D55E00", "s"),
+    "float16": ("#009E73", "^"),
+    "bfloat16": ("#CC79A7", "D"),
 }
 
 
@@ -112,3 +129,115 @@ def _panel(axes: Axes, rows: Sequence[Row], isa: str) -> None:
                 fontsize=8,
                 color="#666666",
             )
+
+
+def plot_peers(report: Mapping[str, Any], suffix: str) -> bytes:
+    """Draw a report of `_peers`: one row by length, a panel per dtype, and the ratio of all."""
+    cases = report["cases"]
+    dtypes = list(dict.fromkeys(case["dtype"] for case in cases))
+    rows = [dtype for dtype in dtypes if len(_lengths(cases, dtype)) > 1]
+    across = min(2, len(rows))
+    down = -(-len(rows) // 2)
+    shapes = len({case["name"] for case in cases})
+    widths = [4.8 * across] * bool(rows) + [6.5]
+    figure = Figure(
+        figsize=(sum(widths), max(4.6, 4.2 * down, 1.8 + 0.26 * shapes)), layout="constrained"
+    )
+    settings = report["settings"]
+    threads = f"{settings['threads']} thread" + "s" * (settings["threads"] > 1)
+    cpu = report["machine"]["library"]["cpu"]
+    figure.suptitle(f"{settings['function']}, {threads}: {cpu}", fontsize=11)
+    parts = figure.subfigures(1, len(widths), squeeze=False, width_ratios=widths)[0]
+    if rows:
+        panels = parts[0].subplots(down, across, squeeze=False).flat
+        for panel, dtype in zip(panels, rows, strict=False):
+            plot_rows_beside_peers(panel, cases, dtype)
+        for panel in list(parts[0].axes)[len(rows) :]:
+            panel.remove()
+        handles = dict(
+            pair
+            for panel in parts[0].axes
+            for pair in zip(*reversed(panel.get_legend_handles_labels()), strict=True)
+        )
+        parts[0].legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            ncols=2 + across,
+            frameon=False,
+        )
+    plot_ratios(parts[-1].subplots(), cases)
+    parts[-1].legend(loc="outside lower center", ncols=4, frameon=False)
+    picture = io.BytesIO()
+    figure.savefig(picture, format=suffix.lstrip("."), dpi=150)
+    return picture.getvalue()
+
+
+def _lengths(cases: Sequence[Mapping[str, Any]], dtype: str) -> list[int]:
+    return [c["elements"] for c in cases if c["dtype"] == dtype and len(c["shape"]) == 1]
+
+
+def plot_rows_beside_peers(axes: Axes, cases: Sequence[Mapping[str, Any]], dtype: str) -> None:
+    """Draw the time per element of one row against its length, a line per library."""
+    lengths = _lengths(cases, dtype)
+    for name, (colour, marker) in LIBRARIES.items():
+        line = [
+            (case["elements"], result["ns_per_1000"]["median"])
+            for case in cases
+            if case["dtype"] == dtype and len(case["shape"]) == 1
+            for result in case["results"]
+            if result["library"] == name and result["ns_per_1000"] and result["status"] == "ok"
+        ]
+        if line:
+            axes.plot(
+                *zip(*sorted(line), strict=True),
+                color=colour,
+                marker=marker,
+                markersize=4,
+                linewidth=2.0 if name == "softmaxlib" else 1.0,
+                zorder=3 if name == "softmaxlib" else 2,
+                label=name,
+            )
+    axes.set_title(f"one row, {dtype}", fontsize=10)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlim(min(lengths) / 1.5, max(lengths) * 1.5)
+    axes.set_xlabel("elements in the row")
+    axes.set_ylabel("time per 1,000 elements (ns), lower is better")
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def plot_ratios(axes: Axes, cases: Sequence[Mapping[str, Any]]) -> None:
+    """Draw the best peer's time over ours, dots on a line per shape; those of losses are filled."""
+    names = list(dict.fromkeys(case["name"] for case in cases))
+    found = [case for case in cases if case["ratio"] is not None]
+    for i, (dtype, (colour, marker)) in enumerate(DTYPES.items()):
+        mine = [case for case in found if case["dtype"] == dtype]
+        for lost in (False, True):
+            dots = [case for case in mine if (case["outcome"] == "loss") == lost]
+            if mine:
+                axes.scatter(
+                    [case["ratio"] for case in dots],
+                    [names.index(case["name"]) + 0.16 * (i - 1.5) for case in dots],
+                    s=22,
+                    marker=marker,
+                    edgecolors=colour,
+                    facecolors=colour if lost else "none",
+                    label=f"{dtype}, loss" if lost else dtype,
+                )
+    axes.axvline(1.0, color="black", linewidth=1.2)
+    axes.set_title("best peer's time / softmaxlib's: right of 1 softmaxlib is faster", fontsize=10)
+    axes.set_xscale("log")
+    least = min([0.5, *(case["ratio"] for case in found)]) / 1.1
+    most = max([2.0, *(case["ratio"] for case in found)]) * 1.1
+    axes.set_xlim(least, most)
+    steps = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
+    axes.xaxis.set_major_locator(FixedLocator([step for step in steps if least <= step <= most]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+    axes.set_xlabel("ratio of the median times, logarithmic")
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from softmaxlib import _bench, _verify
+    from softmaxlib import _bench, _peers, _verify
 
 INTERRUPTED = 130
 
+_PEERS_OPTIONS = ("dtype", "shape", "library", "function")
 _STORES = {None: "", "plain": "plain", "streaming": "stream"}
 
 
@@ -82,15 +83,23 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_definitions(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    bench.add_argument("--quick", action="store_true", help="about a minute in total")
+    bench.add_argument(
+        "--peers",
+        action="store_true",
+        help="time softmax beside torch, ONNX Runtime, OpenVINO, JAX, SciPy, NumPy and numexpr "
+        "where installed, over many shapes and dtypes, instead of the paper's comparison",
+    )
+    bench.add_argument(
+        "--quick", action="store_true", help="about a minute in total, with --peers some more"
+    )
     bench.add_argument("--json", type=Path, metavar="FILE", help="write every number here")
     bench.add_argument("--csv", type=Path, metavar="FILE", help="write the table here")
     bench.add_argument(
         "--plot",
         type=Path,
         metavar="FILE",
-        default=Path("softmaxlib-bench.png"),
-        help="write the plot here, .png or .svg (default: %(default)s)",
+        help="write the plot here, .png or .svg (default: softmaxlib-bench.png, with --peers "
+        "softmaxlib-peers.png)",
     )
     bench.add_argument("--no-plot", action="store_true", help="write no plot")
     bench.add_argument(
@@ -107,7 +116,6 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--store",
         choices=("plain", "streaming", "both"),
-        default="both",
         help="kind of stores; both: plain ones, and streaming ones too where x and y leave the "
         "caches (default)",
     )
@@ -119,16 +127,33 @@ def _parser() -> argparse.ArgumentParser:
         "--rounds", type=_positive, metavar="N", help="samples per number, instead of timed"
     )
     bench.add_argument(
-        "--max-bytes", type=_bytes, metavar="B", help="memory for both arrays, such as 512M or 2G"
+        "--max-bytes", type=_bytes, metavar="B", help="memory for all arrays, such as 512M or 2G"
     )
     bench.add_argument(
         "--offset",
         type=_offset,
-        default=0,
         metavar="B",
         help="bytes past a page at which arrays begin; NumPy's large ones: 16 (default: 0)",
     )
     bench.add_argument("--seed", type=_natural, default=2020, metavar="N", help="of the logits")
+    peers = bench.add_argument_group("with --peers")
+    peers.add_argument(
+        "--dtype",
+        action="append",
+        choices=("float32", "float64", "float16", "bfloat16"),
+        help="only this (may be repeated)",
+    )
+    peers.add_argument(
+        "--shape",
+        action="append",
+        type=_shape,
+        metavar="SHAPE",
+        help="only this, such as 8192x512, 512x8x4096:1 (axis 1) or 2^20 (may be repeated)",
+    )
+    peers.add_argument(
+        "--library", action="append", metavar="NAME", help="beside this only (may be repeated)"
+    )
+    peers.add_argument("--function", choices=("softmax", "log_softmax"), help="default: softmax")
     bench.set_defaults(run=_run_bench, default=bench.get_default)
 
     verify = commands.add_parser(
@@ -185,31 +210,33 @@ def _text(key: str, value: Any) -> str:
 
 
 def _run_bench(args: argparse.Namespace) -> int:
+    foreign = ("isa", "store", "sizes", "offset") if args.peers else _PEERS_OPTIONS
+    for name in foreign:
+        if getattr(args, name) is not None:
+            raise UsageError(f"--{name} {'does not go with' if args.peers else 'needs'} --peers")
+    if args.report is not None:
+        if args.peers:
+            raise UsageError("--peers does not go with --report, which has them anyway")
+        return _run_report(args)
+    return _run_peers(args) if args.peers else _run_paper(args)
+
+
+def _run_paper(args: argparse.Namespace) -> int:
     from softmaxlib import _bench
 
-    if args.report is not None:
-        return _run_report(args)
     console = _console()
-    plot: Path | None = None if args.no_plot else args.plot
-    if plot is not None:
-        _require("matplotlib")
-        if plot.suffix.lower() not in (".png", ".svg"):
-            raise UsageError(f"--plot {plot}: the name must end in .png or .svg")
-    outputs: list[Path] = [path for path in (args.json, args.csv, plot) if path is not None]
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise UsageError("--json, --csv and --plot name the same file")
-    for path in outputs:
-        _check_writable(path)
+    plot = _plot_path(args, "softmaxlib-bench.png")
+    outputs = _outputs(args, plot)
     settings = _bench.Settings(
         isas=_isas(args.isa),
-        stores=get_args(_bench.Store) if args.store == "both" else (args.store,),
+        stores=get_args(_bench.Store) if args.store in (None, "both") else (args.store,),
         sizes=args.sizes,
         threads=args.threads,
         quick=args.quick,
         rounds=args.rounds,
         seconds=40.0 if args.quick else 240.0,
         max_bytes=args.max_bytes,
-        offset=args.offset,
+        offset=args.offset or 0,
         seed=args.seed,
     )
     try:
@@ -243,10 +270,90 @@ def _run_bench(args: argparse.Namespace) -> int:
         threads = f"{args.threads} thread" + "s" * (args.threads > 1)
         title = f"softmax, float32, one row, {threads}: {_cpu(report)}"
         _write(plot, _plots.plot(rows, title, plot.suffix.lower()))
+    _print_written(console, outputs)
+    return status
+
+
+def _run_peers(args: argparse.Namespace) -> int:
+    console = _console()
+    from softmaxlib import _bench, _peer_calls, _peers, _peers_table
+
+    plot = _plot_path(args, "softmaxlib-peers.png")
+    outputs = _outputs(args, plot)
+    if "bfloat16" in (args.dtype or ()):
+        _require("ml_dtypes")
+    for name in args.library or ():
+        if name not in _peer_calls.LIBRARIES:
+            known = ", ".join(_peer_calls.LIBRARIES)
+            raise UsageError(f"--library {name}: it must be one of {known}")
+    dtypes = tuple(args.dtype or _peers.DTYPES)
+    settings = _peers.Settings(
+        quick=args.quick,
+        threads=args.threads,
+        dtypes=dtypes,
+        shapes=args.shape and tuple(args.shape),
+        libraries=args.library and tuple(args.library),
+        function=args.function or "softmax",
+        seconds=(12.0 if args.quick else 100.0) * len(dtypes),
+        rounds=args.rounds,
+        seed=args.seed,
+        max_bytes=args.max_bytes,
+    )
+    try:
+        peers = _peers.Peers(settings)
+    except (_bench.TooLargeError, _peers.TooManyThreadsError) as error:
+        raise UsageError(error) from None
+    status = 0
+    try:
+        with _progress() as progress:
+            task = progress.add_task("", total=None)
+            peers.run(
+                plan=lambda total: progress.update(task, total=total),
+                step=lambda what, done: progress.update(task, description=what, advance=done),
+            )
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+        console.print("Interrupted: what follows is what was measured so far.")
+    report = peers.report()
+    for note in peers.notes:
+        console.print(f"Note: {note}.", highlight=False)
+    _peers_table.show(console, report)
+    if args.json:
+        _write(args.json, json.dumps(report, indent=1).encode())
+    if args.csv:
+        _write(args.csv, _csv(_peers.flat(report)))
+    if plot is not None and report["cases"]:
+        from softmaxlib import _plots
+
+        _write(plot, _plots.plot_peers(report, plot.suffix.lower()))
+    _print_written(console, outputs)
+    return status
+
+
+def _plot_path(args: argparse.Namespace, default: str) -> Path | None:
+    if args.no_plot:
+        return None
+    _require("matplotlib")
+    plot: Path = args.plot or Path(default)
+    if plot.suffix.lower() not in (".png", ".svg"):
+        raise UsageError(f"--plot {plot}: the name must end in .png or .svg")
+    return plot
+
+
+def _outputs(args: argparse.Namespace, plot: Path | None) -> list[Path]:
+    """Return the files to write, checked."""
+    outputs: list[Path] = [path for path in (args.json, args.csv, plot) if path is not None]
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise UsageError("--json, --csv and --plot name the same file")
+    for path in outputs:
+        _check_writable(path)
+    return outputs
+
+
+def _print_written(console: Console, outputs: list[Path]) -> None:
     for path in outputs:
         if path.exists():
             console.print(f"Wrote {path}", soft_wrap=True, highlight=False, markup=False)
-    return status
 
 
 def _run_report(args: argparse.Namespace) -> int:
@@ -467,6 +574,15 @@ def _seconds(text: str) -> float:
 
 def _sizes(text: str) -> tuple[int, ...]:
     return tuple(_positive(part) for part in text.split(","))
+
+
+def _shape(text: str) -> _peers.Shape:
+    from softmaxlib._peers import parse_shape
+
+    try:
+        return parse_shape(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _bytes(text: str) -> int:

@@ -164,7 +164,10 @@ def test_bench_interrupted_keeps_what_it_has(here, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="POSIX signals")
-@pytest.mark.parametrize("command", [["bench", "--no-plot"], ["verify"]])
+@pytest.mark.parametrize(
+    "command",
+    [["bench", "--no-plot"], ["bench", "--no-plot", "--peers", "--library", "numpy"], ["verify"]],
+)
 def test_ctrl_c(here, command):
     running = subprocess.Popen(
         [sys.executable, "-m", "softmaxlib", *command, "--json", "a.json"],
