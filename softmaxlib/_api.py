@@ -465,7 +465,13 @@ def _evaluate(
     reduces = function == _LOGSUMEXP
     shape = _reduced_shape(x.shape, axes, keepdims) if reduces else x.shape
     if out is None:
-        target = np.empty(shape, result) if reduces else np.empty_like(x, result, subok=False)
+        target = (
+            np.empty(shape, result)
+            if reduces
+            else _core.with_kept_memory(
+                x.size * result.itemsize, lambda: np.empty_like(x, result, subok=False)
+            )
+        )
     else:
         target = plain_out = check_out(out, shape, result)
         if not can_write_directly(plain_out, x, temperatures, bias, where):

@@ -44,6 +44,7 @@ def run(
     store: int,
     num_threads: int,
 ) -> None: ...
+def with_kept_memory(nbytes: int, make: Callable[[], NDArray[Any]]) -> NDArray[Any]: ...
 def last_report() -> tuple[int, int, int, int, str]: ...  # isa, algorithm, store, tasks, kernel
 def explain(
     function: int,

@@ -22,6 +22,7 @@
 #endif
 
 #include "internal.hpp"
+#include "python/kept_results.hpp"
 
 namespace py = pybind11;
 
@@ -431,9 +432,12 @@ py::object owned(PyObject* created) {
   return py::reinterpret_steal<py::object>(created);
 }
 
-// Memory as NumPy takes it: small blocks from its cache, large ones on huge pages.
+// Memory as NumPy takes it, large blocks on huge pages and kept for the next result.
 py::object new_array(py::dtype dtype, int ndim, const py::ssize_t* shape) {
   const Numpy& numpy = Numpy::get();
+  size_t bytes = static_cast<size_t>(dtype.itemsize());
+  for (int d = 0; d < ndim; ++d) bytes *= static_cast<size_t>(shape[d]);
+  const kept_results::Scope scope(bytes);
   return owned(numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, dtype.release().ptr(), ndim, shape,
                                            nullptr, nullptr, 0, nullptr));
 }
@@ -568,6 +572,8 @@ PYBIND11_MODULE(_core, m) {
   reset_pool_slot();
 #if !defined(_WIN32)
   pthread_atfork(nullptr, nullptr, reset_pool_slot);
+  pthread_atfork([] { kept_results::keeper().lock(); }, [] { kept_results::keeper().unlock(); },
+                 [] { kept_results::keeper().unlock(); });
 #endif
 
   // The C header's codes by the names that Python uses.
@@ -612,6 +618,13 @@ PYBIND11_MODULE(_core, m) {
         "isa"_a, "store"_a, "num_threads"_a);
   m.def("explain", &explain, "function"_a, "x_dtype"_a, "out_dtype"_a, "shape"_a, "out_shape"_a,
         "strides"_a, "axes"_a, "in_place"_a, "algorithm"_a, "isa"_a, "num_threads"_a);
+  m.def(
+      "with_kept_memory",
+      [](size_t nbytes, const py::function& make) {
+        const kept_results::Scope scope(nbytes);
+        return make();
+      },
+      "nbytes"_a, "make"_a);
   m.def("last_report", &last_report_tuple);
   m.def("with_plain_calls", &with_plain_calls, "evaluate"_a, "chosen_isa"_a, "chosen_threads"_a);
   py::class_<Known>(m, "Known")
