@@ -27,7 +27,7 @@ struct Job {
 
   bool direct;     // x and out contiguous within a row, of one dtype, no options
   bool in_place;   // out is x
-  int64_t tile;    // so many adjacent rows are gathered at once, to be direct; 0: none
+  int64_t tile;    // so many adjacent rows at once, gathered to be direct or as columns; 0: none
   bool streaming;  // streaming stores in the last pass
   int64_t split;   // into how many runs of blocks parallel_for spreads each row; 0: not at all
 
@@ -65,6 +65,13 @@ static_assert(sizeof(BlockResult) == 64, "one cache line: no false sharing");
 
 // A tile's rows start this many bytes apart: never at the same place of a page.
 static constexpr int64_t tile_pitch(int64_t row_bytes) { return (row_bytes + 63) / 64 * 64 + 64; }
+
+// A panel of longer columns is so many vectors wide, beside less than one at either end; what is
+// kept for each.
+constexpr int kColumnVectors = 16;
+constexpr int kColumnStateBytes = 2048, kColumnArrays = 4;
+constexpr int64_t kColumnScratch =
+    (kColumnVectors + 2) * int64_t{kColumnStateBytes + kColumnArrays * 64};
 
 // Scratch of one row at a time: results of blocks, then a reference exponent per chunk for the
 // schedules that reload.

@@ -6,11 +6,13 @@
 #define SOFTMAXLIB_INLINE_LAMBDA __attribute__((always_inline))
 #define SOFTMAXLIB_NOINLINE_LAMBDA __attribute__((noinline))
 #define SOFTMAXLIB_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define SOFTMAXLIB_PREFETCH(p) __builtin_prefetch(p, 0, 2)  // into the second level
 #else
 #define SOFTMAXLIB_NOINLINE __declspec(noinline)
 #define SOFTMAXLIB_INLINE_LAMBDA
 #define SOFTMAXLIB_NOINLINE_LAMBDA
 #define SOFTMAXLIB_UNLIKELY(x) (x)
+#define SOFTMAXLIB_PREFETCH(p) static_cast<void>(p)
 #endif
 
 // Element functions: in line where vectors are registers, calls where they are arrays in memory.

@@ -227,36 +227,35 @@ struct InLanes<f64x8> {
 // reference_of() of every lane's maximum.
 template <class V>
 inline InLanes<V> references_of(V top) {
+  using T = typename V::elem;
+  top = min(max(top, V::set1(static_cast<T>(-kSafe))), V::set1(static_cast<T>(kSafe)));
   return InLanes<V>::of(top).map([](f64x8 x) {
-    x = min(max(x, f64x8::set1(-kSafe)), f64x8::set1(kSafe));
     return x * f64x8::set1(kLog2E) + f64x8::set1(0x1.8p52) - f64x8::set1(0x1.8p52);
   });
 }
 
-// Exp with a reference per lane; the same bits as Exp(reference) gives for that lane.
+// Exp with a reference per lane; the same bits as Exp(reference) gives for that lane. The floor may
+// be off by a few units in the last place, which changes nothing: from half a step of k above it
+// downwards all results are 0.
 template <class V>
 class ExpInLanes {
  public:
-  explicit ExpInLanes(InLanes<V> references)
+  explicit ExpInLanes(InLanes<V> references) : ExpInLanes(references.value()) {}
+  explicit ExpInLanes(V references)
       : exp_(0),
-        magic_(references.map([](f64x8 r) { return magic(r); }).value()),
-        floor_(references.map([](f64x8 r) { return floor(r); }).value()) {}
+        magic_(fnma(references, V::set1(kSteps), V::set1(kMagic + kSteps * kOffset))),
+        floor_((references - V::set1(kOffset)) * V::set1(static_cast<T>(kLn2Hi))) {}
 
   SOFTMAXLIB_INLINE V operator()(V x) const { return exp_.evaluate(x, magic_, floor_); }
   V magic() const { return magic_; }
   V floor() const { return floor_; }
 
  private:
-  static constexpr bool kFloat = sizeof(typename V::elem) == 4;
-  static constexpr int kExponentBias = kFloat ? 127 : 1023;
-
-  static f64x8 magic(f64x8 reference) {
-    const f64x8 n = f64x8::set1(kExponentBias + Exp<V>::kBias) - reference;
-    return kFloat ? f64x8::set1(8) * n + f64x8::set1(0x1.8p23) : n + f64x8::set1(0x1.8p52);
-  }
-  static f64x8 floor(f64x8 reference) {
-    return (reference - f64x8::set1(Exp<V>::kBias + kExponentBias)) * f64x8::set1(kLn2Hi);
-  }
+  using T = typename V::elem;
+  static constexpr bool kFloat = sizeof(T) == 4;
+  static constexpr T kSteps = kFloat ? 8 : 1;
+  static constexpr T kMagic = static_cast<T>(kFloat ? 0x1.8p23 : 0x1.8p52);
+  static constexpr T kOffset = (kFloat ? 127 : 1023) + Exp<V>::kBias;
 
   Exp<V> exp_;
   V magic_, floor_;

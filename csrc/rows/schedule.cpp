@@ -14,6 +14,10 @@ constexpr int64_t kElementsPerTask = 32768;
 // Strided rows are gathered so many bytes side by side, in a tile of at most so many bytes in all.
 constexpr int64_t kTileWidth = 64, kTileBytes = int64_t{1} << 21;
 
+// Columns are computed in panels of which the next can wait in the second level cache, or, if they
+// are long, a panel for its second pass.
+constexpr int64_t kShortPanelBytes = int64_t{1} << 16, kLongPanelBytes = int64_t{1} << 19;
+
 // So that a thread that is held up delays the others by little.
 constexpr int64_t kTasksPerThread = 4;
 
@@ -64,6 +68,18 @@ int64_t tile_of(const Job& job, const softmaxlib_options& options) {
   return rows > 1 ? rows : 0;
 }
 
+// How many columns to compute at once, where rows lie side by side in x and y: 0 where they do not.
+int64_t panel_of(const Job& job, const softmaxlib_options& options) {
+  const int64_t item = item_size(job.dtype[kX]), lanes = item == 8 ? 8 : 16;
+  if (!tile_of(job, options)) return 0;
+  const Dim& across = job.outer[job.outer_ndim - 1];
+  if (across.stride[kOut] != item) return 0;
+  const bool is_short = job.n <= kVectorsPerGroup * lanes;
+  const int64_t vectors = (is_short ? kShortPanelBytes : kLongPanelBytes) / (job.n * item) / lanes;
+  const int64_t widest = is_short ? kShortPanelBytes : kColumnVectors;
+  return std::min(across.size, lanes * std::clamp<int64_t>(vectors, kColumnVectors / 4, widest));
+}
+
 // The nearest relative of an algorithm that the registry has for this function and job.
 Choice nearest(softmaxlib_function function, const Job& job, bool tiled,
                softmaxlib_algorithm algorithm, const char* why) {
@@ -97,6 +113,8 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
   if (options.algorithm != SOFTMAXLIB_ALGORITHM_AUTO)
     return nearest(function, job, s.tile > 0, options.algorithm, "the caller's choice");
 
+  if (s.kernel == registry::columns)
+    return {registry::columns, "rows side by side in memory: vectors across them"};
   const int64_t item = job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 4;
   const int64_t row_bytes = job.n * (item_size(job.dtype[kX]) + item_size(job.dtype[kOut]));
   const bool half = job.dtype[kOut] == SOFTMAXLIB_F16 || job.dtype[kOut] == SOFTMAXLIB_BF16;
@@ -129,7 +147,8 @@ void choose_stores(softmaxlib_function function, const Job& job, const softmaxli
     s.why_stores = why;
   };
   if (function == SOFTMAXLIB_LOGSUMEXP) choose(false, "one result per row");
-  else if (!job.direct) choose(false, "not contiguous, or options");
+  else if (!job.direct && s.kernel != registry::columns)
+    choose(false, "not contiguous, or options");
   else if (options.store == SOFTMAXLIB_STORE_PLAIN) choose(false, "the caller's choice");
   else if (options.store == SOFTMAXLIB_STORE_STREAMING) choose(true, "the caller's choice");
   else if (job.in_place) choose(false, "in place: the lines are in cache already");
@@ -161,15 +180,21 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
                          const softmaxlib_options& options) {
   Schedule s = {};
   s.tile = tile_of(job, options);
+  if (function == SOFTMAXLIB_SOFTMAX && options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO)
+    if (const int64_t panel = panel_of(job, options)) {
+      s.tile = panel;
+      s.kernel = registry::columns;
+    }
   choose_stores(function, job, options, s);
   const Choice kernel = choose_kernel(function, job, options, s);
   s.kernel = kernel.kernel;
   s.why_kernel = kernel.why;
   choose_tasks(job, options, s);
-  s.scratch = s.kernel == registry::pipelined
-                  ? pipelined_scratch(job)
-                  : scratch_bytes(job.n, job.dtype[kOut], s.split, s.tile || reloads(s.kernel)) +
-                        s.tile * tile_pitch(job.n * item_size(job.dtype[kX]));
+  if (s.kernel == registry::columns) s.scratch = kColumnScratch;
+  else if (s.kernel == registry::pipelined) s.scratch = pipelined_scratch(job);
+  else
+    s.scratch = scratch_bytes(job.n, job.dtype[kOut], s.split, s.tile || reloads(s.kernel)) +
+                s.tile * tile_pitch(job.n * item_size(job.dtype[kX]));
   return s;
 }
 

@@ -308,6 +308,72 @@ SOFTMAXLIB_INLINE void stream(S* p, f32x16 v) {
 inline void stream_fence() { _mm_sfence(); }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
+// The halves of four registers as 4 x 4 matrices.
+inline void transpose_halves(__m256 (&v)[4]) {
+  const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(v[0], v[1]));
+  const __m256d b = _mm256_castps_pd(_mm256_unpackhi_ps(v[0], v[1]));
+  const __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(v[2], v[3]));
+  const __m256d d = _mm256_castps_pd(_mm256_unpackhi_ps(v[2], v[3]));
+  v[0] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+  v[1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+  v[2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+  v[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
+}
+
+inline void load_columns8(const float* p, int64_t stride, __m256 (&v)[4]) {
+  for (int i = 0; i < 4; ++i)
+    v[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + i * stride)),
+                                _mm_loadu_ps(p + (4 + i) * stride), 1);
+  transpose_halves(v);
+}
+inline void load_columns4(const double* p, int64_t stride, __m256d (&v)[4]) {
+  const auto rows = [=](int low, int high, int at) {
+    return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(p + low * stride + at)),
+                                _mm_loadu_pd(p + high * stride + at), 1);
+  };
+  for (int i = 0; i < 4; i += 2) {
+    const __m256d even = rows(0, 2, i), odd = rows(1, 3, i);
+    v[i] = _mm256_unpacklo_pd(even, odd);
+    v[i + 1] = _mm256_unpackhi_pd(even, odd);
+  }
+}
+inline void store_columns8(float* p, int64_t stride, __m256 (&v)[4]) {
+  transpose_halves(v);
+  for (int i = 0; i < 4; ++i) _mm_storeu_ps(p + i * stride, _mm256_castps256_ps128(v[i]));
+  for (int i = 0; i < 4; ++i) _mm_storeu_ps(p + (4 + i) * stride, _mm256_extractf128_ps(v[i], 1));
+}
+inline void store_columns4(double* p, int64_t stride, const __m256d (&v)[4]) {
+  const __m256d even[2] = {_mm256_unpacklo_pd(v[0], v[1]), _mm256_unpacklo_pd(v[2], v[3])};
+  const __m256d odd[2] = {_mm256_unpackhi_pd(v[0], v[1]), _mm256_unpackhi_pd(v[2], v[3])};
+  _mm256_storeu_pd(p, _mm256_permute2f128_pd(even[0], even[1], 0x20));
+  _mm256_storeu_pd(p + stride, _mm256_permute2f128_pd(odd[0], odd[1], 0x20));
+  _mm256_storeu_pd(p + 2 * stride, _mm256_permute2f128_pd(even[0], even[1], 0x31));
+  _mm256_storeu_pd(p + 3 * stride, _mm256_permute2f128_pd(odd[0], odd[1], 0x31));
+}
+
+inline void load_columns(const float* p, int64_t stride, f32x16 (&column)[4]) {
+  __m256 a[4], b[4];
+  load_columns8(p, stride, a);
+  load_columns8(p + 8 * stride, stride, b);
+  for (int i = 0; i < 4; ++i) column[i] = {a[i], b[i]};
+}
+inline void load_columns(const double* p, int64_t stride, f64x8 (&column)[4]) {
+  __m256d a[4], b[4];
+  load_columns4(p, stride, a);
+  load_columns4(p + 4 * stride, stride, b);
+  for (int i = 0; i < 4; ++i) column[i] = {a[i], b[i]};
+}
+inline void store_columns(float* p, int64_t stride, const f32x16 (&column)[4]) {
+  __m256 a[4] = {column[0].a, column[1].a, column[2].a, column[3].a};
+  __m256 b[4] = {column[0].b, column[1].b, column[2].b, column[3].b};
+  store_columns8(p, stride, a);
+  store_columns8(p + 8 * stride, stride, b);
+}
+inline void store_columns(double* p, int64_t stride, const f64x8 (&column)[4]) {
+  store_columns4(p, stride, {column[0].a, column[1].a, column[2].a, column[3].a});
+  store_columns4(p + 4 * stride, stride, {column[0].b, column[1].b, column[2].b, column[3].b});
+}
+
 }  // namespace
 }  // namespace SOFTMAX_ISA
 }  // namespace softmaxlib

@@ -211,6 +211,105 @@ SOFTMAXLIB_INLINE void stream(S* p, f32x16 v) {
 inline void stream_fence() { _mm_sfence(); }
 inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 
+// The quarters of four vectors as 4 x 4 matrices.
+inline void transpose_quarters(__m512 (&v)[4]) {
+  const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(v[0], v[1]));
+  const __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(v[0], v[1]));
+  const __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(v[2], v[3]));
+  const __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(v[2], v[3]));
+  v[0] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+  v[1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+  v[2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+  v[3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+}
+
+inline void load_columns(const float* p, int64_t stride, f32x16 (&column)[4]) {
+  const auto row = [=](int r) { return _mm_loadu_ps(p + r * stride); };
+  __m512 v[4];
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm512_castps128_ps512(row(i));
+    v[i] = _mm512_insertf32x4(v[i], row(4 + i), 1);
+    v[i] = _mm512_insertf32x4(v[i], row(8 + i), 2);
+    v[i] = _mm512_insertf32x4(v[i], row(12 + i), 3);
+  }
+  transpose_quarters(v);
+  for (int i = 0; i < 4; ++i) column[i].v = v[i];
+}
+inline void load_columns(const float* p, int64_t stride, f32x16 (&column)[8]) {
+  const auto rows = [=](int low, int high) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(p + low * stride)),
+                              _mm256_loadu_ps(p + high * stride), 1);
+  };
+  __m512 a[4] = {rows(0, 4), rows(1, 5), rows(2, 6), rows(3, 7)};
+  __m512 b[4] = {rows(8, 12), rows(9, 13), rows(10, 14), rows(11, 15)};
+  transpose_quarters(a);
+  transpose_quarters(b);
+  for (int i = 0; i < 4; ++i) {
+    column[i].v = _mm512_shuffle_f32x4(a[i], b[i], 0x88);
+    column[4 + i].v = _mm512_shuffle_f32x4(a[i], b[i], 0xdd);
+  }
+}
+inline void store_columns(float* p, int64_t stride, const f32x16 (&column)[8]) {
+  const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512i high =
+      _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+  __m512 a[4], b[4];
+  for (int i = 0; i < 4; ++i) {
+    a[i] = _mm512_permutex2var_ps(column[i].v, low, column[4 + i].v);
+    b[i] = _mm512_permutex2var_ps(column[i].v, high, column[4 + i].v);
+  }
+  transpose_quarters(a);
+  transpose_quarters(b);
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(p + i * stride, _mm512_castps512_ps256(a[i]));
+    _mm256_storeu_ps(p + (4 + i) * stride, _mm512_extractf32x8_ps(a[i], 1));
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(p + (8 + i) * stride, _mm512_castps512_ps256(b[i]));
+    _mm256_storeu_ps(p + (12 + i) * stride, _mm512_extractf32x8_ps(b[i], 1));
+  }
+}
+inline void load_columns(const double* p, int64_t stride, f64x8 (&column)[4]) {
+  const auto rows = [=](int low, int high) {
+    return _mm512_insertf64x4(_mm512_castpd256_pd512(_mm256_loadu_pd(p + low * stride)),
+                              _mm256_loadu_pd(p + high * stride), 1);
+  };
+  const __m512d v[4] = {rows(0, 2), rows(1, 3), rows(4, 6), rows(5, 7)};
+  const __m512d a = _mm512_unpacklo_pd(v[0], v[1]), b = _mm512_unpackhi_pd(v[0], v[1]);
+  const __m512d c = _mm512_unpacklo_pd(v[2], v[3]), d = _mm512_unpackhi_pd(v[2], v[3]);
+  column[0].v = _mm512_shuffle_f64x2(a, c, 0x88);
+  column[1].v = _mm512_shuffle_f64x2(b, d, 0x88);
+  column[2].v = _mm512_shuffle_f64x2(a, c, 0xdd);
+  column[3].v = _mm512_shuffle_f64x2(b, d, 0xdd);
+}
+
+inline void store_columns(float* p, int64_t stride, const f32x16 (&column)[4]) {
+  __m512 v[4] = {column[0].v, column[1].v, column[2].v, column[3].v};
+  transpose_quarters(v);
+  for (int i = 0; i < 4; ++i) _mm_storeu_ps(p + i * stride, _mm512_castps512_ps128(v[i]));
+  for (int i = 0; i < 4; ++i) _mm_storeu_ps(p + (4 + i) * stride, _mm512_extractf32x4_ps(v[i], 1));
+  for (int i = 0; i < 4; ++i) _mm_storeu_ps(p + (8 + i) * stride, _mm512_extractf32x4_ps(v[i], 2));
+  for (int i = 0; i < 4; ++i) _mm_storeu_ps(p + (12 + i) * stride, _mm512_extractf32x4_ps(v[i], 3));
+}
+inline void store_columns(double* p, int64_t stride, const f64x8 (&column)[4]) {
+  const __m512d even[2] = {_mm512_unpacklo_pd(column[0].v, column[1].v),
+                           _mm512_unpacklo_pd(column[2].v, column[3].v)};
+  const __m512d odd[2] = {_mm512_unpackhi_pd(column[0].v, column[1].v),
+                          _mm512_unpackhi_pd(column[2].v, column[3].v)};
+  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+  const __m512i high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+  const __m512d v[4] = {
+      _mm512_permutex2var_pd(even[0], low, even[1]), _mm512_permutex2var_pd(odd[0], low, odd[1]),
+      _mm512_permutex2var_pd(even[0], high, even[1]), _mm512_permutex2var_pd(odd[0], high, odd[1])};
+  for (int i = 0; i < 4; i += 2) {
+    double* const q = p + 2 * i * stride;
+    _mm256_storeu_pd(q, _mm512_castpd512_pd256(v[i]));
+    _mm256_storeu_pd(q + stride, _mm512_castpd512_pd256(v[i + 1]));
+    _mm256_storeu_pd(q + 2 * stride, _mm512_extractf64x4_pd(v[i], 1));
+    _mm256_storeu_pd(q + 3 * stride, _mm512_extractf64x4_pd(v[i + 1], 1));
+  }
+}
+
 }  // namespace
 }  // namespace SOFTMAX_ISA
 }  // namespace softmaxlib

@@ -323,6 +323,23 @@ inline void stream(S* p, const typename vector_of<S>::type& v) {
 inline void stream_fence() {}
 inline void prefetch(const void*) {}
 
+template <class V>
+SOFTMAXLIB_NOINLINE void load_columns(const typename V::elem* p, int64_t stride, V (&column)[4]) {
+  for (int r = 0; r < V::lanes; ++r) {
+    typename V::elem row[4];
+    memcpy(row, p + r * stride, sizeof(row));
+    for (int j = 0; j < 4; ++j) column[j].lane[r] = row[j];
+  }
+}
+template <class V>
+SOFTMAXLIB_NOINLINE void store_columns(typename V::elem* p, int64_t stride, const V (&column)[4]) {
+  for (int r = 0; r < V::lanes; ++r) {
+    typename V::elem row[4];
+    for (int j = 0; j < 4; ++j) row[j] = column[j].lane[r];
+    memcpy(p + r * stride, row, sizeof(row));
+  }
+}
+
 }  // namespace
 }  // namespace SOFTMAX_ISA
 }  // namespace softmaxlib
