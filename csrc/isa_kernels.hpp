@@ -3,7 +3,9 @@
 
 #include "kernel_table.hpp"
 #include "kernels/log_softmax.hpp"
+#include "kernels/softmax_batched.hpp"
 #include "kernels/softmax_columns.hpp"
+#include "kernels/softmax_in_lanes.hpp"
 #include "kernels/softmax_pipelined.hpp"
 #include "kernels/softmax_three_pass_recompute.hpp"
 #include "kernels/softmax_three_pass_reload.hpp"

@@ -1,5 +1,5 @@
-// Columns: rows that lie side by side in memory, an element apart, so that a vector holds an element
-// of V::lanes of them and every lane is a row of its own. A lane's arithmetic is that of
+// Columns: rows that lie side by side in memory, an element apart, so that a vector holds an
+// element of V::lanes of them and every lane is a row of its own. A lane's arithmetic is that of
 // rows/sum.hpp: what are lanes of the virtual vector there are elements of the column here, 16 (or
 // 8) after each other, and nothing has to be shuffled.
 #pragma once
@@ -330,15 +330,16 @@ inline Panel<D> panel_at(const Job& job, Operand aligned, int64_t row, int64_t s
   }
   // Not worth it for few columns.
   const int64_t few = Panel<D>::kLanes * (job.streaming ? 8 : 32);
-  if (across >= few && panel.columns > Panel<D>::kLanes && job.inner[0].stride[aligned] % kVectorBytes<D> == 0)
+  if (across >= few && panel.columns > Panel<D>::kLanes &&
+      job.inner[0].stride[aligned] % kVectorBytes<D> == 0)
     panel.head = elements_to_aligned<D>(aligned == kX ? panel.x : panel.y);
   const int64_t widest = panel.head ? job.tile - Panel<D>::kLanes + panel.head : job.tile;
   if (panel.columns > widest) panel.columns = widest;
   return panel;
 }
 
-// Fetches rows of a panel into the second level cache, some vectors at a step, each row's piece at a
-// time: hardware does not foresee where the next row begins.
+// Fetches rows of a panel into the second level cache, some vectors at a step, each row's piece at
+// a time: hardware does not foresee where the next row begins.
 class Ahead {
  public:
   Ahead() = default;

@@ -14,6 +14,9 @@ constexpr int64_t kElementsPerTask = 32768;
 // Strided rows are gathered so many bytes side by side, in a tile of at most so many bytes in all.
 constexpr int64_t kTileWidth = 64, kTileBytes = int64_t{1} << 21;
 
+// Rows of up to so many bytes, in the kernel's own dtype, are computed in lanes and in batches.
+constexpr int64_t kInLanes = 128, kBatched = 2048;
+
 // Columns are computed in panels of which the next can wait in the second level cache, or, if they
 // are long, a panel for its second pass.
 constexpr int64_t kShortPanelBytes = int64_t{1} << 16, kLongPanelBytes = int64_t{1} << 19;
@@ -123,6 +126,11 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
   const bool idle = threads_of(options) > job.rows && worth(job) > 1;
   if (function == SOFTMAXLIB_SOFTMAX && job.direct && job.n > 1 && !idle) {
     const bool fits = job.n * item <= caches().l2 * 3 / 4;
+    const int64_t lanes = item == 8 ? 8 : 16;
+    if (job.rows >= lanes / 2 && job.n <= kInLanes / item)
+      return {registry::in_lanes, "rows of a few elements: every lane is a row"};
+    if (job.rows >= lanes / 2 && job.n <= kBatched / item)
+      return {registry::batched, "short rows: their maxima and sums all at once"};
     if (half && fits)
       return {registry::pipelined, "halves: exponentials wait as floats in a buffer in L2"};
     if (job.rows > 1 && fits && s.streaming)
