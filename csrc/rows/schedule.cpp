@@ -15,7 +15,7 @@ constexpr int64_t kElementsPerTask = 32768;
 constexpr int64_t kTileWidth = 64, kTileBytes = int64_t{1} << 21;
 
 // Rows of up to so many bytes, in the kernel's own dtype, are computed in lanes and in batches.
-constexpr int64_t kInLanes = 128, kBatched = 2048;
+constexpr int64_t kInLanes = 128, kBatched = 1536;
 
 // Columns are computed in panels of which the next can wait in the second level cache, or, if they
 // are long, a panel for its second pass.
@@ -124,8 +124,8 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
 
   // Kernels over many rows leave threads without work where there are more of them than rows.
   const bool idle = threads_of(options) > job.rows && worth(job) > 1;
-  if (function == SOFTMAXLIB_SOFTMAX && job.direct && job.n > 1 && !idle) {
-    const bool fits = job.n * item <= caches().l2 * 3 / 4;
+  if (function == SOFTMAXLIB_SOFTMAX && job.direct && job.n > 0 && !idle) {
+    const bool fits = job.n > 1 && job.n * item <= caches().l2 * 3 / 4;
     const int64_t lanes = item == 8 ? 8 : 16;
     if (job.rows >= lanes / 2 && job.n <= kInLanes / item)
       return {registry::in_lanes, "rows of a few elements: every lane is a row"};
@@ -135,7 +135,7 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
       return {registry::pipelined, "halves: exponentials wait as floats in a buffer in L2"};
     if (job.rows > 1 && fits && s.streaming)
       return {registry::pipelined, "rows fit in L2, their sum does not in the caches"};
-    if (job.rows > 1 && job.n * item <= 8192)
+    if (job.rows > 1 && fits && job.n * item <= 8192)
       return {registry::pipelined, "short rows in cache: the next row hides the end of this"};
   }
   // One exponential per element where x and y stay in cache (the last is shared with others), else
