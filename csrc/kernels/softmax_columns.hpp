@@ -25,13 +25,14 @@ class ShortColumns {
   // later: a panel to be fetched ahead.
   void run(const Panel<D>& panel, const Panel<D>& later) const {
     if (panel.columns < kLanes) return narrow(panel);
-    pipeline(panel, x_stride_, y_stride_, streaming_, Ahead(later, x_stride_, 0, n_));
+    pipeline(panel, x_stride_, y_stride_, streaming_, Ahead<D>(later, x_stride_, 0, n_));
   }
 
  private:
   using V = typename vector_of<D>::type;
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes, kGroup = kVectorsPerGroup * kLanes;
+  static constexpr int64_t kItem = sizeof(D);
 
   // A vector of columns on its way.
   struct Slot {
@@ -42,52 +43,63 @@ class ShortColumns {
   // The steps of a vector wait for each other, so those of its neighbours come between them. In
   // place, what a vector shares with the one before is read by then.
   void pipeline(const Panel<D>& panel, int64_t x_stride, int64_t y_stride, bool streaming,
-                Ahead ahead) const {
+                Ahead<D> ahead) const {
     Slot slots[4];
+    int64_t offsets[8];  // from the panel's first column, in bytes: more of them are on their way
+    const auto slot_of = [&](int64_t v) SOFTMAXLIB_INLINE_LAMBDA -> Slot& { return slots[v & 3]; };
+    const auto offset_of = [&](int64_t v)
+                               SOFTMAXLIB_INLINE_LAMBDA -> int64_t& { return offsets[v & 7]; };
+    const char* const x = panel.x;
+    char* const y = panel.y;
+    const int n = n_;
     const int64_t vectors = panel.vectors();
-    const auto strip = [&](int64_t v) SOFTMAXLIB_INLINE_LAMBDA {
-      return Strip<D>{panel.x + panel.first(v) * int64_t{sizeof(D)}, x_stride};
-    };
+    const int64_t last = (panel.columns - kLanes) * kItem;
+    int64_t next = 0;
     for (int64_t v = -2; v < vectors + 2; ++v) {
-      if (v + 2 < vectors)
-        slots[(v + 2) & 3].reference =
-            references_of(strip(v + 2).max_of(n_, Unshifted<V>())).value();
+      if (v + 2 < vectors) {
+        const int64_t offset = next < last ? next : last;
+        next += next || !panel.head ? kVectorBytes<D> : panel.head * kItem;
+        const V top = Strip<D>{x + offset, x_stride}.max_of(n, Unshifted<V>());
+        slot_of(v + 2).reference = references_of(top).value();
+        offset_of(v + 2) = offset;
+      }
       if (v >= 0 && v < vectors) {
-        Slot& slot = slots[v & 3];
-        strip(v).terms_of(n_, Unshifted<V>(), ExpInLanes<V>(slot.reference), slot.terms, ahead);
+        Slot& slot = slot_of(v);
+        Strip<D>{x + offset_of(v), x_stride}.terms_of(
+            n, Unshifted<V>(), ExpInLanes<V>(slot.reference), slot.terms, ahead);
       }
       if (v >= 1 && v <= vectors) {
-        Slot& slot = slots[(v - 1) & 3];
-        slot.scale = scale_of(slot);
-        if (SOFTMAXLIB_UNLIKELY(any_nan(slot.scale))) again(strip(v - 1), slot);
+        Slot& slot = slot_of(v - 1);
+        slot.scale = scale_of(slot, n);
+        if (SOFTMAXLIB_UNLIKELY(any_nan(slot.scale))) again({x + offset_of(v - 1), x_stride}, slot);
       }
       if (v >= 2) {
-        char* const y = panel.y + panel.first(v - 2) * int64_t{sizeof(D)};
-        put(slots[(v - 2) & 3], y, y_stride, streaming && reinterpret_cast<uintptr_t>(y) % 64 == 0);
+        const Slot& slot = slot_of(v - 2);
+        const V scale = slot.scale;
+        char* to = y + offset_of(v - 2);
+        const bool streams = streaming && reinterpret_cast<uintptr_t>(to) % 64 == 0;
+        for_rows(n, [&](int i, auto count) SOFTMAXLIB_INLINE_LAMBDA {
+          for (int j = 0; j < count; ++j, to += y_stride) {
+            const V result = load(slot.terms + (i + j) * kLanes) * scale;
+            if (streams) stream(reinterpret_cast<D*>(to), result);
+            else store(reinterpret_cast<D*>(to), result);
+          }
+        });
       }
     }
   }
 
-  SOFTMAXLIB_INLINE V scale_of(const Slot& slot) const {
-    return where_usable<V>(reciprocals_of_group(slot.terms, n_), slot.reference);
-  }
-
-  SOFTMAXLIB_INLINE void put(const Slot& slot, char* y, int64_t y_stride, bool streaming) const {
-    const V scale = slot.scale;
-    for (int i = 0; i < n_; ++i, y += y_stride) {
-      const V v = load(slot.terms + i * kLanes) * scale;
-      if (streaming) stream(reinterpret_cast<D*>(y), v);
-      else store(reinterpret_cast<D*>(y), v);
-    }
+  SOFTMAXLIB_INLINE static V scale_of(const Slot& slot, int n) {
+    return where_usable<V>(reciprocals_of_group(slot.terms, n), slot.reference);
   }
 
   // Columns outside of the safe range once more, less their maximum; NaN where that does not help.
   SOFTMAXLIB_NOINLINE void again(Strip<D> x, Slot& slot) const {
     const ShiftedBy<V> shifted = {shift_of(slot.scale, x.max_of(n_, Unshifted<V>()))};
     slot.reference = references_of(x.max_of(n_, shifted)).value();
-    Ahead nothing;
+    Ahead<D> nothing;
     x.terms_of(n_, shifted, ExpInLanes<V>(slot.reference), slot.terms, nothing);
-    const V scale = scale_of(slot);
+    const V scale = scale_of(slot, n_);
     const auto usable = eq(scale, scale);
     slot.scale = select(usable, scale, V::set1(1));
     for (int i = 0; i < n_; ++i) {
@@ -104,7 +116,7 @@ class ShortColumns {
     copy.x = Strip<D>{panel.x, x_stride_}.gathered(n_, panel.columns, from).p;
     copy.y = reinterpret_cast<char*>(to);
     copy.columns = kLanes;
-    pipeline(copy, kVectorBytes<D>, kVectorBytes<D>, false, Ahead());
+    pipeline(copy, kVectorBytes<D>, kVectorBytes<D>, false, Ahead<D>());
     for (int i = 0; i < n_; ++i)
       memcpy(panel.y + i * y_stride_, to + i * kLanes,
              static_cast<size_t>(panel.columns) * sizeof(D));
@@ -174,7 +186,7 @@ class LongColumns {
   void sum() {
     alignas(64) D copy[kGroup * kLanes];
     alignas(64) T terms[kGroup * kLanes];
-    Ahead ahead = kAgain ? Ahead() : Ahead(panel_, x_stride_, kGroup, n_);
+    Ahead<D> ahead = kAgain ? Ahead<D>() : Ahead<D>(panel_, x_stride_, kGroup, n_);
     for (int64_t i = 0; i < n_; i += kGroup) {
       const int64_t next = i + kGroup;
       const int rows = static_cast<int>(next < n_ ? kGroup : n_ - i);
@@ -192,11 +204,11 @@ class LongColumns {
 
   template <class X>
   SOFTMAXLIB_INLINE void add(ColumnSums<V>& sums, const Strip<D>& x, int64_t i, int rows,
-                             X argument, T* terms, Ahead& ahead) const {
+                             X argument, T* terms, Ahead<D>& ahead) const {
     if (i % kBlock == 0) sums.begin_block(x.max_of(rows, argument));
     const V top = x.terms_of(rows, argument, ExpInLanes<V>(sums.reference()), terms, ahead);
     if (sums.raise(top)) {
-      Ahead nothing;
+      Ahead<D> nothing;
       x.terms_of(rows, argument, ExpInLanes<V>(sums.reference()), terms, nothing);
     }
     sums.add(terms, rows);
@@ -214,8 +226,8 @@ class LongColumns {
       if (!state.again) continue;
       found = true;
       V top = V::set1(static_cast<T>(-INFINITY));
-      for (int64_t i = 0, rows; i < n_; i += rows) {
-        rows = kGroup < n_ - i ? kGroup : n_ - i;
+      for (int64_t i = 0; i < n_; i += kGroup) {
+        const int rows = static_cast<int>(kGroup < n_ - i ? kGroup : n_ - i);
         top = max(strip(v, i, rows, copy).max_of(rows, Unshifted<V>()), top);
       }
       state.shift = shift_of(scale, top);
@@ -245,29 +257,33 @@ class LongColumns {
   template <bool kAgain>
   void write(const Panel<D>& next) const {
     const bool dense = x_stride_ == panel_.columns * kItem && y_stride_ == x_stride_;
-    Ahead ahead(panel_, x_stride_, kRowsAhead, n_);
+    Ahead<D> ahead(panel_, x_stride_, kRowsAhead, n_);
     if (dense) return write_row<kAgain>(panel_.x, panel_.y, n_ * panel_.columns, ahead);
     for (int64_t i = 0; i < n_; ++i) {
-      if (i == n_ - kGroup) ahead = Ahead(next, x_stride_, 0, kGroup);
+      if (i == n_ - kGroup) ahead = Ahead<D>(next, x_stride_, 0, kGroup);
       write_row<kAgain>(panel_.x + i * x_stride_, panel_.y + i * y_stride_, panel_.columns, ahead);
     }
   }
 
   // The next `count` elements, column after column and around again.
   template <bool kAgain>
-  void write_row(const char* x, char* y, int64_t count, Ahead& fetched) const {
+  void write_row(const char* x, char* y, int64_t count, Ahead<D>& fetched) const {
     const Exp<V> exp(0);
     const D* from = reinterpret_cast<const D*>(x);
     D* to = reinterpret_cast<D*>(y);
-    Ahead ahead = fetched;
+    // Copies that no store can change.
+    Ahead<D> ahead = fetched;
+    const T *const magic = array(kMagic), *const floor = array(kFloor);
+    const T *const scale = array(kScale), *const shift = array(kShift);
+    const int64_t columns = panel_.columns;
     int64_t column = 0;
     const auto result = [&](V v, int64_t n) SOFTMAXLIB_INLINE_LAMBDA {
-      if constexpr (kAgain) v = v - load(array(kShift) + column);
-      const V scale = load(array(kScale) + column);
-      v = exp.evaluate(v, load(array(kMagic) + column), load(array(kFloor) + column)) * scale;
-      if constexpr (kAgain) v = select(eq(scale, scale), v, V::set1(static_cast<T>(NAN)));
+      if constexpr (kAgain) v = v - load(shift + column);
+      const V factor = load(scale + column);
+      v = exp.evaluate(v, load(magic + column), load(floor + column)) * factor;
+      if constexpr (kAgain) v = select(eq(factor, factor), v, V::set1(static_cast<T>(NAN)));
       column += n;
-      while (column >= panel_.columns) column -= panel_.columns;
+      while (column >= columns) column -= columns;
       return v;
     };
     const auto some = [&](int64_t n) SOFTMAXLIB_INLINE_LAMBDA {
@@ -283,7 +299,7 @@ class LongColumns {
     if (head) some(head < count ? head : count);
     for (; count >= 2 * kLanes; count -= 2 * kLanes, from += 2 * kLanes, to += 2 * kLanes) {
       const V a = result(load(from), kLanes), b = result(load(from + kLanes), kLanes);
-      ahead.step<2>();
+      ahead.template step<2>();
       if (streaming) {
         stream(to, a);
         stream(to + kLanes, b);

@@ -15,40 +15,60 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-inline InLanes<f32x16> operator+(InLanes<f32x16> a, InLanes<f32x16> b) {
+SOFTMAXLIB_INLINE InLanes<f32x16> operator+(InLanes<f32x16> a, InLanes<f32x16> b) {
   return {a.low + b.low, a.high + b.high};
 }
-inline InLanes<f32x16> operator-(InLanes<f32x16> a, InLanes<f32x16> b) {
+SOFTMAXLIB_INLINE InLanes<f32x16> operator-(InLanes<f32x16> a, InLanes<f32x16> b) {
   return {a.low - b.low, a.high - b.high};
 }
-inline InLanes<f32x16> operator*(InLanes<f32x16> a, InLanes<f32x16> b) {
+SOFTMAXLIB_INLINE InLanes<f32x16> operator*(InLanes<f32x16> a, InLanes<f32x16> b) {
   return {a.low * b.low, a.high * b.high};
 }
-inline InLanes<f64x8> operator+(InLanes<f64x8> a, InLanes<f64x8> b) { return {a.all + b.all}; }
-inline InLanes<f64x8> operator-(InLanes<f64x8> a, InLanes<f64x8> b) { return {a.all - b.all}; }
-inline InLanes<f64x8> operator*(InLanes<f64x8> a, InLanes<f64x8> b) { return {a.all * b.all}; }
+SOFTMAXLIB_INLINE InLanes<f64x8> operator+(InLanes<f64x8> a, InLanes<f64x8> b) {
+  return {a.all + b.all};
+}
+SOFTMAXLIB_INLINE InLanes<f64x8> operator-(InLanes<f64x8> a, InLanes<f64x8> b) {
+  return {a.all - b.all};
+}
+SOFTMAXLIB_INLINE InLanes<f64x8> operator*(InLanes<f64x8> a, InLanes<f64x8> b) {
+  return {a.all * b.all};
+}
 
-inline void load_lanes(const double* p, InLanes<f32x16>& v) { v = {load(p), load(p + 8)}; }
-inline void load_lanes(const double* p, InLanes<f64x8>& v) { v = {load(p)}; }
-inline void store_lanes(double* p, InLanes<f32x16> v) {
+SOFTMAXLIB_INLINE void load_lanes(const double* p, InLanes<f32x16>& v) {
+  v = {load(p), load(p + 8)};
+}
+SOFTMAXLIB_INLINE void load_lanes(const double* p, InLanes<f64x8>& v) { v = {load(p)}; }
+SOFTMAXLIB_INLINE void store_lanes(double* p, InLanes<f32x16> v) {
   store(p, v.low);
   store(p + 8, v.high);
 }
-inline void store_lanes(double* p, InLanes<f64x8> v) { store(p, v.all); }
+SOFTMAXLIB_INLINE void store_lanes(double* p, InLanes<f64x8> v) { store(p, v.all); }
 
 template <class V>
-inline InLanes<V> in_all_lanes(typename V::elem x) {
+SOFTMAXLIB_INLINE InLanes<V> in_all_lanes(typename V::elem x) {
   return InLanes<V>::of(V::set1(x));
 }
 
 // Eight folded as sum_lanes() does.
 template <class X>
-inline X fold_eight(const X (&x)[8]) {
+SOFTMAXLIB_INLINE X fold_eight(const X (&x)[8]) {
   return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
 }
 
-// What a group of `rows` terms, a vector each, adds to lane i of every column. Terms past the last
-// would be zeros, which change nothing.
+// f(i, constant number of rows) for all rows: most at once.
+template <int kRows>
+struct Elements {
+  constexpr operator int() const { return kRows; }
+};
+template <class F>
+SOFTMAXLIB_INLINE void for_rows(int rows, F f) {
+  int i = 0;
+  for (; i + 8 <= rows; i += 8) f(i, Elements<8>());
+  for (; i < rows; ++i) f(i, Elements<1>());
+}
+
+// What a group of `rows` > i terms, a vector each, adds to lane i of every column. Terms past the
+// last would be zeros, which change nothing.
 SOFTMAXLIB_INLINE InLanes<f32x16> lane_of_group(const float* terms, int rows, int i) {
   using V = f32x16;
   const auto one = [=](int j) SOFTMAXLIB_INLINE_LAMBDA { return load(terms + j * V::lanes); };
@@ -58,9 +78,8 @@ SOFTMAXLIB_INLINE InLanes<f32x16> lane_of_group(const float* terms, int rows, in
   const auto four = [=](int j) SOFTMAXLIB_INLINE_LAMBDA {
     return j + 32 < rows ? two(j) + two(j + 32) : two(j);
   };
-  if (i >= rows) return in_all_lanes<V>(0);
-  const InLanes<V> low = InLanes<V>::of(four(i));
-  return i + 8 < rows ? low + InLanes<V>::of(four(i + 8)) : low;
+  if (i + 8 >= rows) return InLanes<V>::of(one(i));
+  return InLanes<V>::of(four(i)) + InLanes<V>::of(four(i + 8));
 }
 
 // Lanes<V> of every column: the sums of a chunk's groups.
@@ -69,7 +88,7 @@ struct ColumnLanes {
   InLanes<V> sum[8];
 
   SOFTMAXLIB_INLINE void add(const float* terms, int rows) {
-    for (int i = 0; i < 8; ++i) sum[i] = sum[i] + lane_of_group(terms, rows, i);
+    for (int i = 0; i < 8 && i < rows; ++i) sum[i] = sum[i] + lane_of_group(terms, rows, i);
   }
   void clear() {
     for (InLanes<V>& s : sum) s = in_all_lanes<V>(0);
@@ -111,29 +130,43 @@ struct ColumnLanes<f64x8> {
 };
 
 template <class X>
-inline X inverse(X x) {
-  return x.map([](f64x8 v) { return f64x8::set1(1) / v; });
+SOFTMAXLIB_INLINE X inverse(X x) {
+  return x.map([](f64x8 v) SOFTMAXLIB_INLINE_LAMBDA { return f64x8::set1(1) / v; });
 }
 
 // reciprocal() of every column's total.
 template <class V>
-inline InLanes<V> reciprocals(InLanes<V> sum, InLanes<V> error) {
+SOFTMAXLIB_INLINE InLanes<V> reciprocals(InLanes<V> sum, InLanes<V> error) {
   const InLanes<V> r = inverse(sum);
   return r - r * (r * error);
 }
-// The same of a group that is all there is. The total of one chunk of floats has no error.
+// The same of a group that is all there is: its total is one sum, which has no error.
 SOFTMAXLIB_INLINE InLanes<f32x16> reciprocals_of_group(const float* terms, int rows) {
-  const auto lane = [=](int i) SOFTMAXLIB_INLINE_LAMBDA { return lane_of_group(terms, rows, i); };
-  return inverse(fold_eight<InLanes<f32x16>>(
-      {lane(0), lane(1), lane(2), lane(3), lane(4), lane(5), lane(6), lane(7)}));
+  using V = f32x16;
+  if (rows <= 8) {  // fold_eight() without the zeros
+    const auto one = [=](int i) SOFTMAXLIB_INLINE_LAMBDA {
+      return InLanes<V>::of(load(terms + i * V::lanes));
+    };
+    const auto two = [=](int i) SOFTMAXLIB_INLINE_LAMBDA {
+      return i + 4 < rows ? one(i) + one(i + 4) : one(i);
+    };
+    const auto four = [=](int i) SOFTMAXLIB_INLINE_LAMBDA {
+      return i + 2 < rows ? two(i) + two(i + 2) : two(i);
+    };
+    return inverse(rows > 1 ? four(0) + four(1) : four(0));
+  }
+  InLanes<V> lanes[8];
+  for (int i = 0; i < 8; ++i) lanes[i] = lane_of_group(terms, rows, i);
+  return inverse(fold_eight(lanes));
 }
 SOFTMAXLIB_INLINE InLanes<f64x8> reciprocals_of_group(const double* terms, int rows) {
-  ColumnLanes<f64x8> lanes;
+  using V = f64x8;
+  ColumnLanes<V> lanes;
   lanes.clear();
   lanes.add(terms, rows);
-  InLanes<f64x8> sum = in_all_lanes<f64x8>(0), error = sum;
+  InLanes<V> sum = in_all_lanes<V>(0), error = sum;
   lanes.fold_into(sum, error);
-  return reciprocals<f64x8>(sum, error);
+  return reciprocals<V>(sum, error);
 }
 
 // The reciprocals of totals that are usable(), else NaN.
@@ -340,22 +373,21 @@ inline Panel<D> panel_at(const Job& job, Operand aligned, int64_t row, int64_t s
 
 // Fetches rows of a panel into the second level cache, some vectors at a step, each row's piece at
 // a time: hardware does not foresee where the next row begins.
+template <class D>
 class Ahead {
  public:
   Ahead() = default;
-  template <class D>
   Ahead(const Panel<D>& panel, int64_t stride, int64_t first, int64_t last)
       : p_(panel.x + first * stride),
         stride_(stride),
         width_(panel.columns * int64_t{sizeof(D)}),
-        vector_(kVectorBytes<D>),
         rows_(panel.columns ? last - first : 0) {}
 
   template <int kVectors>
   SOFTMAXLIB_INLINE void step() {
     if (rows_ <= 0) return;
-    for (int i = 0; i < kVectors; ++i) SOFTMAXLIB_PREFETCH(p_ + at_ + i * vector_);
-    at_ += kVectors * vector_;
+    for (int i = 0; i < kVectors; ++i) SOFTMAXLIB_PREFETCH(p_ + at_ + i * kVectorBytes<D>);
+    at_ += kVectors * kVectorBytes<D>;
     if (at_ < width_) return;
     at_ = 0;
     p_ += stride_;
@@ -364,7 +396,7 @@ class Ahead {
 
  private:
   const char* p_ = nullptr;
-  int64_t stride_ = 0, width_ = 0, vector_ = 0, rows_ = 0, at_ = 0;
+  int64_t stride_ = 0, width_ = 0, rows_ = 0, at_ = 0;
 };
 
 // A vector of columns, `stride` bytes from an element to the next.
@@ -389,37 +421,31 @@ struct Strip {
   }
 
   template <class X>
-  SOFTMAXLIB_INLINE V max_of(int64_t rows, X argument) const {
+  SOFTMAXLIB_INLINE V max_of(int rows, X argument) const {
     V a = V::set1(static_cast<T>(-INFINITY)), b = a;
-    int64_t i = 0;
-    for (; i + 2 <= rows; i += 2) {
-      a = max(argument((*this)[i]), a);
-      b = max(argument((*this)[i + 1]), b);
-    }
-    if (i < rows) a = max(argument((*this)[i]), a);
+    for_rows(rows, [&](int i, auto count) SOFTMAXLIB_INLINE_LAMBDA {
+      for (int j = 0; j < count; ++j) {
+        V& top = j % 2 ? b : a;
+        top = max(argument((*this)[i + j]), top);
+      }
+    });
     return max(a, b);
   }
 
   // Every term into `terms`, a vector each; returns the largest argument.
   template <class X>
   SOFTMAXLIB_INLINE V terms_of(int rows, X argument, const ExpInLanes<V>& exp, T* terms,
-                               Ahead& ahead) const {
+                               Ahead<D>& ahead) const {
     V top = V::set1(static_cast<T>(-INFINITY));
-    int i = 0;
-    for (; i + 8 <= rows; i += 8) some_terms<8>(i, argument, exp, terms, top, ahead);
-    for (; i < rows; ++i) some_terms<1>(i, argument, exp, terms, top, ahead);
+    for_rows(rows, [&](int i, auto count) SOFTMAXLIB_INLINE_LAMBDA {
+      for (int j = 0; j < count; ++j) {
+        const V x = argument((*this)[i + j]);
+        top = max(x, top);
+        store(terms + (i + j) * V::lanes, exp(x));
+      }
+      ahead.template step<count>();
+    });
     return top;
-  }
-
- private:
-  template <int kRows, class X>
-  SOFTMAXLIB_INLINE void some_terms(int i, X argument, const ExpInLanes<V>& exp, T* terms, V& top,
-                                    Ahead& ahead) const {
-    V x[kRows];
-    for (int j = 0; j < kRows; ++j) x[j] = argument((*this)[i + j]);
-    for (int j = 0; j < kRows; ++j) top = max(x[j], top);
-    for (int j = 0; j < kRows; ++j) store(terms + (i + j) * V::lanes, exp(x[j]));
-    ahead.step<kRows>();
   }
 };
 

@@ -17,10 +17,6 @@ constexpr int64_t kTileWidth = 64, kTileBytes = int64_t{1} << 21;
 // Rows of up to so many bytes, in the kernel's own dtype, are computed in lanes and in batches.
 constexpr int64_t kInLanes = 128, kBatched = 1536;
 
-// Columns are computed in panels of which the next can wait in the second level cache, or, if they
-// are long, a panel for its second pass.
-constexpr int64_t kShortPanelBytes = int64_t{1} << 16, kLongPanelBytes = int64_t{1} << 19;
-
 // So that a thread that is held up delays the others by little.
 constexpr int64_t kTasksPerThread = 4;
 
@@ -57,30 +53,35 @@ bool no_options(const softmaxlib_options& o) {
   return !o.bias && !o.where && !o.temperatures && o.temperature == 1;
 }
 
-// How many rows to gather at once: those whose elements share cache lines. Only what a direct row
-// could be but for its strides.
+// Whether rows, direct but for their strides, lie side by side in x.
+bool side_by_side(const Job& job, const softmaxlib_options& options) {
+  return !job.direct && job.dtype[kX] == job.dtype[kOut] && job.inner_ndim == 1 && job.outer_ndim &&
+         job.outer[job.outer_ndim - 1].stride[kX] == item_size(job.dtype[kX]) &&
+         no_options(options);
+}
+
+// How many of them to gather at once: those whose elements share cache lines.
 int64_t tile_of(const Job& job, const softmaxlib_options& options) {
+  if (!side_by_side(job, options)) return 0;
   const int64_t item = item_size(job.dtype[kX]);
-  if (job.direct || job.dtype[kX] != job.dtype[kOut] || job.inner_ndim != 1 || !job.outer_ndim ||
-      !no_options(options))
-    return 0;
-  const Dim& across = job.outer[job.outer_ndim - 1];
-  if (across.stride[kX] != item) return 0;
-  const int64_t rows =
-      std::min({kTileWidth / item, across.size, kTileBytes / tile_pitch(job.n * item)});
+  const int64_t rows = std::min({kTileWidth / item, job.outer[job.outer_ndim - 1].size,
+                                 kTileBytes / tile_pitch(job.n * item)});
   return rows > 1 ? rows : 0;
 }
 
-// How many columns to compute at once, where rows lie side by side in x and y: 0 where they do not.
+// How many columns to compute at once, where rows lie side by side in x and y; 0 where they do not.
 int64_t panel_of(const Job& job, const softmaxlib_options& options) {
+  if (!side_by_side(job, options)) return 0;
   const int64_t item = item_size(job.dtype[kX]), lanes = item == 8 ? 8 : 16;
-  if (!tile_of(job, options)) return 0;
   const Dim& across = job.outer[job.outer_ndim - 1];
   if (across.stride[kOut] != item) return 0;
+  // Of short columns the panel after the next is on its way into the second level cache. Longer
+  // ones should stay there for their second pass, or else be as wide as memory likes.
   const bool is_short = job.n <= kVectorsPerGroup * lanes;
-  const int64_t vectors = (is_short ? kShortPanelBytes : kLongPanelBytes) / (job.n * item) / lanes;
-  const int64_t widest = is_short ? kShortPanelBytes : kColumnVectors;
-  return std::min(across.size, lanes * std::clamp<int64_t>(vectors, kColumnVectors / 4, widest));
+  int64_t vectors = caches().l2 / (is_short ? 8 : 2) / (std::max<int64_t>(job.n, 1) * item * lanes);
+  if (!is_short && (vectors < kColumnVectors / 2 || vectors > kColumnVectors))
+    vectors = kColumnVectors;
+  return std::min(across.size, lanes * std::max<int64_t>(vectors, kColumnVectors / 2));
 }
 
 // The nearest relative of an algorithm that the registry has for this function and job.
