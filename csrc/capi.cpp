@@ -29,11 +29,12 @@ struct Call {
 
 softmaxlib_status prepare(softmaxlib_function function, const softmaxlib_array* x,
                           const softmaxlib_array* out, int32_t naxes, const int32_t* axes,
-                          const softmaxlib_options& options, Call* call) {
+                          const softmaxlib_options& options, bool runs, Call* call) {
   if (const softmaxlib_status status = check(options)) return status;
   if (const softmaxlib_status status = lay_out(function, x, out, naxes, axes, options, &call->job))
     return status;
-  call->schedule = choose_schedule(function, call->job, options);
+  const bool frugal = runs && !options.scratch && options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO;
+  call->schedule = choose_schedule(function, call->job, options, frugal);
   Job& job = call->job;
   job.tile = call->schedule.tile;
   job.streaming = call->schedule.streaming;
@@ -67,7 +68,7 @@ softmaxlib_status explain(softmaxlib_function function, const softmaxlib_array* 
                           const softmaxlib_options* options, Explanation* explanation) {
   const softmaxlib_options& o = options ? *options : kDefaults;
   Call call;
-  if (const softmaxlib_status status = prepare(function, x, out, naxes, axes, o, &call))
+  if (const softmaxlib_status status = prepare(function, x, out, naxes, axes, o, false, &call))
     return status;
   const Schedule& s = call.schedule;
   const KernelTable& table = *table_of(o.isa);
@@ -90,7 +91,7 @@ softmaxlib_status softmaxlib_scratch_size(softmaxlib_function function, const so
   if (!bytes) return SOFTMAXLIB_ERROR_NULL;
   Call call;
   const softmaxlib_status status =
-      prepare(function, x, out, naxes, axes, options ? *options : kDefaults, &call);
+      prepare(function, x, out, naxes, axes, options ? *options : kDefaults, false, &call);
   *bytes = status ? 0 : static_cast<size_t>(call.scratch());
   return status;
 }
@@ -101,7 +102,7 @@ softmaxlib_status softmaxlib_run(softmaxlib_function function, const softmaxlib_
   using namespace softmaxlib;
   const softmaxlib_options& o = options ? *options : kDefaults;
   Call call;
-  if (const softmaxlib_status status = prepare(function, x, out, naxes, axes, o, &call))
+  if (const softmaxlib_status status = prepare(function, x, out, naxes, axes, o, true, &call))
     return status;
   const Job& job = call.job;
   const Schedule& schedule = call.schedule;

@@ -15,37 +15,37 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-SOFTMAXLIB_INLINE InLanes<f32x16> operator+(InLanes<f32x16> a, InLanes<f32x16> b) {
+inline InLanes<f32x16> operator+(InLanes<f32x16> a, InLanes<f32x16> b) {
   return {a.low + b.low, a.high + b.high};
 }
-SOFTMAXLIB_INLINE InLanes<f32x16> operator-(InLanes<f32x16> a, InLanes<f32x16> b) {
+inline InLanes<f32x16> operator-(InLanes<f32x16> a, InLanes<f32x16> b) {
   return {a.low - b.low, a.high - b.high};
 }
-SOFTMAXLIB_INLINE InLanes<f32x16> operator*(InLanes<f32x16> a, InLanes<f32x16> b) {
+inline InLanes<f32x16> operator*(InLanes<f32x16> a, InLanes<f32x16> b) {
   return {a.low * b.low, a.high * b.high};
 }
-SOFTMAXLIB_INLINE InLanes<f64x8> operator+(InLanes<f64x8> a, InLanes<f64x8> b) {
+inline InLanes<f64x8> operator+(InLanes<f64x8> a, InLanes<f64x8> b) {
   return {a.all + b.all};
 }
-SOFTMAXLIB_INLINE InLanes<f64x8> operator-(InLanes<f64x8> a, InLanes<f64x8> b) {
+inline InLanes<f64x8> operator-(InLanes<f64x8> a, InLanes<f64x8> b) {
   return {a.all - b.all};
 }
-SOFTMAXLIB_INLINE InLanes<f64x8> operator*(InLanes<f64x8> a, InLanes<f64x8> b) {
+inline InLanes<f64x8> operator*(InLanes<f64x8> a, InLanes<f64x8> b) {
   return {a.all * b.all};
 }
 
-SOFTMAXLIB_INLINE void load_lanes(const double* p, InLanes<f32x16>& v) {
+inline void load_lanes(const double* p, InLanes<f32x16>& v) {
   v = {load(p), load(p + 8)};
 }
-SOFTMAXLIB_INLINE void load_lanes(const double* p, InLanes<f64x8>& v) { v = {load(p)}; }
-SOFTMAXLIB_INLINE void store_lanes(double* p, InLanes<f32x16> v) {
+inline void load_lanes(const double* p, InLanes<f64x8>& v) { v = {load(p)}; }
+inline void store_lanes(double* p, InLanes<f32x16> v) {
   store(p, v.low);
   store(p + 8, v.high);
 }
-SOFTMAXLIB_INLINE void store_lanes(double* p, InLanes<f64x8> v) { store(p, v.all); }
+inline void store_lanes(double* p, InLanes<f64x8> v) { store(p, v.all); }
 
 template <class V>
-SOFTMAXLIB_INLINE InLanes<V> in_all_lanes(typename V::elem x) {
+inline InLanes<V> in_all_lanes(typename V::elem x) {
   return InLanes<V>::of(V::set1(x));
 }
 

@@ -114,7 +114,7 @@ Choice nearest(softmaxlib_function function, const Job& job, bool tiled,
 }
 
 Choice choose_kernel(softmaxlib_function function, const Job& job,
-                     const softmaxlib_options& options, const Schedule& s) {
+                     const softmaxlib_options& options, const Schedule& s, bool frugal) {
   if (options.algorithm != SOFTMAXLIB_ALGORITHM_AUTO)
     return nearest(function, job, s.tile > 0, options.algorithm, "the caller's choice");
 
@@ -134,15 +134,17 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
       return {registry::in_lanes, "rows of a few elements: every lane is a row"};
     if (job.rows > 1 && job.n >= group && job.n <= kBatched / item)
       return {registry::batched, "short rows: their maxima and sums all at once"};
-    if (half && fits)
+    if (half && fits && !frugal)
       return {registry::pipelined, "halves: exponentials wait as floats in a buffer in L2"};
-    if (job.rows > 1 && fits && s.streaming)
+    if (job.rows > 1 && fits && s.streaming && !frugal)
       return {registry::pipelined, "rows fit in L2, their sum does not in the caches"};
-    if (job.rows > 1 && fits && job.n * item <= 8192)
+    if (job.rows > 1 && fits && job.n * item <= 8192 && job.rows * job.n >= 4096 && !frugal)
       return {registry::pipelined, "short rows in cache: the next row hides the end of this"};
   }
   // One exponential per element where x and y stay in cache (the last is shared with others), else
   // the least traffic.
+  if (frugal && job.n > block_elements(job.dtype[kOut]))
+    return nearest(function, job, false, SOFTMAXLIB_TWO_PASS, "the caller gives no scratch");
   if (row_bytes <= caches().last / 2)
     return nearest(function, job, s.tile > 0, SOFTMAXLIB_TWO_PASS_RELOAD,
                    "x and y of a row stay in cache: fewest exponentials");
@@ -168,7 +170,7 @@ void choose_stores(softmaxlib_function function, const Job& job, const softmaxli
   else choose(false, "x and y fit in the last-level cache");
 }
 
-void choose_tasks(const Job& job, const softmaxlib_options& options, Schedule& s) {
+void choose_tasks(const Job& job, const softmaxlib_options& options, Schedule& s, bool frugal) {
   const auto choose = [&](bool split, int64_t tasks, const char* why) {
     s.split = split;
     s.tasks = tasks;
@@ -179,7 +181,8 @@ void choose_tasks(const Job& job, const softmaxlib_options& options, Schedule& s
   if (worth(job) < 2) return choose(false, 1, "too small to share");
   const int64_t blocks =
       (job.n + block_elements(job.dtype[kOut]) - 1) / block_elements(job.dtype[kOut]);
-  if (!s.tile && s.kernel < registry::in_lanes && blocks >= 2 * threads && job.rows < 2 * threads)
+  if (!frugal && !s.tile && s.kernel < registry::in_lanes && blocks >= 2 * threads &&
+      job.rows < 2 * threads)
     return choose(true, std::min(blocks, threads * kTasksPerThread),
                   "few long rows: the blocks of each are shared");
   choose(false, std::min({job.rows, worth(job), threads * kTasksPerThread}), "rows are shared");
@@ -188,19 +191,19 @@ void choose_tasks(const Job& job, const softmaxlib_options& options, Schedule& s
 }  // namespace
 
 Schedule choose_schedule(softmaxlib_function function, const Job& job,
-                         const softmaxlib_options& options) {
+                         const softmaxlib_options& options, bool frugal) {
   Schedule s = {};
-  s.tile = tile_of(job, options);
-  if (function == SOFTMAXLIB_SOFTMAX && options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO)
+  s.tile = frugal ? 0 : tile_of(job, options);
+  if (!frugal && function == SOFTMAXLIB_SOFTMAX && options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO)
     if (const int64_t panel = panel_of(job, options)) {
       s.tile = panel;
       s.kernel = registry::columns;
     }
   choose_stores(function, job, options, s);
-  const Choice kernel = choose_kernel(function, job, options, s);
+  const Choice kernel = choose_kernel(function, job, options, s, frugal);
   s.kernel = kernel.kernel;
   s.why_kernel = kernel.why;
-  choose_tasks(job, options, s);
+  choose_tasks(job, options, s, frugal);
   if (s.kernel == registry::columns) s.scratch = kColumnScratch;
   else if (s.kernel == registry::pipelined) s.scratch = pipelined_scratch(job);
   else

@@ -19,7 +19,8 @@ struct Schedule {
   int64_t scratch;  // bytes of one task
 };
 
+// frugal: without any scratch.
 Schedule choose_schedule(softmaxlib_function function, const Job& job,
-                         const softmaxlib_options& options);
+                         const softmaxlib_options& options, bool frugal);
 
 }  // namespace softmaxlib

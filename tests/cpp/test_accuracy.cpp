@@ -36,7 +36,8 @@ TEST(Accuracy, NormalLogits) {
           worst.worst = std::max(worst.worst, e.worst);
           worst_mean = std::max(worst_mean, e.mean());
           if (function == SOFTMAXLIB_SOFTMAX) {
-            EXPECT_LE(e.mean(), 1) << sigma << " " << n;
+            // Of one row: the error of its sum is in all of them.
+            EXPECT_LE(e.mean(), dtype == SOFTMAXLIB_F64 ? 2 : 1) << sigma << " " << n;
           }
         }
       printf("  %-14s %-5s max %.3f ULP, mean at most %.3f\n", kFunctionNames[function],

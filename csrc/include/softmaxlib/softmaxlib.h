@@ -150,7 +150,8 @@ typedef struct softmaxlib_options {
   const softmaxlib_array* where; /* BOOL, broadcasts to x; false: takes no part */
   softmaxlib_parallel_for parallel_for; /* NULL: serial */
   void* parallel_context;
-  void* scratch; /* softmaxlib_scratch_size() bytes, 64-byte aligned; NULL where that is 0 */
+  void* scratch; /* softmaxlib_scratch_size() bytes, 64-byte aligned; NULL: a named algorithm must
+                    need none, ALGORITHM_AUTO takes one that does not, slower for some shapes */
   size_t scratch_size;
   softmaxlib_report* report; /* NULL, or filled in */
 } softmaxlib_options;
@@ -172,7 +173,7 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_run(softmaxlib_function function,
                                                 const int32_t* axes,
                                                 const softmaxlib_options* options);
 
-/* How much scratch softmaxlib_run needs for the same arguments; *bytes is 0 for most calls. */
+/* How much scratch softmaxlib_run takes for the same arguments; *bytes is 0 for many calls. */
 SOFTMAXLIB_API softmaxlib_status softmaxlib_scratch_size(
     softmaxlib_function function, const softmaxlib_array* x, const softmaxlib_array* out,
     int32_t naxes, const int32_t* axes, const softmaxlib_options* options, size_t* bytes);
