@@ -1,5 +1,5 @@
-// Not in the paper: rows of a few elements, as many at a time as a vector has lanes. Every lane is
-// a row; columns are loaded and stored through transposes in registers.
+// Not in the paper: rows of less than a group, as many at a time as a vector has lanes. Every lane
+// is a row; columns are loaded and stored through transposes in registers.
 #pragma once
 
 #include "rows/batch.hpp"
@@ -8,136 +8,155 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-constexpr int kMaxColumns = 64;
-
-// The sums over columns e[0, n) of a group, n > 1, as Lanes (rows/sum.hpp) adds them up and folds.
-template <class V>
-struct GroupSums;
-
-template <>
-struct GroupSums<f32x16> {
-  static SOFTMAXLIB_INLINE f32x16 reciprocals(const f32x16* e, int n) {
-    InLanes<f32x16> sum;
-    if (n <= 8) {
-      sum = {fold([e](int i) { return widen_low(e[i]); }, n),
-             fold([e](int i) { return widen_high(e[i]); }, n)};
-    } else {
-      f64x8 low[8], high[8];
-      for (int l = 0; l < 8; ++l) {
-        const f32x16 t = term(e + l, n - l);
-        low[l] = widen_low(t);
-        high[l] = widen_high(t);
-        if (l + 8 < n) {
-          const f32x16 u = term(e + l + 8, n - l - 8);
-          low[l] = low[l] + widen_low(u);
-          high[l] = high[l] + widen_high(u);
-        }
-      }
-      sum = {fold([&](int i) { return low[i]; }, 8), fold([&](int i) { return high[i]; }, 8)};
-    }
-    return sum.map([](f64x8 s) { return f64x8::set1(1) / s; }).value();
-  }
-
- private:
-  static SOFTMAXLIB_INLINE f32x16 term(const f32x16* e, int left) {
-    if (left <= 16) return e[0];
-    if (left <= 32) return e[0] + e[16];
-    return (e[0] + e[16]) + (left <= 48 ? e[32] : e[32] + e[48]);
-  }
-};
-
-template <>
-struct GroupSums<f64x8> {
-  static SOFTMAXLIB_INLINE f64x8 reciprocals(const f64x8* e, int n) {
-    EightTotals total = {e[0], f64x8::set1(0)};
-    if (n > 8) total.sum = term(e, n);
-    for (int l = 1; l < 8 && l < n; ++l) add(total, term(e + l, n - l));
-    return reciprocal(total);
-  }
-
- private:
-  static SOFTMAXLIB_INLINE f64x8 term(const f64x8* e, int left) {
-    if (left <= 8) return e[0];
-    if (left <= 16) return e[0] + e[8];
-    return (e[0] + e[8]) + (left <= 24 ? e[16] : e[16] + e[24]);
-  }
-};
-
-// Groups of columns, all n at a time, in phases: one group's chain of maximum, exponentials, sum
-// and reciprocal is too long to follow another's.
+// Columns of several groups of rows, all n of each. They go through the phases one after the other:
+// the chain of a single group's maximum, exponentials, sum and reciprocal would be too long.
 template <class V>
 class Columns {
  public:
   using T = typename V::elem;
+  static constexpr int kLanes = V::lanes;
+  static constexpr int kMost = 128;
 
-  explicit Columns(int n) : n_(n), pitch_(n < 4 ? 4 : n) {}
-  int groups() const { return kMaxColumns / pitch_; }
-
-  // Reads blocks of four columns; the last overlaps the one before.
-  SOFTMAXLIB_INLINE void load(int group, const T* x, int64_t stride) {
-    V* const to = e_ + group * pitch_;
-    V block[4];
-    load_columns(x, stride, block);
-    V top = max(block[0], block[1]);
-    if (n_ > 2) top = max(block[2], top);
-    if (n_ > 3) top = max(block[3], top);
-    for (int k = 0; k < 4; ++k) to[k] = block[k];
-    for (int j = 4; j < n_; j += 4) {
-      const int at = j + 4 <= n_ ? j : n_ - 4;
-      load_columns(x + at, stride, block);
-      for (int k = 0; k < 4; ++k) to[at + k] = block[k];
-      top = max(max_of(block[0], block[1], block[2], block[3]), top);
-    }
-    scale_[group] = top;
+  explicit Columns(int n)
+      : n_(n),
+        pitch_(n < 4    ? 4
+               : n <= 8 ? n
+                        : (n + kLanes - 1) / kLanes * kLanes) {
+    // Sums of more than eight columns take whole vectors' worth.
+    for (int g = 0; g < groups(); ++g)
+      for (int j = n; j < pitch_; ++j) SOFTMAX_ISA::store(column(g, j), V::set1(0));
   }
-  // Turns arguments and maxima into exponentials and scales; false where a row needs more.
-  SOFTMAXLIB_NOINLINE bool evaluate(int groups) {
-    V references[kMaxColumns / 4], magic[kMaxColumns / 4], floor[kMaxColumns / 4];
-    for (int g = 0; g < groups; ++g) {
-      const InLanes<V> r = references_of(scale_[g]);
-      const ExpInLanes<V> exp(r);
-      references[g] = r.value();
-      magic[g] = exp.magic();
-      floor[g] = exp.floor();
+  int groups() const { return kMost / pitch_; }
+
+  // Reads blocks of columns, the last over the one before. Rows of less than four are read beyond
+  // their end.
+  SOFTMAXLIB_INLINE void load(int group, const T* x, int64_t stride) {
+    V top = V::set1(static_cast<T>(-INFINITY));
+    int j = 0;
+    for (; j + 8 <= n_; j += 8) load_block<8>(column(group, j), x + j, stride, top);
+    for (; j + 4 <= n_; j += 4) load_block<4>(column(group, j), x + j, stride, top);
+    if (n_ < 4) {
+      V block[4];
+      load_columns(x, stride, block);
+      for (int k = 0; k < 4; ++k) SOFTMAX_ISA::store(column(group, k), block[k]);
+      top = n_ > 2 ? max(max(block[0], block[1]), block[2]) : max(block[0], block[1]);
+    } else if (j < n_) {
+      load_block<4>(column(group, n_ - 4), x + n_ - 4, stride, top);
     }
+    SOFTMAX_ISA::store(scale_[group], top);
+  }
+  // Writes the results in the same blocks, rows of less than four beyond their end, in order.
+  SOFTMAXLIB_INLINE void store(int group, T* y, int64_t stride) const {
+    const V scale = SOFTMAX_ISA::load(scale_[group]);
+    int j = 0;
+    for (; j + 8 <= n_; j += 8) store_block<8>(column(group, j), scale, y + j, stride);
+    for (; j + 4 <= n_; j += 4) store_block<4>(column(group, j), scale, y + j, stride);
+    if (j < n_) {
+      j = n_ < 4 ? 0 : n_ - 4;
+      store_block<4>(column(group, j), scale, y + j, stride);
+    }
+  }
+
+  // Turns arguments into exponentials and maxima into scales; false where a row is not usable().
+  // Meanwhile x is prefetched, `step` bytes per column.
+  SOFTMAXLIB_NOINLINE bool evaluate(int groups, const char* ahead, int64_t step) {
+    for (int g = 0; g < groups; ++g) {
+      const InLanes<V> references = references_of(SOFTMAX_ISA::load(scale_[g]));
+      const ExpInLanes<V> exp(references);
+      SOFTMAX_ISA::store(reference_[g], references.value());
+      SOFTMAX_ISA::store(magic_[g], exp.magic());
+      SOFTMAX_ISA::store(floor_[g], exp.floor());
+    }
+    const int64_t n = n_ * kLanes;
     const Exp<V> exp(0);
     for (int g = 0; g < groups; ++g) {
-      V* const e = e_ + g * pitch_;
-      const V m = magic[g], f = floor[g];
-      int j = 0;
-      for (; j + kInStep <= n_; j += kInStep) {
-        V y[kInStep];
-        exp.template evaluate<kInStep>(e + j, m, f, y);
-        for (int k = 0; k < kInStep; ++k) e[j + k] = y[k];
+      T* const e = column(g, 0);
+      const V magic = SOFTMAX_ISA::load(magic_[g]), floor = SOFTMAX_ISA::load(floor_[g]);
+      for (int64_t i = 0; i < n; i += kLanes, ahead += step) {
+        prefetch(ahead);
+        SOFTMAX_ISA::store(e + i, exp.evaluate(SOFTMAX_ISA::load(e + i), magic, floor));
       }
-      for (; j < n_; ++j) e[j] = exp.evaluate(e[j], m, f);
     }
-    bool good = true;
-    for (int g = 0; g < groups; ++g) {
-      scale_[g] = GroupSums<V>::reciprocals(e_ + g * pitch_, n_);
-      good = good & all_usable(references[g], scale_[g]);
+    if (n_ <= 8) return sum_up<0>(groups);
+    switch (pitch_ / kLanes) {
+      case 1: return sum_up<1>(groups);
+      case 2: return sum_up<2>(groups);
+      case 3: return sum_up<3>(groups);
+      default: return sum_up<4>(groups);
     }
-    return good;
   }
-  // Rows of less than four elements are written as four, so in ascending order.
-  SOFTMAXLIB_INLINE void store(int group, T* y, int64_t stride) const {
-    const V* const from = e_ + group * pitch_;
-    const V by = scale_[group];
-    for (int j = 0; j < n_; j += 4) {
-      const int at = j + 4 <= n_ || n_ < 4 ? j : n_ - 4;
-      V block[4];
-      for (int k = 0; k < 4; ++k) block[k] = from[at + k] * by;
-      store_columns(y + at, stride, block);
-    }
+  bool usable_row(int row) const {
+    return usable(reference_[row / kLanes][row % kLanes], scale_[row / kLanes][row % kLanes]);
   }
 
  private:
+  T* column(int group, int j) { return e_ + (group * pitch_ + j) * kLanes; }
+  const T* column(int group, int j) const { return e_ + (group * pitch_ + j) * kLanes; }
+
+  template <int kColumns>
+  static SOFTMAXLIB_INLINE void load_block(T* e, const T* x, int64_t stride, V& top) {
+    V block[kColumns];
+    load_columns(x, stride, block);
+    for (int k = 0; k < kColumns; ++k) SOFTMAX_ISA::store(e + k * kLanes, block[k]);
+    for (int k = 0; k < kColumns; k += 4)
+      top = max(max_of(block[k], block[k + 1], block[k + 2], block[k + 3]), top);
+  }
+  template <int kColumns>
+  static SOFTMAXLIB_INLINE void store_block(const T* e, V scale, T* y, int64_t stride) {
+    V block[kColumns];
+    for (int k = 0; k < kColumns; ++k) block[k] = SOFTMAX_ISA::load(e + k * kLanes) * scale;
+    store_columns(y, stride, block);
+  }
+
+  // Sums as Lanes adds them up, in kVectors vectors per row; 0: of at most eight elements.
+  template <int kVectors>
+  SOFTMAXLIB_INLINE bool sum_up(int groups) {
+    const int n = n_;
+    bool good = true;
+    for (int g = 0; g < groups; ++g) {
+      const V scale = reciprocals<kVectors>(column(g, 0), n);
+      SOFTMAX_ISA::store(scale_[g], scale);
+      good &= all_usable(SOFTMAX_ISA::load(reference_[g]), scale);
+    }
+    return good;
+  }
+  template <int kVectors>
+  static SOFTMAXLIB_INLINE V reciprocals(const T* e, int n) {
+    const auto at = [e](int j) SOFTMAXLIB_INLINE_LAMBDA {
+      V t = SOFTMAX_ISA::load(e + j * kLanes);
+      const auto next = [&](int i) SOFTMAXLIB_INLINE_LAMBDA {
+        return SOFTMAX_ISA::load(e + (j + i * kLanes) * kLanes);
+      };
+      if constexpr (kVectors > 1) t = t + next(1);
+      if constexpr (kVectors == 3) t = t + next(2);
+      if constexpr (kVectors == 4) t = t + (next(2) + next(3));
+      return t;
+    };
+    if constexpr (kLanes == 8) {
+      return reciprocals_of_doubles(at, f64x8::set1(0), kVectors ? 8 : n);
+    } else if constexpr (kVectors == 0) {
+      return reciprocals_of_floats([&](int j) { return widen_low(at(j)); },
+                                   [&](int j) { return widen_high(at(j)); }, n);
+    } else {
+      f64x8 low[8], high[8];
+      for (int j = 0; j < 8; ++j) {
+        const V a = at(j), b = at(j + 8);
+        low[j] = widen_low(a) + widen_low(b);
+        high[j] = widen_high(a) + widen_high(b);
+      }
+      return reciprocals_of_floats([&](int j) { return low[j]; }, [&](int j) { return high[j]; },
+                                   8);
+    }
+  }
+
   int n_, pitch_;
-  V e_[kMaxColumns];
-  V scale_[kMaxColumns / 4];  // at first, the maximum
+  alignas(64) T e_[kMost * kLanes];
+  alignas(64) T scale_[kMost / 4][kLanes];  // at first, the maximum
+  alignas(64) T reference_[kMost / 4][kLanes], magic_[kMost / 4][kLanes];
+  alignas(64) T floor_[kMost / 4][kLanes];
 };
 
-// x, row after row, as the kernel's own elements without gaps.
+// x, row after row without gaps, as the kernel's own elements. Writes up to a vector more.
 template <class D, class T>
 inline void gather_rows(const Run<D>& run, int64_t row, int64_t rows, int64_t n, T* to) {
   constexpr int kLanes = vector_of<D>::type::lanes;
@@ -150,6 +169,12 @@ inline void gather_rows(const Run<D>& run, int64_t row, int64_t rows, int64_t n,
     if (i < count) store(to + i, load_n(x + i, static_cast<int>(count - i), T(0)));
   }
 }
+template <class D, class T>
+inline void scatter_row(const T* from, int64_t n, D* y) {
+  constexpr int kLanes = vector_of<D>::type::lanes;
+  for (int64_t i = 0; i < n; i += kLanes)
+    store_n(y + i, load(from + i), static_cast<int>(n - i < kLanes ? n - i : kLanes));
+}
 
 template <class D>
 inline void softmax_of_run(const Job& job, const Run<D>& run) {
@@ -157,57 +182,71 @@ inline void softmax_of_run(const Job& job, const Run<D>& run) {
   using T = typename V::elem;
   constexpr bool kPlain = sizeof(D) == sizeof(T);
   constexpr int64_t kItem = sizeof(D);
-  constexpr int kLanes = V::lanes;
+  constexpr int kLanes = V::lanes, kRoom = Columns<V>::kMost * kLanes;
+  const V one = V::set1(1);
   const int n = static_cast<int>(job.n);
-  const bool adjacent = run.y_stride == n * kItem;
-  const bool direct = kPlain && !job.streaming && n >= 4 && run.y_stride % kItem == 0;
-  const bool posts = adjacent && !direct;
+  // Whole groups of rows go from x and to y directly where their elements allow it.
+  const bool direct_x = kPlain && (n >= 4 ? run.x_stride % kItem == 0 : run.x_stride == n * kItem);
+  const bool direct_y = kPlain && n >= 4 && run.y_stride % kItem == 0 && !job.streaming;
+  const bool posts = !direct_y && Outbox<D>::takes(run.y_row(0), run.y_stride, n);
 
   Columns<V> columns(n);
   Outbox<D> outbox(job.streaming);
-  T copy[(kMaxColumns + 2) * kLanes];
-  T* const results = copy + kLanes;
   if (posts) outbox.start(run.y_row(0));
+  // A batch's results wait here while the next is computed; then they leave.
+  alignas(64) T buffers[2][kRoom + 2 * kLanes];
+  T *results = buffers[0] + kLanes, *before = buffers[1] + kLanes;
+  int64_t waiting = 0;
 
   const int most = columns.groups() * kLanes;
   for (int64_t row = 0; row < run.rows; row += most) {
     const int64_t left = run.rows - row;
     const int rows = static_cast<int>(left < most ? left : most);
     const int groups = (rows + kLanes - 1) / kLanes;
-    for (int64_t i = 0; i < rows * n * kItem; i += 64)
-      prefetch(run.x + row * run.x_stride + kPrefetchBytes + i);
-    // Blocks of four columns read into the next row where a row has less.
-    if (kPlain && rows == groups * kLanes && run.x_stride % kItem == 0 && (n >= 4 || left > rows)) {
+    const bool whole = rows == groups * kLanes;
+    // A block of a row of less than four reaches into the next row.
+    if (direct_x && whole && (n >= 4 || rows < left)) {
       if constexpr (kPlain)
         for (int g = 0; g < groups; ++g)
           columns.load(g, run.x_row(row + g * kLanes), run.x_stride / kItem);
     } else {
-      gather_rows(run, row, rows, n, copy);
-      for (int i = rows * n; i < groups * kLanes * n + 4; ++i) copy[i] = 0;
-      for (int g = 0; g < groups; ++g) columns.load(g, copy + g * kLanes * n, n);
+      gather_rows(run, row, rows, n, results);
+      for (int i = rows * n; i < groups * kLanes * n + 4; ++i) results[i] = 0;
+      for (int g = 0; g < groups; ++g) columns.load(g, results + g * kLanes * n, n);
     }
-    if (!columns.evaluate(groups)) {
-      if (posts) outbox.finish();
-      softmax_alone(job, run, row, rows);
-      if (posts) outbox.start(run.y_row(row + rows));
-      continue;
-    }
-    if (direct && rows == groups * kLanes) {
+    const bool good =
+        columns.evaluate(groups, run.x + row * run.x_stride + kBatchPrefetchBytes, kLanes * kItem);
+    if (good && direct_y && whole) {
       if constexpr (kPlain)
         for (int g = 0; g < groups; ++g)
           columns.store(g, run.y_row(row + g * kLanes), run.y_stride / kItem);
       continue;
     }
+
     for (int g = 0; g < groups; ++g) columns.store(g, results + g * kLanes * n, n);
-    if (posts) {
-      outbox.put(results, rows * n, [](V v) { return v; });
+    if (posts && waiting) outbox.put(before, waiting, one);
+    waiting = 0;
+    if (good && posts) {
+      waiting = rows * n;
+      T* const free = before;
+      before = results;
+      results = free;
       continue;
     }
-    for (int r = 0; r < rows; ++r)
-      for (int j = 0; j < n; j += kLanes)
-        store_n(run.y_row(row + r) + j, SOFTMAX_ISA::load(results + r * n + j),
-                n - j < kLanes ? n - j : kLanes);
+    for (int r = 0; r < rows; ++r) {
+      D* const y = run.y_row(row + r);
+      if (!good && !columns.usable_row(r)) {
+        if (posts) outbox.finish();
+        softmax_alone(job, run, row + r);
+        if (posts) outbox.start(y + n);
+      } else if (posts) {
+        outbox.put(results + r * n, n, one);
+      } else {
+        scatter_row(results + r * n, n, y);
+      }
+    }
   }
+  if (waiting) outbox.put(before, waiting, one);
   if (posts) outbox.finish();
 }
 

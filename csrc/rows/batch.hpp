@@ -1,5 +1,5 @@
 // Many short rows at once: where they lie, how their results leave, and the sums of rows side by
-// side in lanes, with the bits that rows/sum.hpp gives each of them.
+// side, a row per lane, with the bits that rows/sum.hpp gives each of them.
 #pragma once
 
 #include <stdint.h>
@@ -40,64 +40,68 @@ inline void for_runs_of_rows(const Job& job, int64_t start, int64_t stop, F visi
   }
 }
 
-// Rows that need more than a batch does for them: NaN, infinities, far from 0, steep.
+// A row that needs more than a batch does for it: NaN, infinite, far from 0, steep.
 template <class D>
-SOFTMAXLIB_NOINLINE void softmax_alone(const Job& job, const Run<D>& run, int64_t row,
-                                       int64_t count) {
+SOFTMAXLIB_NOINLINE void softmax_alone(const Job& job, const Run<D>& run, int64_t row) {
   int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
-  for (int64_t i = row; i < row + count; ++i) {
-    Place place = {};
-    place.offset[kX] = run.x + i * run.x_stride - job.base[kX];
-    place.offset[kOut] = run.y + i * run.y_stride - job.base[kOut];
-    run_softmax(Row<D>(job, place, nullptr, one_block), softmax_two_pass<D>);
-  }
+  Place place = {};
+  place.offset[kX] = run.x + row * run.x_stride - job.base[kX];
+  place.offset[kOut] = run.y + row * run.y_stride - job.base[kOut];
+  run_softmax(Row<D>(job, place, nullptr, one_block), softmax_two_pass<D>);
 }
 
-// Results of rows that follow each other in memory, to leave in whole vectors: what does not fill
-// one waits in a register for the next row. Through memory it would wait for the stores before it.
+// A batch computes for long between two looks at memory.
+constexpr int kBatchPrefetchBytes = 16384;
+
+// Results that follow each other in memory, on their way to aligned stores, streaming or not. What
+// does not fill a vector waits for what comes next. What is put here must not have been stored just
+// before: a load that spans several stores waits until they are done, and they stand in line behind
+// the streaming ones.
 template <class D>
 class Outbox {
  public:
   using V = typename vector_of<D>::type;
   using T = typename V::elem;
 
-  explicit Outbox(bool streaming) : may_stream_(streaming) {}
+  explicit Outbox(bool streaming) : streaming_(streaming) {}
 
-  // From here on results go to y. Streaming stores are aligned: then the first `held_` lanes,
-  // before y, are not ours.
+  // Whether rows of n elements, `stride` bytes from one to the next, can be collected.
+  static bool takes(const D* y, int64_t stride, int64_t n) {
+    constexpr int64_t kItem = sizeof(D);
+    return stride == n * kItem && reinterpret_cast<uintptr_t>(y) % kItem == 0;
+  }
+  // From here on results go to y. The first `head_` lanes of its vector lie before it.
   void start(D* y) {
-    const uintptr_t address = reinterpret_cast<uintptr_t>(y);
-    streaming_ = may_stream_ && address % sizeof(D) == 0;
-    head_ = held_ = streaming_ ? static_cast<int>(address / sizeof(D) % V::lanes) : 0;
+    head_ = held_ = static_cast<int>(reinterpret_cast<uintptr_t>(y) / sizeof(D) % V::lanes);
     y_ = y - held_;
   }
-  // The next n results are f(e[0, n)). Reads up to a vector more on either side.
-  template <class F>
-  SOFTMAXLIB_INLINE void put(const T* e, int64_t n, F f) {
-    const V line = select(first_lanes_of(held_), pending_, f(load(e - held_)));
+  // The next n results are e[0, n) by a factor. Reads up to a vector more on either side.
+  SOFTMAXLIB_INLINE void put(const T* e, int64_t n, V factor) {
+    const V line = join(held_, load(waiting_), load(e - held_) * factor);
     int64_t i = V::lanes - held_;
     if (n < i) {
-      pending_ = line;
+      store(waiting_, line);
       held_ += static_cast<int>(n);
       return;
     }
-    if (SOFTMAXLIB_UNLIKELY(head_)) put_some(line, V::lanes);
+    if (SOFTMAXLIB_UNLIKELY(head_ != 0)) put_some(line, V::lanes);
     else put_line(line);
-    y_ += V::lanes;
-    for (; i + V::lanes <= n; i += V::lanes, y_ += V::lanes) put_line(f(load(e + i)));
-    pending_ = f(load(e + i));
+    for (y_ += V::lanes; i + V::lanes <= n; i += V::lanes, y_ += V::lanes)
+      put_line(load(e + i) * factor);
+    store(waiting_, load(e + i) * factor);
     held_ = static_cast<int>(n - i);
   }
   void finish() {
-    put_some(pending_, held_);
+    put_some(load(waiting_), held_);
     y_ += held_;
     held_ = 0;
   }
 
  private:
-  static SOFTMAXLIB_INLINE typename V::Mask first_lanes_of(int n) {
+  // The first n lanes of a, then b's.
+  static SOFTMAXLIB_INLINE V join(int n, V a, V b) {
     constexpr T kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return gt(V::set1(static_cast<T>(n)), load(kLane));
+    return select(gt(V::set1(static_cast<T>(n)), load(kLane)), a, b);
   }
   SOFTMAXLIB_INLINE void put_line(V line) {
     if (streaming_) stream(y_, line);
@@ -111,24 +115,11 @@ class Outbox {
     head_ = 0;
   }
 
-  V pending_ = V::set1(0);
+  alignas(64) T waiting_[V::lanes] = {};
   D* y_ = nullptr;
   int held_ = 0, head_ = 0;
-  bool may_stream_, streaming_ = false;
+  bool streaming_;
 };
-
-// The sums of eight rows, one per lane.
-struct EightTotals {
-  f64x8 sum, error;
-};
-
-// total.add() in every lane.
-SOFTMAXLIB_INLINE void add(EightTotals& total, f64x8 x) { two_sum(total.sum, total.error, x); }
-
-SOFTMAXLIB_INLINE f64x8 reciprocal(const EightTotals& total) {
-  const f64x8 r = f64x8::set1(1) / total.sum;
-  return r - r * (r * total.error);
-}
 
 // d(0) to d(7) folded lane for lane as sum_lanes() folds the lanes of one vector; what is missing
 // to eight is +0 and would change nothing. n > 1.
@@ -142,7 +133,28 @@ SOFTMAXLIB_INLINE f64x8 fold(At d, int n) {
   return even + odd;
 }
 
-// usable() of every lane; a NaN in a row makes its scale one.
+// 1 / total of rows side by side, from what Lanes (rows/sum.hpp) holds of each: low(i) and high(i)
+// are its lane i in the first eight rows and in the others; of doubles, sum(i), with the errors of
+// the lanes folded. Lanes from n on are +0.
+template <class Low, class High>
+SOFTMAXLIB_INLINE f32x16 reciprocals_of_floats(Low low, High high, int n) {
+  const f64x8 one = f64x8::set1(1);
+  return narrow(one / fold(low, n), one / fold(high, n));
+}
+template <class Sum>
+SOFTMAXLIB_INLINE f64x8 reciprocals_of_doubles(Sum sum, f64x8 lane_errors, int n) {
+  f64x8 total = sum(0), error = f64x8::set1(0);
+  for (int i = 1; i < n; ++i) two_sum(total, error, sum(i));
+  error = error + lane_errors;
+  const f64x8 r = f64x8::set1(1) / total;
+  return r - r * (r * error);
+}
+
+// usable() of a row and of a vector of rows: a NaN anywhere in a row makes its scale one.
+template <class T>
+inline bool usable(T reference, T scale) {
+  return scale == scale && reference > -kSafeReference && reference < kSafeReference;
+}
 template <class V>
 SOFTMAXLIB_INLINE bool all_usable(V references, V scale) {
   const V limit = V::set1(kSafeReference);

@@ -14,8 +14,9 @@ constexpr int64_t kElementsPerTask = 32768;
 // Strided rows are gathered so many bytes side by side, in a tile of at most so many bytes in all.
 constexpr int64_t kTileWidth = 64, kTileBytes = int64_t{1} << 21;
 
-// Rows of up to so many bytes, in the kernel's own dtype, are computed in lanes and in batches.
-constexpr int64_t kInLanes = 128, kBatched = 1536;
+// Rows of less than a group are computed in lanes, if there are enough of them to share the work of
+// a whole batch; then in batches, up to so many bytes in the kernel's own dtype.
+constexpr int64_t kShare = 8, kBatched = 2048;
 
 // So that a thread that is held up delays the others by little.
 constexpr int64_t kTasksPerThread = 4;
@@ -128,9 +129,10 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
   if (function == SOFTMAXLIB_SOFTMAX && job.direct && job.n > 0 && !idle) {
     const bool fits = job.n > 1 && job.n * item <= caches().l2 * 3 / 4;
     const int64_t lanes = item == 8 ? 8 : 16;
-    if (job.rows >= lanes / 2 && job.n <= kInLanes / item)
+    const int64_t group = kVectorsPerGroup * lanes;
+    if (job.n < group && job.rows * kShare >= job.n)
       return {registry::in_lanes, "rows of a few elements: every lane is a row"};
-    if (job.rows >= lanes / 2 && job.n <= kBatched / item)
+    if (job.rows > 1 && job.n >= group && job.n <= kBatched / item)
       return {registry::batched, "short rows: their maxima and sums all at once"};
     if (half && fits && !frugal)
       return {registry::pipelined, "halves: exponentials wait as floats in a buffer in L2"};

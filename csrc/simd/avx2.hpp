@@ -306,7 +306,9 @@ SOFTMAXLIB_INLINE void stream(S* p, f32x16 v) {
   _mm_stream_si128(reinterpret_cast<__m128i*>(p + 8), narrow(v.b, p));
 }
 inline void stream_fence() { _mm_sfence(); }
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+SOFTMAXLIB_INLINE void prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
 
 // The halves of four registers as 4 x 4 matrices.
 inline void transpose_halves(__m256 (&v)[4]) {
@@ -372,6 +374,21 @@ inline void store_columns(float* p, int64_t stride, const f32x16 (&column)[4]) {
 inline void store_columns(double* p, int64_t stride, const f64x8 (&column)[4]) {
   store_columns4(p, stride, {column[0].a, column[1].a, column[2].a, column[3].a});
   store_columns4(p + 4 * stride, stride, {column[0].b, column[1].b, column[2].b, column[3].b});
+}
+
+template <class V>
+inline void load_columns(const typename V::elem* p, int64_t stride, V (&column)[8]) {
+  V low[4], high[4];
+  load_columns(p, stride, low);
+  load_columns(p + 4, stride, high);
+  for (int i = 0; i < 4; ++i) column[i] = low[i], column[4 + i] = high[i];
+}
+template <class V>
+inline void store_columns(typename V::elem* p, int64_t stride, const V (&column)[8]) {
+  const V low[4] = {column[0], column[1], column[2], column[3]};
+  const V high[4] = {column[4], column[5], column[6], column[7]};
+  store_columns(p, stride, low);
+  store_columns(p + 4, stride, high);
 }
 
 }  // namespace

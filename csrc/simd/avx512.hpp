@@ -209,7 +209,9 @@ SOFTMAXLIB_INLINE void stream(S* p, f32x16 v) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), narrow(v, p));
 }
 inline void stream_fence() { _mm_sfence(); }
-inline void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+SOFTMAXLIB_INLINE void prefetch(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
+}
 
 // The quarters of four vectors as 4 x 4 matrices.
 inline void transpose_quarters(__m512 (&v)[4]) {
@@ -274,6 +276,19 @@ inline void store_columns(double* p, int64_t stride, const f64x8 (&column)[4]) {
     _mm256_storeu_pd(q + 2 * stride, _mm512_extractf64x4_pd(v[i], 1));
     _mm256_storeu_pd(q + 3 * stride, _mm512_extractf64x4_pd(v[i + 1], 1));
   }
+}
+
+inline void load_columns(const double* p, int64_t stride, f64x8 (&column)[8]) {
+  f64x8 low[4], high[4];
+  load_columns(p, stride, low);
+  load_columns(p + 4, stride, high);
+  for (int i = 0; i < 4; ++i) column[i] = low[i], column[4 + i] = high[i];
+}
+inline void store_columns(double* p, int64_t stride, const f64x8 (&column)[8]) {
+  const f64x8 low[4] = {column[0], column[1], column[2], column[3]};
+  const f64x8 high[4] = {column[4], column[5], column[6], column[7]};
+  store_columns(p, stride, low);
+  store_columns(p + 4, stride, high);
 }
 
 }  // namespace

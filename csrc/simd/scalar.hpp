@@ -323,19 +323,19 @@ inline void stream(S* p, const typename vector_of<S>::type& v) {
 inline void stream_fence() {}
 inline void prefetch(const void*) {}
 
-template <class V>
-SOFTMAXLIB_NOINLINE void load_columns(const typename V::elem* p, int64_t stride, V (&column)[4]) {
+template <class V, int N>
+SOFTMAXLIB_NOINLINE void load_columns(const typename V::elem* p, int64_t stride, V (&column)[N]) {
   for (int r = 0; r < V::lanes; ++r) {
-    typename V::elem row[4];
+    typename V::elem row[N];
     memcpy(row, p + r * stride, sizeof(row));
-    for (int j = 0; j < 4; ++j) column[j].lane[r] = row[j];
+    for (int j = 0; j < N; ++j) column[j].lane[r] = row[j];
   }
 }
-template <class V>
-SOFTMAXLIB_NOINLINE void store_columns(typename V::elem* p, int64_t stride, const V (&column)[4]) {
+template <class V, int N>
+SOFTMAXLIB_NOINLINE void store_columns(typename V::elem* p, int64_t stride, const V (&column)[N]) {
   for (int r = 0; r < V::lanes; ++r) {
-    typename V::elem row[4];
-    for (int j = 0; j < 4; ++j) row[j] = column[j].lane[r];
+    typename V::elem row[N];
+    for (int j = 0; j < N; ++j) row[j] = column[j].lane[r];
     memcpy(p + r * stride, row, sizeof(row));
   }
 }

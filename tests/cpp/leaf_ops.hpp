@@ -12,6 +12,7 @@ namespace SOFTMAX_ISA {
 namespace {
 
 using test::Kind;
+using test::LeafColumns;
 using test::LeafOp;
 using test::LeafStorage;
 
@@ -160,6 +161,29 @@ constexpr LeafStorage kStorages[] = {storage<float>(SOFTMAXLIB_F32),
                                      storage<double>(SOFTMAXLIB_F64), storage<f16>(SOFTMAXLIB_F16),
                                      storage<bf16>(SOFTMAXLIB_BF16)};
 
+template <class V, int N>
+constexpr LeafColumns columns() {
+  using T = typename V::elem;
+  return {
+      sizeof(T),
+      V::lanes,
+      N,
+      [](const void* p, int64_t stride, void* y) {
+        V column[N];
+        load_columns(static_cast<const T*>(p), stride, column);
+        for (int j = 0; j < N; ++j) put(static_cast<T*>(y) + j * V::lanes, column[j]);
+      },
+      [](void* p, int64_t stride, const void* v) {
+        V column[N];
+        for (int j = 0; j < N; ++j) column[j] = get<V>(static_cast<const T*>(v) + j * V::lanes);
+        store_columns(static_cast<T*>(p), stride, column);
+      },
+  };
+}
+
+constexpr LeafColumns kColumns[] = {columns<f32x16, 4>(), columns<f32x16, 8>(), columns<f64x8, 4>(),
+                                    columns<f64x8, 8>()};
+
 template <int N>
 int append(LeafOp* to, int count, const LeafOp (&from)[N]) {
   for (const LeafOp& op : from) to[count++] = op;
@@ -172,7 +196,7 @@ test::LeafTable leaf_table() {
   count = append(all, count, Ops<f64x8>::kList);
   count = append(all, count, Mixed::kList);
   count = append(all, count, Mixed64::kList);
-  return {all, count, kStorages};
+  return {all, count, kStorages, kColumns};
 }
 
 }  // namespace

@@ -27,10 +27,18 @@ struct LeafStorage {
   void (*stream)(void* p, const void* v);  // p aligned to the vector
 };
 
+// Rows as columns: `columns` of them, a vector each.
+struct LeafColumns {
+  int item, lanes, columns;
+  void (*load)(const void* p, int64_t stride, void* y);
+  void (*store)(void* p, int64_t stride, const void* v);
+};
+
 struct LeafTable {
   const LeafOp* ops;
   int count;
   const LeafStorage* storages;  // four of them
+  const LeafColumns* columns;   // four of them
 };
 
 }  // namespace softmaxlib::test

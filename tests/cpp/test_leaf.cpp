@@ -21,7 +21,7 @@ std::vector<Leaf> leaves() {
   const auto available = isas();
 #define SOFTMAXLIB_ISA_ENTRY(name, isa, features)                            \
   if (std::find(available.begin(), available.end(), isa) != available.end()) \
-    found.push_back({#name, leaf_table_##name()});
+    found.push_back({ #name, leaf_table_##name() });
 #include "isas.def"
 #undef SOFTMAXLIB_ISA_ENTRY
   return found;
@@ -299,6 +299,52 @@ TEST(Leaf, MemoryAccess) {
           }
         }
       }
+    }
+  }
+}
+
+// Columns of rows that lie apart, one after the other, in each other, and backwards; against
+// faulting pages on both sides.
+TEST(Leaf, Columns) {
+  Arena memory(1 << 14);
+  std::mt19937_64 random(6);
+  for (const Leaf& leaf : leaves()) {
+    for (int s = 0; s < 4; ++s) {
+      const LeafColumns& op = leaf.table.columns[s];
+      const int64_t item = op.item, width = op.columns * item;
+      for (const int64_t stride : {int64_t{op.columns}, int64_t{op.columns - 1}, int64_t{1},
+                                   int64_t{op.columns + 5}, int64_t{100}, int64_t{-op.columns}})
+        for (const Against side : {Against::kFront, Against::kBack})
+          for (const int64_t gap : {int64_t{0}, int64_t{1}, item}) {
+            if (op.columns == 8 && std::abs(stride) < 8) continue;
+            SCOPED_TRACE(std::string(leaf.name) + " of " + std::to_string(item) + " bytes, " +
+                         std::to_string(op.columns) + " stride " + std::to_string(stride));
+            const int64_t span = std::abs(stride) * (op.lanes - 1) * item + width;
+            char* const low =
+                memory.place(static_cast<size_t>(span), side, static_cast<size_t>(gap));
+            const int64_t first = stride < 0 ? span - width : 0;
+            for (int64_t i = 0; i < span; ++i) low[i] = static_cast<char>(random());
+            std::vector<char> wanted(low, low + span);
+            std::vector<Vector> columns(static_cast<size_t>(op.columns));
+            op.load(low + first, stride, columns.data());
+            const auto in_column = [&](int64_t r, int64_t j) {
+              return columns[static_cast<size_t>(j)].bytes + r * item;
+            };
+            for (int64_t r = 0; r < op.lanes; ++r)
+              for (int64_t j = 0; j < op.columns; ++j)
+                ASSERT_FALSE(memcmp(in_column(r, j), low + first + (r * stride + j) * item,
+                                    static_cast<size_t>(item)))
+                    << "row " << r << " column " << j;
+            for (Vector& v : columns)
+              for (unsigned char& byte : v.bytes) byte = static_cast<unsigned char>(random());
+            for (int64_t r = 0; r < op.lanes; ++r)
+              for (int64_t j = 0; j < op.columns; ++j)
+                memcpy(wanted.data() + first + (r * stride + j) * item, in_column(r, j),
+                       static_cast<size_t>(item));
+            op.store(low + first, stride, columns.data());
+            ASSERT_FALSE(memcmp(low, wanted.data(), wanted.size()));
+            ASSERT_TRUE(memory.intact());
+          }
     }
   }
 }
