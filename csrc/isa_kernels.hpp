@@ -128,10 +128,8 @@ KernelTable make_table() {
   table.isa = kIsa;
 #define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm)         \
   table.kernels[registry::function][registry::schedule][registry::storage] = { \
-    function##_##schedule##_##storage,                                         \
-    #function "_" #schedule "_" #storage,                                      \
-    registry::algorithm                                                        \
-  };
+      function##_##schedule##_##storage, #function "_" #schedule "_" #storage, \
+      registry::algorithm};
 #define SOFTMAXLIB_KERNEL(function, algorithm, storage) \
   SOFTMAXLIB_ROWS_KERNEL(function, algorithm, storage, algorithm)
 #include "kernels.def"

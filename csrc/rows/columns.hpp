@@ -24,19 +24,11 @@ inline InLanes<f32x16> operator-(InLanes<f32x16> a, InLanes<f32x16> b) {
 inline InLanes<f32x16> operator*(InLanes<f32x16> a, InLanes<f32x16> b) {
   return {a.low * b.low, a.high * b.high};
 }
-inline InLanes<f64x8> operator+(InLanes<f64x8> a, InLanes<f64x8> b) {
-  return {a.all + b.all};
-}
-inline InLanes<f64x8> operator-(InLanes<f64x8> a, InLanes<f64x8> b) {
-  return {a.all - b.all};
-}
-inline InLanes<f64x8> operator*(InLanes<f64x8> a, InLanes<f64x8> b) {
-  return {a.all * b.all};
-}
+inline InLanes<f64x8> operator+(InLanes<f64x8> a, InLanes<f64x8> b) { return {a.all + b.all}; }
+inline InLanes<f64x8> operator-(InLanes<f64x8> a, InLanes<f64x8> b) { return {a.all - b.all}; }
+inline InLanes<f64x8> operator*(InLanes<f64x8> a, InLanes<f64x8> b) { return {a.all * b.all}; }
 
-inline void load_lanes(const double* p, InLanes<f32x16>& v) {
-  v = {load(p), load(p + 8)};
-}
+inline void load_lanes(const double* p, InLanes<f32x16>& v) { v = {load(p), load(p + 8)}; }
 inline void load_lanes(const double* p, InLanes<f64x8>& v) { v = {load(p)}; }
 inline void store_lanes(double* p, InLanes<f32x16> v) {
   store(p, v.low);
@@ -386,7 +378,6 @@ class Ahead {
   template <int kVectors>
   SOFTMAXLIB_INLINE void step() {
     if (rows_ <= 0) return;
-    SOFTMAXLIB_UNROLL
     for (int i = 0; i < kVectors; ++i) SOFTMAXLIB_PREFETCH(p_ + at_ + i * kVectorBytes<D>);
     at_ += kVectors * kVectorBytes<D>;
     if (at_ < width_) return;
@@ -425,7 +416,6 @@ struct Strip {
   SOFTMAXLIB_INLINE V max_of(int rows, X argument) const {
     V a = V::set1(static_cast<T>(-INFINITY)), b = a;
     for_rows(rows, [&](int i, auto count) SOFTMAXLIB_INLINE_LAMBDA {
-      SOFTMAXLIB_UNROLL
       for (int j = 0; j < count; ++j) {
         V& top = j % 2 ? b : a;
         top = max(argument((*this)[i + j]), top);
@@ -440,7 +430,6 @@ struct Strip {
                                Ahead<D>& ahead) const {
     V top = V::set1(static_cast<T>(-INFINITY));
     for_rows(rows, [&](int i, auto count) SOFTMAXLIB_INLINE_LAMBDA {
-      SOFTMAXLIB_UNROLL
       for (int j = 0; j < count; ++j) {
         const V x = argument((*this)[i + j]);
         top = max(x, top);
