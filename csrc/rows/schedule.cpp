@@ -9,7 +9,7 @@ namespace softmaxlib {
 namespace {
 
 // A parallel call pays from about this many elements per task on.
-constexpr int64_t kElementsPerTask = 32768;
+constexpr int64_t kElementsPerTask = 65536;
 
 // Strided rows are gathered so many bytes side by side, in a tile of at most so many bytes in all.
 constexpr int64_t kTileWidth = 64, kTileBytes = int64_t{1} << 21;
