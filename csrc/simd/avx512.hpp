@@ -278,6 +278,40 @@ inline void store_columns(double* p, int64_t stride, const f64x8 (&column)[4]) {
   }
 }
 
+inline void load_columns(const float* p, int64_t stride, f32x16 (&column)[8]) {
+  const auto rows = [=](int low, int high) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(p + low * stride)),
+                              _mm256_loadu_ps(p + high * stride), 1);
+  };
+  __m512 a[4] = {rows(0, 4), rows(1, 5), rows(2, 6), rows(3, 7)};
+  __m512 b[4] = {rows(8, 12), rows(9, 13), rows(10, 14), rows(11, 15)};
+  transpose_quarters(a);
+  transpose_quarters(b);
+  for (int i = 0; i < 4; ++i) {
+    column[i].v = _mm512_shuffle_f32x4(a[i], b[i], 0x88);
+    column[4 + i].v = _mm512_shuffle_f32x4(a[i], b[i], 0xdd);
+  }
+}
+inline void store_columns(float* p, int64_t stride, const f32x16 (&column)[8]) {
+  const __m512i low = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512i high =
+      _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+  __m512 a[4], b[4];
+  for (int i = 0; i < 4; ++i) {
+    a[i] = _mm512_permutex2var_ps(column[i].v, low, column[4 + i].v);
+    b[i] = _mm512_permutex2var_ps(column[i].v, high, column[4 + i].v);
+  }
+  transpose_quarters(a);
+  transpose_quarters(b);
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(p + i * stride, _mm512_castps512_ps256(a[i]));
+    _mm256_storeu_ps(p + (4 + i) * stride, _mm512_extractf32x8_ps(a[i], 1));
+  }
+  for (int i = 0; i < 4; ++i) {
+    _mm256_storeu_ps(p + (8 + i) * stride, _mm512_castps512_ps256(b[i]));
+    _mm256_storeu_ps(p + (12 + i) * stride, _mm512_extractf32x8_ps(b[i], 1));
+  }
+}
 inline void load_columns(const double* p, int64_t stride, f64x8 (&column)[8]) {
   f64x8 low[4], high[4];
   load_columns(p, stride, low);

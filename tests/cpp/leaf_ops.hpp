@@ -38,25 +38,6 @@ void put_one(void* p, T x) {
   memcpy(p, &x, sizeof(x));
 }
 
-// 4 vectors as rows of 4 elements: a column of them, and the other way round.
-template <int kColumn, class V>
-V column_of(V a, V b, V c) {
-  typename V::elem rows[4 * V::lanes];
-  const V vectors[4] = {a, b, c, a};
-  for (int i = 0; i < 4; ++i) store(rows + i * V::lanes, vectors[i]);
-  V columns[4];
-  load_columns(rows, 4, columns);
-  return columns[kColumn];
-}
-template <int kPart, class V>
-V part_of_rows(V a, V b, V c) {
-  typename V::elem rows[4 * V::lanes + 4];
-  const V columns[4] = {a, b, c, a};
-  store_columns(rows, 3, columns);  // the last element of a row gives way to the next row
-  store_columns(rows + 1, 4, columns);
-  return load(rows + kPart * V::lanes + 1);
-}
-
 // The operations on a vector type; A, B, C and Y are what their arguments are called below.
 #define OP(label, result, expression)                                                      \
   LeafOp {                                                                                 \
@@ -102,14 +83,6 @@ struct Ops {
       SAME("set1", V::set1(get_first<V>(pa))),
       OP("first", kKind<V>, put_one(y, first(a))),
       OP("max_lane", kKind<V>, put_one(y, max_lane(a))),
-      BITS("load_columns 0", bits(column_of<0>(a, b, c))),
-      BITS("load_columns 1", bits(column_of<1>(a, b, c))),
-      BITS("load_columns 2", bits(column_of<2>(a, b, c))),
-      BITS("load_columns 3", bits(column_of<3>(a, b, c))),
-      BITS("store_columns 0", bits(part_of_rows<0>(a, b, c))),
-      BITS("store_columns 1", bits(part_of_rows<1>(a, b, c))),
-      BITS("store_columns 2", bits(part_of_rows<2>(a, b, c))),
-      BITS("store_columns 3", bits(part_of_rows<3>(a, b, c))),
       OP("sum_lanes", Kind::kF64, put_one(y, sum_lanes(a))),
   };
 };
