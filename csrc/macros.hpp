@@ -15,6 +15,15 @@
 #define SOFTMAXLIB_PREFETCH(p) static_cast<void>(p)
 #endif
 
+// Before a loop of at most eight constant rounds.
+#if defined(__clang__)
+#define SOFTMAXLIB_UNROLL _Pragma("clang loop unroll(full)")
+#elif defined(__GNUC__)
+#define SOFTMAXLIB_UNROLL _Pragma("GCC unroll 8")
+#else
+#define SOFTMAXLIB_UNROLL
+#endif
+
 // Element functions: in line where vectors are registers, calls where they are arrays in memory.
 #if defined(SOFTMAXLIB_VECTORS_IN_MEMORY)
 #define SOFTMAXLIB_INLINE SOFTMAXLIB_NOINLINE

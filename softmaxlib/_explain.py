@@ -94,7 +94,7 @@ def explain(
     >>> print(softmaxlib.explain((512, 32000)))
     rows    512 of 32,000 elements; scratch 128,128 bytes
     kernel  avx512::softmax_pipelined_f32 (rows fit in L2, their sum does not in the caches)
-    stores  streaming (x and y exceed the last-level cache: a plain store would first read y)
+    stores  streaming (x and y exceed 3/4 of the last cache: a plain store would first read y)
     tasks   1 task (one thread)
     """
     lengths = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(map(int, shape))

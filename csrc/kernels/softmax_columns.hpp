@@ -77,14 +77,16 @@ class ShortColumns {
         const Slot& slot = slot_of(v - 2);
         const V scale = slot.scale;
         char* to = y + offset_of(v - 2);
-        const bool streams = streaming && reinterpret_cast<uintptr_t>(to) % 64 == 0;
-        for_rows(n, [&](int i, auto count) SOFTMAXLIB_INLINE_LAMBDA {
-          for (int j = 0; j < count; ++j, to += y_stride) {
-            const V result = load(slot.terms + (i + j) * kLanes) * scale;
-            if (streams) stream(reinterpret_cast<D*>(to), result);
-            else store(reinterpret_cast<D*>(to), result);
-          }
-        });
+        const auto put = [&](auto write) SOFTMAXLIB_INLINE_LAMBDA {
+          for_rows(n, [&](int i, auto count) SOFTMAXLIB_INLINE_LAMBDA {
+            SOFTMAXLIB_UNROLL
+            for (int j = 0; j < count; ++j, to += y_stride)
+              write(reinterpret_cast<D*>(to), load(slot.terms + (i + j) * kLanes) * scale);
+          });
+        };
+        if (streaming && reinterpret_cast<uintptr_t>(to) % 64 == 0)
+          put([](D* p, V v) SOFTMAXLIB_INLINE_LAMBDA { stream(p, v); });
+        else put([](D* p, V v) SOFTMAXLIB_INLINE_LAMBDA { store(p, v); });
       }
     }
   }

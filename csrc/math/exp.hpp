@@ -226,7 +226,7 @@ struct InLanes<f64x8> {
 
 // reference_of() of every lane's maximum.
 template <class V>
-inline InLanes<V> references_of(V top) {
+SOFTMAXLIB_INLINE InLanes<V> references_of(V top) {
   using T = typename V::elem;
   top = min(max(top, V::set1(static_cast<T>(-kSafe))), V::set1(static_cast<T>(kSafe)));
   return InLanes<V>::of(top).map([](f64x8 x) {

@@ -386,6 +386,7 @@ class Ahead {
   template <int kVectors>
   SOFTMAXLIB_INLINE void step() {
     if (rows_ <= 0) return;
+    SOFTMAXLIB_UNROLL
     for (int i = 0; i < kVectors; ++i) SOFTMAXLIB_PREFETCH(p_ + at_ + i * kVectorBytes<D>);
     at_ += kVectors * kVectorBytes<D>;
     if (at_ < width_) return;
@@ -424,6 +425,7 @@ struct Strip {
   SOFTMAXLIB_INLINE V max_of(int rows, X argument) const {
     V a = V::set1(static_cast<T>(-INFINITY)), b = a;
     for_rows(rows, [&](int i, auto count) SOFTMAXLIB_INLINE_LAMBDA {
+      SOFTMAXLIB_UNROLL
       for (int j = 0; j < count; ++j) {
         V& top = j % 2 ? b : a;
         top = max(argument((*this)[i + j]), top);
@@ -438,6 +440,7 @@ struct Strip {
                                Ahead<D>& ahead) const {
     V top = V::set1(static_cast<T>(-INFINITY));
     for_rows(rows, [&](int i, auto count) SOFTMAXLIB_INLINE_LAMBDA {
+      SOFTMAXLIB_UNROLL
       for (int j = 0; j < count; ++j) {
         const V x = argument((*this)[i + j]);
         top = max(x, top);

@@ -165,9 +165,9 @@ void choose_stores(softmaxlib_function function, const Job& job, const softmaxli
   else if (options.store == SOFTMAXLIB_STORE_PLAIN) choose(false, "the caller's choice");
   else if (options.store == SOFTMAXLIB_STORE_STREAMING) choose(true, "the caller's choice");
   else if (job.in_place) choose(false, "in place: the lines are in cache already");
-  else if (bytes > caches().last)
-    choose(true, "x and y exceed the last-level cache: a plain store would first read y");
-  else choose(false, "x and y fit in the last-level cache");
+  else if (bytes > caches().last * 3 / 4)  // others use it too
+    choose(true, "x and y exceed 3/4 of the last cache: a plain store would first read y");
+  else choose(false, "x and y fit in 3/4 of the last cache");
 }
 
 void choose_tasks(const Job& job, const softmaxlib_options& options, Schedule& s, bool frugal) {
