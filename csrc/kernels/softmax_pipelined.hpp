@@ -24,6 +24,7 @@ struct Edge {
     count = 0;
   }
   void begin(D* to, V v, int n) {
+    flush();  // of a row whose neighbour was computed alone
     y = to;
     count = n;
     store_n(part, v, n);

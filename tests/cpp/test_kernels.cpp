@@ -179,6 +179,98 @@ TEST(Kernels, RowsAreIndependent) {
   });
 }
 
+// Where rows lie: bytes between two of them in x and in y.
+struct Layout {
+  int64_t x_gap, y_gap;
+  bool in_place, backwards;
+};
+
+// The kernels that take many rows at a time, picked by `auto`, against one row at a time: any
+// number of rows, next to each other or not, with rows among them that need a path of their own;
+// not a byte read or written outside of the rows.
+TEST(Kernels, ManyRowsAtOnce) {
+  constexpr int64_t kRows = 40;
+  Arena xs(1 << 18), ys(1 << 18);
+  for (const softmaxlib_dtype dtype : kFloatTypes) {
+    const int64_t item = item_size_of(dtype);
+    std::vector<std::string> kernels;
+    for (const int64_t n : {1,  2,  3,  4,  5,  7,  8,  9,   13,  15,  16,  17,  24,  31,  32,
+                            33, 45, 48, 62, 63, 64, 65, 100, 127, 128, 130, 255, 256, 300, 512}) {
+      const size_t bytes = static_cast<size_t>(n * item);
+      std::vector<char> x, wanted;
+      for (int64_t r = 0; r < kRows; ++r) {
+        const int kind = static_cast<int>(r % 25 < 8 ? 0 : r % static_cast<int>(Pattern::kCount));
+        auto row = make_row(static_cast<Pattern>(kind), n, dtype, static_cast<uint32_t>(r));
+        if (r % 13 == 9) row[static_cast<size_t>(r % n)] = r % 2 ? kNaN : kInf;
+        if (r % 17 == 11) row.assign(static_cast<size_t>(n), -kInf);
+        const auto encoded = encode_all(row, dtype);
+        const auto y = baseline(SOFTMAXLIB_SOFTMAX, dtype, encoded);
+        x.insert(x.end(), encoded.begin(), encoded.end());
+        wanted.insert(wanted.end(), y.begin(), y.end());
+      }
+      const auto check = [&](softmaxlib_isa isa, softmaxlib_store store, const Layout& layout,
+                             int64_t first, int64_t rows, size_t gap) {
+        const int64_t x_stride = n * item + layout.x_gap;
+        const int64_t y_stride = n * item + (layout.in_place ? layout.x_gap : layout.y_gap);
+        const auto row_at = [&](char* p, int64_t stride, int64_t r) {
+          return p + (layout.backwards ? rows - 1 - r : r) * stride;
+        };
+        const auto side = gap % 2 ? Against::kFront : Against::kBack;
+        char* const px = xs.place(static_cast<size_t>((rows - 1) * x_stride) + bytes, side, gap);
+        char* const py =
+            layout.in_place
+                ? px
+                : ys.place(static_cast<size_t>((rows - 1) * y_stride) + bytes, side, 3 * gap);
+        for (int64_t r = 0; r < rows; ++r)
+          memcpy(row_at(px, x_stride, r), x.data() + (first + r) * n * item, bytes);
+        const int64_t shape[] = {rows, n};
+        const int64_t x_strides[] = {layout.backwards ? -x_stride : x_stride, item};
+        const int64_t y_strides[] = {layout.backwards ? -y_stride : y_stride, item};
+        const softmaxlib_array xa = {row_at(px, x_stride, 0), dtype, 2, shape, x_strides};
+        const softmaxlib_array ya = {row_at(py, y_stride, 0), dtype, 2, shape, y_strides};
+        const int32_t axis = 1;
+        softmaxlib_report report = {};
+        report.struct_size = sizeof(report);
+        Options o(isa, SOFTMAXLIB_ALGORITHM_AUTO, store);
+        o.report = &report;
+        ASSERT_EQ(run_array(SOFTMAXLIB_SOFTMAX, xa, ya, 1, &axis, o), SOFTMAXLIB_OK);
+        kernels.push_back(report.kernel);
+        for (int64_t r = 0; r < rows; ++r) {
+          const int64_t at = (first + r) * n * item;
+          ASSERT_TRUE(same_bits(row_at(py, y_stride, r), wanted.data() + at, bytes, dtype))
+              << "row " << r << " by " << report.kernel;
+          if (layout.in_place) continue;
+          ASSERT_FALSE(memcmp(row_at(px, x_stride, r), x.data() + at, bytes)) << "x was written to";
+        }
+        for (int64_t r = 0; r + 1 < rows; ++r)
+          for (int64_t i = n * item; i < y_stride; ++i)
+            ASSERT_EQ(py[r * y_stride + i], 0x5a) << "gap";
+        ASSERT_TRUE(xs.intact() && ys.intact());
+      };
+      for (const softmaxlib_isa isa : isas())
+        for (const int64_t rows : {1, 2, 7, 8, 9, 15, 16, 17, 33, 40})
+          for (const auto store : {SOFTMAXLIB_STORE_PLAIN, SOFTMAXLIB_STORE_STREAMING})
+            for (const Layout& layout :
+                 {Layout{0, 0, false, false}, Layout{0, 0, true, false},
+                  Layout{3 * item, 0, false, false}, Layout{0, 5, false, false},
+                  Layout{item, item, true, true}, Layout{1, 64, false, true}})
+              for (const size_t gap : {size_t{0}, size_t{1}, static_cast<size_t>(4 * item)}) {
+                SCOPED_TRACE(std::string(softmaxlib_isa_name(isa)) + " " + kDtypeNames[dtype] +
+                             " " + std::to_string(rows) + " rows of " + std::to_string(n) +
+                             " gaps " + std::to_string(layout.x_gap) + " " +
+                             std::to_string(layout.y_gap) + (layout.in_place ? " in place" : "") +
+                             " at " + std::to_string(gap));
+                check(isa, store, layout, (rows * 7 + n) % (kRows - rows + 1), rows, gap);
+                if (HasFatalFailure()) return;
+              }
+    }
+    for (const char* schedule : {"in_lanes", "batched"})
+      ASSERT_TRUE(std::any_of(kernels.begin(), kernels.end(), [&](const std::string& name) {
+        return name == std::string("softmax_") + schedule + "_" + kDtypeNames[dtype];
+      })) << schedule;
+  }
+}
+
 // The contract's table of special values, with the special element everywhere in turn.
 TEST(Kernels, SpecialValues) {
   for_kernels([](const KernelId& k, softmaxlib_isa isa) {
