@@ -1,4 +1,4 @@
-/* The header and the library from C11. */
+/* The header and the library from C11. The argument, if any: the ISA that must run. */
 #include <math.h>
 #include <softmaxlib/softmaxlib.h>
 #include <stdio.h>
@@ -12,7 +12,7 @@ static void expect(int condition, const char* what) {
   ++failures;
 }
 
-int main(void) {
+int main(int argc, char** argv) {
   const float x[2][3] = {{1.0f, 2.0f, 3.0f}, {-1000.0f, 0.0f, 1000.0f}};
   float y[2][3], sums[2];
   const int64_t shape[2] = {2, 3};
@@ -43,6 +43,7 @@ int main(void) {
   printf("%s by %s on %s\n", softmaxlib_status_text(status), report.kernel,
          softmaxlib_isa_name(report.isa));
   expect(status == SOFTMAXLIB_OK, "softmax runs");
+  if (argc > 1) expect(!strcmp(softmaxlib_isa_name(report.isa), argv[1]), argv[1]);
   expect(fabs((double)y[0][0] + (double)y[0][1] + (double)y[0][2] - 1.0) < 1e-6, "row 0 sums to 1");
   expect(fabs((double)y[0][2] / (double)y[0][1] - exp(1.0)) < 1e-5, "ratios are powers of e");
   expect(y[1][0] == 0.0f && y[1][1] == 0.0f && y[1][2] == 1.0f, "row 1 is saturated");
