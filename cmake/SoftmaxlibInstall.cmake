@@ -1,5 +1,5 @@
-# cmake --install: header, both libraries, find_package(softmaxlib), pkg-config. In a wheel all of it
-# is inside the Python package.
+# cmake --install: header, both libraries, find_package(softmaxlib), pkg-config. In a wheel all of
+# it is inside the Python package.
 include(CMakePackageConfigHelpers)
 if(SOFTMAXLIB_BUILD_PYTHON)
   set(CMAKE_INSTALL_LIBDIR softmaxlib/lib)
