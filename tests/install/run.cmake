@@ -53,10 +53,12 @@ elseif(HOW STREQUAL "pkg_config")
   pkg_config(lib_dir --variable=libdir)
   pkg_config(shared --cflags --libs)
   pkg_config(static --cflags --static --libs)
+  pkg_config(archive --cflags)
   list(APPEND shared -Wl,-rpath,${lib_dir})
   list(APPEND static -static)
+  list(APPEND archive ${lib_dir}/libsoftmaxlib.a -lstdc++ -lm -pthread)
   set(warnings -Wall -Wextra -Wpedantic -Werror)
-  foreach(kind shared static)
+  foreach(kind shared static archive)
     run(${C_COMPILER} -std=c11 ${warnings} ${SOURCE}/tests/c/smoke.c ${${kind}} -lm
       -o ${WORK}/smoke_c_${kind})
     run(${CXX_COMPILER} -std=c++17 ${warnings} ${SOURCE}/tests/install/cpp/smoke.cpp ${${kind}}
