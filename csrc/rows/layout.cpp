@@ -100,9 +100,11 @@ bool valid_temperatures(const softmaxlib_array& array, const View& view) {
                                         : valid_temperature_at<float>(p)))
       return false;
     for (int d = view.ndim - 1; d >= 0; --d) {
-      p += view.strides[d];
-      if (++index[d] < view.shape[d]) break;
-      p -= view.shape[d] * view.strides[d];
+      if (++index[d] < view.shape[d]) {
+        p += view.strides[d];
+        break;
+      }
+      p -= (view.shape[d] - 1) * view.strides[d];
       index[d] = 0;
     }
   }
@@ -223,7 +225,12 @@ softmaxlib_status lay_out(softmaxlib_function function, const softmaxlib_array* 
   job->in_place = function != SOFTMAXLIB_LOGSUMEXP && job->base[kX] == job->base[kOut] &&
                   job->dtype[kX] == job->dtype[kOut];
   for (int d = 0; d < x.ndim; ++d) {
-    const Dim& dim = dims[d];
+    Dim dim = dims[d];
+    if (x.size ==
+        0) {  // nothing is read: sizes and strides may be any, and their products overflow
+      dim = Dim{reduced[d] || out.size == 0 ? 0 : dim.size, {}};
+      if (out.size) dim.stride[kOut] = dims[d].stride[kOut];
+    }
     if (dim.size > 1) job->in_place &= dim.stride[kX] == dim.stride[kOut];
     (reduced[d] ? job->n : job->rows) *= dim.size;
     if (reduced[d]) append(job->inner, &job->inner_ndim, dim);
