@@ -1,5 +1,7 @@
 // No memory is asked for while a call runs; where a pool is made, a lack of it is a status.
 #include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
@@ -180,6 +182,44 @@ TEST(Allocation, NoneInAnyCall) {
     EXPECT_TRUE(std::any_of(kernels.begin(), kernels.end(), [&](const std::string& name) {
       return name.find(schedule) != std::string::npos;
     })) << schedule;
+}
+
+int64_t resident_bytes() {
+  long pages = 0;
+  FILE* const file = fopen("/proc/self/statm", "r");
+  if (!file || fscanf(file, "%*d %ld", &pages) != 1) abort();
+  fclose(file);
+  return pages * sysconf(_SC_PAGESIZE);
+}
+
+// Many small calls, and pools that come and go: memory stays as it is.
+TEST(Allocation, Soak) {
+  const auto work = [](int pools) {
+    const int64_t shape[] = {4, 16};
+    float x[64] = {1, 2, 3}, y[64];
+    const softmaxlib_array xa = {x, SOFTMAXLIB_F32, 2, shape, nullptr};
+    const softmaxlib_array ya = {y, SOFTMAXLIB_F32, 2, shape, nullptr};
+    Options o;
+    o.num_threads = 3;
+    o.parallel_for = softmaxlib_pool_parallel_for;
+    for (int i = 0; i < pools; ++i) {
+      softmaxlib_pool* pool = nullptr;
+      ASSERT_EQ(softmaxlib_pool_create(3, &pool), SOFTMAXLIB_OK);
+      o.parallel_context = pool;
+      for (int call = 0; call < 1000; ++call) {
+        const int32_t axis = call % 2;
+        o.temperature = 1 + call % 3;
+        ASSERT_EQ(softmaxlib_run(call % 5 ? SOFTMAXLIB_SOFTMAX : SOFTMAXLIB_LOG_SOFTMAX, &xa, &ya,
+                                 1, &axis, &o),
+                  SOFTMAXLIB_OK);
+      }
+      softmaxlib_pool_destroy(pool);
+    }
+  };
+  work(50);
+  const int64_t before = resident_bytes();
+  work(1000);
+  EXPECT_LT(resident_bytes() - before, 1 << 18);
 }
 
 // A pool made while the n-th request for memory fails, and with it `failures` in a row: no pool, an
