@@ -1,5 +1,6 @@
-// What a call costs beside its kernel: the same row by softmaxlib_run and by the kernel alone, with
-// the job prepared beforehand. Batches of calls take turns; medians over all rounds, in ns a call.
+// What a call costs beside its kernel: the same row by softmaxlib_run, by a plan, and by the kernel
+// alone with the job prepared beforehand. Batches of calls take turns; medians over all rounds, in
+// ns a call.
 //   softmaxlib_call_overhead [elements ...]   64 unless told
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,7 +48,8 @@ bool measure(softmaxlib_isa isa, int64_t n) {
   }
 
   Job job;
-  if (lay_out(SOFTMAXLIB_SOFTMAX, &in, &out, 1, &axis, options, &job)) return false;
+  const Request request = {SOFTMAXLIB_SOFTMAX, &in, &out, 1, &axis, false};
+  if (lay_out(request, options, &job) || check_data(&job)) return false;
   const Schedule schedule = choose_schedule(SOFTMAXLIB_SOFTMAX, job, options, true);
   job.tile = schedule.tile;
   job.streaming = schedule.streaming;
@@ -56,15 +58,27 @@ bool measure(softmaxlib_isa isa, int64_t n) {
   const KernelEntry& kernel =
       table_of(isa)->kernels[SOFTMAXLIB_SOFTMAX][schedule.kernel][SOFTMAXLIB_F32];
 
-  std::vector<double> alone, whole;
+  softmaxlib_plan* plan = nullptr;
+  if (softmaxlib_plan_create(SOFTMAXLIB_SOFTMAX, &in, &out, 1, &axis, &options, &plan))
+    return false;
+  std::vector<char> memory(softmaxlib_plan_scratch_size(plan) + 64);
+  softmaxlib_buffers buffers = SOFTMAXLIB_BUFFERS_INIT;
+  buffers.x = x.data();
+  buffers.out = y.data();
+  buffers.scratch = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
+  buffers.scratch_size = softmaxlib_plan_scratch_size(plan);
+
+  std::vector<double> alone, whole, planned;
   for (int round = 0; round < kRounds; ++round) {
     alone.push_back(ns_per_call([&] { kernel.run(job, 0, job.rows, nullptr); }));
     whole.push_back(
         ns_per_call([&] { softmaxlib_run(SOFTMAXLIB_SOFTMAX, &in, &out, 1, &axis, &options); }));
+    planned.push_back(ns_per_call([&] { softmaxlib_plan_run(plan, &buffers); }));
   }
-  const double a = median(alone), w = median(whole);
-  printf("%-8s %6lld  %9.1f  %14.1f  %9.1f   %s\n", softmaxlib_isa_name(isa),
-         static_cast<long long>(n), a, w, w - a, kernel.name);
+  softmaxlib_plan_destroy(plan);
+  const double a = median(alone), w = median(whole), p = median(planned);
+  printf("%-7s %7lld %8.1f %16.1f %+6.1f %10.1f %+6.1f  %s\n", softmaxlib_isa_name(isa),
+         static_cast<long long>(n), a, w, w - a, p, p - a, kernel.name);
   return true;
 }
 
@@ -74,7 +88,7 @@ int main(int argc, char** argv) {
   std::vector<int64_t> sizes;
   for (int i = 1; i < argc; ++i) sizes.push_back(atoll(argv[i]));
   if (sizes.empty()) sizes = {64};
-  printf("ISA          n  kernel ns  softmaxlib_run  more, ns   kernel\n");
+  printf("ISA           n   kernel   softmaxlib_run   more   plan_run   more  kernel\n");
   bool good = true;
   for (const int64_t n : sizes)
     for (int32_t rank = 0; const softmaxlib_isa isa = softmaxlib_isa_available(rank); ++rank)

@@ -88,7 +88,24 @@ softmaxlib_status run_counted(softmaxlib_function function, const softmaxlib_arr
     if (!status) status = softmaxlib_run(function, &x, &out, 1, &axis, &o);
     *asked = allocations;
   }
+  softmaxlib_plan* plan = nullptr;
+  if (!status) status = softmaxlib_plan_create(function, &x, &out, 1, &axis, &o, &plan);
   free(scratch);
+  if (status) return status;
+  softmaxlib_buffers b = SOFTMAXLIB_BUFFERS_INIT;
+  b.scratch_size = softmaxlib_plan_scratch_size(plan);
+  b.scratch = aligned_alloc(64, (b.scratch_size + 64) / 64 * 64);
+  b.x = x.data, b.out = out.data;
+  if (o.bias) b.bias = o.bias->data, b.where = o.where->data, b.temperatures = o.temperatures->data;
+  b.parallel_for = o.parallel_for;
+  b.parallel_context = o.parallel_context;
+  {
+    const Count count;
+    status = softmaxlib_plan_run(plan, &b);
+    *asked += allocations;
+  }
+  free(b.scratch);
+  softmaxlib_plan_destroy(plan);
   return status;
 }
 
@@ -182,6 +199,73 @@ TEST(Allocation, NoneInAnyCall) {
     EXPECT_TRUE(std::any_of(kernels.begin(), kernels.end(), [&](const std::string& name) {
       return name.find(schedule) != std::string::npos;
     })) << schedule;
+}
+
+TEST(Allocation, NoneInStatesAndSampling) {
+  softmaxlib_pool* pool = nullptr;
+  ASSERT_EQ(softmaxlib_pool_create(3, &pool), SOFTMAXLIB_OK);
+  Options o;
+  o.num_threads = 3;
+  o.parallel_for = softmaxlib_pool_parallel_for;
+  o.parallel_context = pool;
+  constexpr int64_t kRows = 5, kColumns = 60000, kTop = 3;
+  const int64_t shape[] = {kRows, kColumns}, top_shape[] = {kRows, kTop};
+  for (const softmaxlib_dtype dtype : kFloatTypes) {
+    const auto x = encode_all(make_row(Pattern::kWide, kRows * kColumns, SOFTMAXLIB_F16, 1), dtype);
+    std::vector<char> y(x.size()), weights(8 * kRows * kTop);
+    std::vector<softmaxlib_state> states(kRows), others(kRows);
+    std::vector<double> numbers(kRows, 0.5);
+    std::vector<int64_t> indices(kRows * kTop);
+    const softmaxlib_array xa = {const_cast<char*>(x.data()), dtype, 2, shape, nullptr};
+    const softmaxlib_array ya = {y.data(), dtype, 2, shape, nullptr};
+    const softmaxlib_array na = {numbers.data(), SOFTMAXLIB_F64, 1, shape, nullptr};
+    const softmaxlib_array ia = {indices.data(), SOFTMAXLIB_I64, 1, shape, nullptr};
+    const softmaxlib_array wa = {weights.data(), dtype, 2, top_shape, nullptr};
+    const softmaxlib_array ta = {indices.data(), SOFTMAXLIB_I64, 2, top_shape, nullptr};
+    const softmaxlib_filter filter = {sizeof(filter), 50, 0.9, 0.01};
+    const int32_t axis = 1;
+    softmaxlib_status s[9] = {};
+    int64_t asked;
+    {
+      const Count count;
+      for (auto* const to : {&states, &others}) {
+        s[0] |= softmaxlib_state_begin(SOFTMAXLIB_SOFTMAX, dtype, kRows, to->data());
+        s[1] |= softmaxlib_state_update(&xa, to->data(), 1, &axis, &o);
+      }
+      s[2] = softmaxlib_state_scale(&xa, &ya, states.data(), 1, &axis, &o);
+      s[3] = softmaxlib_state_merge(kRows, states.data(), others.data());
+      s[4] = softmaxlib_sample(&xa, &na, &ia, axis, nullptr, &o);
+      s[5] = softmaxlib_sample(&xa, &na, &ia, axis, &filter, &o);
+      s[6] = softmaxlib_topk_softmax(&xa, &wa, &ta, axis, 0, &o);
+      s[7] = softmaxlib_topk_softmax(&xa, &wa, &ta, axis, 1, &o);
+      s[8] = softmaxlib_state_finish(kRows, states.data(), numbers.data());
+      asked = allocations;
+    }
+    for (const softmaxlib_status status : s) ASSERT_EQ(status, SOFTMAXLIB_OK);
+    EXPECT_EQ(asked, 0) << kDtypeNames[dtype];
+  }
+  softmaxlib_pool_destroy(pool);
+}
+
+TEST(Allocation, PlanWithoutMemory) {
+  const int64_t n = 64;
+  const softmaxlib_array a = {nullptr, SOFTMAXLIB_F32, 1, &n, nullptr};
+  softmaxlib_plan* plan = nullptr;
+  softmaxlib_status failed, made;
+  int64_t asked, kept;
+  {
+    const Count count(0, 1);
+    failed = softmaxlib_plan_create(SOFTMAXLIB_SOFTMAX, &a, &a, 0, nullptr, nullptr, &plan);
+    made = plan ? SOFTMAXLIB_ERROR_MEMORY
+                : softmaxlib_plan_create(SOFTMAXLIB_SOFTMAX, &a, &a, 0, nullptr, nullptr, &plan);
+    asked = allocations;
+    softmaxlib_plan_destroy(plan);
+    kept = outstanding;
+  }
+  EXPECT_EQ(failed, SOFTMAXLIB_ERROR_MEMORY);
+  EXPECT_EQ(made, SOFTMAXLIB_OK);
+  EXPECT_EQ(asked, 2) << "one each";
+  EXPECT_EQ(kept, 0);
 }
 
 int64_t resident_bytes() {

@@ -151,6 +151,7 @@ class Array {
   }
   softmaxlib_dtype dtype() const { return dtype_; }
   const Shape& shape() const { return shape_; }
+  const Shape& all_strides() const { return strides_; }
   bool own_elements() const {                       // as an output needs them
     std::vector<std::pair<int64_t, int64_t>> dims;  // stride, size
     for (size_t d = 0; d < shape_.size(); ++d)
