@@ -73,14 +73,24 @@ struct Call {
   // Calls f(index) for every row, the columns at 0, and for every element.
   template <class F>
   void for_rows(F f) const {
+    const Shape queries = side(kQueries);
     for_indices(side(kOthers), [&](const Shape& other) {
-      for_indices(side(kQueries), [&](const Shape& query) { f(sum(other, query)); });
+      for_indices(queries, [&](const Shape& query) {
+        Shape row = other;
+        for (size_t d = 0; d < row.size(); ++d) row[d] += query[d];
+        f(row);
+      });
     });
   }
   template <class F>
   void for_elements(F f) const {
+    const Shape columns = side(kColumns);
+    Shape index(shape.size());
     for_rows([&](const Shape& row) {
-      for_indices(side(kColumns), [&](const Shape& column) { f(sum(row, column)); });
+      for_indices(columns, [&](const Shape& column) {
+        for (size_t d = 0; d < index.size(); ++d) index[d] = row[d] + column[d];
+        f(index);
+      });
     });
   }
   Shape without_axes(const Shape& of) const {
@@ -109,12 +119,6 @@ struct Call {
   }
 
   std::string text() const;
-
- private:
-  static Shape sum(Shape a, const Shape& b) {
-    for (size_t d = 0; d < a.size(); ++d) a[d] += b[d];
-    return a;
-  }
 };
 
 inline std::string Call::text() const {
@@ -137,7 +141,7 @@ inline Shape draw_shape(Input& in) {
   for (int64_t& d : shape) d = in.one_in(32) ? 0 : 1 + in.below(shape.size() > 2 ? 6 : 40);
   if (shape.empty() || !in.one_in(6)) return shape;
   // One long axis: beyond a chunk, beyond a block, or enough for tasks.
-  static constexpr int64_t kLong[] = {1024, 2048, 16384, 40000, 140000};
+  static constexpr int64_t kLong[] = {1024, 1024, 2048, 2048, 8192, 16384, 20000, 140000};
   const int64_t size = in.pick(kLong) - 20 + in.below(40);
   const int64_t rows = size > 100000 ? 1 + in.below(2) : size > 10000 ? 1 + in.below(4) : 40;
   int64_t others = 1;
