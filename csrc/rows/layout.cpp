@@ -288,7 +288,11 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
   job->outer_ndim = job->inner_ndim = 0;
   job->same_layout = !job->reduces && job->dtype[kX] == job->dtype[kOut];
   for (int d = 0; d < x.ndim; ++d) {
-    const Dim& dim = draft.dims[d];
+    Dim& dim = draft.dims[d];
+    if (x.size == 0) {  // nothing of it is read: sizes and strides whose products may overflow
+      if (out.size == 0 || draft.reduced[d]) dim = Dim{0, {}};
+      else dim.stride[kX] = dim.stride[kBias] = dim.stride[kWhere] = 0;
+    }
     if (dim.size > 1) job->same_layout &= dim.stride[kX] == dim.stride[kOut];
     int64_t& count = draft.reduced[d] ? job->n : job->rows;
     if (!multiply(count, dim.size, &count)) return SOFTMAXLIB_ERROR_SHAPE;
