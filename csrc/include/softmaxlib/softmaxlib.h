@@ -1,8 +1,11 @@
 /* softmaxlib: softmax and its relatives on CPUs, the same bits on every ISA.
  *
  * A plain C11 header, valid C++. No function throws, aborts, prints, allocates (but for
- * softmaxlib_pool_create) or reads the environment. Every struct that may grow starts with its
- * own size. Sizes and strides are 64-bit; strides are in bytes, may be negative or zero.
+ * softmaxlib_pool_create and softmaxlib_plan_create) or reads the environment. Every struct that
+ * may grow starts with its own size; a caller compiled against an older header is understood.
+ * Sizes and strides are 64-bit; strides are in bytes, may be negative or zero.
+ *
+ * docs/embedding.md shows the whole in use.
  */
 #ifndef SOFTMAXLIB_H
 #define SOFTMAXLIB_H
@@ -54,7 +57,15 @@ enum {
   SOFTMAXLIB_ERROR_THREADS = 14,         /* number of threads out of range */
   SOFTMAXLIB_ERROR_SCRATCH = 15,         /* scratch is NULL, misaligned or too small */
   SOFTMAXLIB_ERROR_OVERLAP = 16,         /* out overlaps an input without being exactly x */
-  SOFTMAXLIB_ERROR_MEMORY = 17           /* no memory or no thread for a pool */
+  SOFTMAXLIB_ERROR_MEMORY = 17,          /* no memory or no thread for a pool or a plan */
+  SOFTMAXLIB_ERROR_SCALE = 18,           /* as ERROR_TEMPERATURE, or both per row */
+  SOFTMAXLIB_ERROR_CAUSAL = 19,   /* query_axis out of range or the softmax's own, or many axes */
+  SOFTMAXLIB_ERROR_ALIBI = 20,    /* slopes do not broadcast, or vary along the axis */
+  SOFTMAXLIB_ERROR_SINK = 21,     /* sinks do not broadcast, or vary along the axis */
+  SOFTMAXLIB_ERROR_STATE = 22,    /* a state of another version, function or dtype */
+  SOFTMAXLIB_ERROR_K = 23,        /* k or top_k is out of range */
+  SOFTMAXLIB_ERROR_SAMPLING = 24, /* top_p or min_p is out of range */
+  SOFTMAXLIB_ERROR_UNIFORMS = 25  /* a uniform number is outside [0, 1), or a wrong shape */
 };
 
 typedef int32_t softmaxlib_function;
@@ -122,8 +133,8 @@ typedef struct softmaxlib_array {
   const int64_t* strides;
 } softmaxlib_array;
 
-/* Calls task(argument, i) once for every 0 <= i < count, in any order, on any threads, and returns
- * when all are done. */
+/* A caller's own threads. Calls task(argument, i) once for every 0 <= i < count, in any order, on
+ * any threads, and returns when all are done. */
 typedef void (*softmaxlib_task)(void* argument, int64_t index);
 typedef void (*softmaxlib_parallel_for)(void* context, int64_t count, softmaxlib_task task,
                                         void* argument);
@@ -146,7 +157,7 @@ typedef struct softmaxlib_options {
   int32_t num_threads; /* threads behind parallel_for; 0 or 1: serial */
   double temperature;  /* x / temperature; > 0; ignored where temperatures is set */
   const softmaxlib_array* temperatures; /* F32 or F64, broadcasts to x, constant along the axes */
-  const softmaxlib_array* bias;  /* any float dtype, broadcasts to x, added after temperature */
+  const softmaxlib_array* bias;  /* any float dtype, broadcasts to x, added after the scale */
   const softmaxlib_array* where; /* BOOL, broadcasts to x; false: takes no part */
   softmaxlib_parallel_for parallel_for; /* NULL: serial */
   void* parallel_context;
@@ -154,11 +165,42 @@ typedef struct softmaxlib_options {
                     need none, ALGORITHM_AUTO takes one that does not, slower for some shapes */
   size_t scratch_size;
   softmaxlib_report* report; /* NULL, or filled in */
+
+  /* For attention. Softmax is over one axis here, along which columns j count from 0; rows i count
+   * along query_axis. Members above alone are a valid, older struct. */
+  double scale;                   /* x * scale (/ temperature); > 0; ignored where scales is set */
+  const softmaxlib_array* scales; /* as temperatures, instead of them */
+  int32_t causal;                 /* not 0: row i sees the columns j <= i + causal_offset only */
+  int32_t query_axis;             /* of x; negative: from the end */
+  int64_t causal_offset;          /* such as the number of keys in a cache before query 0 */
+  const softmaxlib_array* alibi_slopes; /* as temperatures: adds slope (j - i - causal_offset) */
+  const softmaxlib_array* sinks; /* any float dtype, else as temperatures: one more logit in every
+                                    sum, not scaled, without an output of its own */
 } softmaxlib_options;
 
 /* Every member at its default; C and C++. */
 #define SOFTMAXLIB_OPTIONS_INIT \
-  {sizeof(softmaxlib_options), 0, 0, 0, 1, 1.0, NULL, NULL, NULL, NULL, NULL, NULL, 0, NULL}
+  {sizeof(softmaxlib_options),  \
+   0,                           \
+   0,                           \
+   0,                           \
+   1,                           \
+   1.0,                         \
+   NULL,                        \
+   NULL,                        \
+   NULL,                        \
+   NULL,                        \
+   NULL,                        \
+   NULL,                        \
+   0,                           \
+   NULL,                        \
+   1.0,                         \
+   NULL,                        \
+   0,                           \
+   -2,                          \
+   0,                           \
+   NULL,                        \
+   NULL}
 
 /* y = function(x) over the named axes of x (naxes 0: the whole array is one distribution).
  *
@@ -177,6 +219,133 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_run(softmaxlib_function function,
 SOFTMAXLIB_API softmaxlib_status softmaxlib_scratch_size(
     softmaxlib_function function, const softmaxlib_array* x, const softmaxlib_array* out,
     int32_t naxes, const int32_t* axes, const softmaxlib_options* options, size_t* bytes);
+
+/* ---- Plans: checks and choices once, then many runs -------------------------------------------
+ *
+ * A plan keeps everything but memory: function, dtypes, shapes, strides, options. It is immutable:
+ * any number of threads may run one at the same time, each with scratch of its own. Pointers to
+ * data, scratch, parallel_for and report in the arguments of softmaxlib_plan_create are not used,
+ * may be NULL, and are given to softmaxlib_plan_run instead. */
+typedef struct softmaxlib_plan softmaxlib_plan;
+
+/* Members for which the plan has no use are ignored. */
+typedef struct softmaxlib_buffers {
+  size_t struct_size;
+  const void* x;
+  void* out; /* may be x, if dtype and strides are the same */
+  const void* bias;
+  const void* where;
+  const void* temperatures; /* or scales */
+  const void* alibi_slopes;
+  const void* sinks;
+  void* scratch; /* softmaxlib_plan_scratch_size() bytes, 64-byte aligned */
+  size_t scratch_size;
+  softmaxlib_parallel_for parallel_for; /* NULL: serial, however many threads the plan is for */
+  void* parallel_context;
+  softmaxlib_report* report;
+} softmaxlib_buffers;
+#define SOFTMAXLIB_BUFFERS_INIT \
+  {sizeof(softmaxlib_buffers), NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, 0, NULL, NULL, NULL}
+
+SOFTMAXLIB_API softmaxlib_status softmaxlib_plan_create(
+    softmaxlib_function function, const softmaxlib_array* x, const softmaxlib_array* out,
+    int32_t naxes, const int32_t* axes, const softmaxlib_options* options, softmaxlib_plan** plan);
+SOFTMAXLIB_API void softmaxlib_plan_destroy(softmaxlib_plan* plan); /* NULL: nothing */
+SOFTMAXLIB_API size_t softmaxlib_plan_scratch_size(const softmaxlib_plan* plan);
+SOFTMAXLIB_API softmaxlib_status softmaxlib_plan_run(const softmaxlib_plan* plan,
+                                                     const softmaxlib_buffers* buffers);
+
+/* ---- Streaming: rows that come in chunks
+ * ---------------------------------------------------------
+ *
+ * A state is the sum of a row's terms so far as (mantissa, exponent): plain bytes, to be copied,
+ * stored and sent as they are. begin; then for every chunk of columns update, or merge the states
+ * of others; then finish, and scale chunk by chunk. The result is within the bounds of the whole
+ * row's, whatever the chunks and their order; of chunks (but the last) of a multiple of
+ * SOFTMAXLIB_STATE_CHUNK elements, in order and within 32,768 of 0, it has the same bits. */
+#define SOFTMAXLIB_STATE_VERSION 1
+#define SOFTMAXLIB_STATE_CHUNK 16384
+
+/* Version 1; native byte order. The sum of function's terms is
+ *   e^shift ((sum + error) 2^(reference - bias) + term(largest + largest_low)),
+ * where bias and the last part belong to the function's arithmetic. */
+typedef struct softmaxlib_state {
+  uint8_t version;
+  uint8_t function; /* softmaxlib_function */
+  uint8_t dtype;    /* of the arithmetic: SOFTMAXLIB_F32 or SOFTMAXLIB_F64 */
+  uint8_t special;  /* 0: finite, 1: +inf among the elements, 2: NaN among them */
+  int32_t reference;
+  double sum, error;
+  double largest, largest_low; /* logarithms keep it out of the sum */
+  double shift;                /* 0 but for rows beyond 32,768 */
+  int64_t count;               /* elements so far, masked ones too */
+  uint64_t reserved;           /* 0 */
+} softmaxlib_state;
+
+/* dtype: that of the outputs to come (a half computes as SOFTMAXLIB_F32). */
+SOFTMAXLIB_API softmaxlib_status softmaxlib_state_begin(softmaxlib_function function,
+                                                        softmaxlib_dtype dtype, int64_t rows,
+                                                        softmaxlib_state* states);
+
+/* Adds the elements of x to states: one per row, in C order of the axes of x that are not named.
+ * causal_offset counts from the chunk's first column; sinks are to be given once per row. */
+SOFTMAXLIB_API softmaxlib_status softmaxlib_state_update(const softmaxlib_array* x,
+                                                         softmaxlib_state* states, int32_t naxes,
+                                                         const int32_t* axes,
+                                                         const softmaxlib_options* options);
+SOFTMAXLIB_API softmaxlib_status softmaxlib_state_merge(int64_t rows, softmaxlib_state* into,
+                                                        const softmaxlib_state* from);
+
+/* The logarithm of each sum (logsumexp for the exponential functions); its rounding to float is
+ * the result of SOFTMAXLIB_LOGSUMEXP. */
+SOFTMAXLIB_API softmaxlib_status softmaxlib_state_finish(int64_t rows,
+                                                         const softmaxlib_state* states,
+                                                         double* log_sums);
+
+/* out = function(x) of the chunk x under the states of whole rows; not for SOFTMAXLIB_LOGSUMEXP.
+ * Options as for the chunk's update, but sinks, which are ignored. */
+SOFTMAXLIB_API softmaxlib_status softmaxlib_state_scale(const softmaxlib_array* x,
+                                                        const softmaxlib_array* out,
+                                                        const softmaxlib_state* states,
+                                                        int32_t naxes, const int32_t* axes,
+                                                        const softmaxlib_options* options);
+
+/* ---- Language models
+ * -----------------------------------------------------------------------------
+ *
+ * Rows are along one axis. Options: isa, threads, temperature and scale (also per row), bias,
+ * where; no scratch. The same result on every ISA and thread count, whatever the batch. */
+
+typedef struct softmaxlib_filter {
+  size_t struct_size;
+  int64_t top_k; /* keeps the so many largest; 0: all */
+  double top_p;  /* then the fewest largest that hold this share of what is left; 1: all */
+  double min_p;  /* then those with at least this share of the largest one's; 0: all */
+} softmaxlib_filter;
+#define SOFTMAXLIB_FILTER_INIT {sizeof(softmaxlib_filter), 0, 1.0, 0.0}
+
+/* Draws one index per row from softmax(x), filtered (NULL: all), by inversion: uniforms (F64, in
+ * [0, 1)) and indices (I64) have the shape of x without the axis. Of equal elements the one with
+ * the smaller index counts as larger. Rows that have no distribution (NaN, +inf, or nothing but
+ * -inf) give -1. */
+SOFTMAXLIB_API softmaxlib_status softmaxlib_sample(const softmaxlib_array* x,
+                                                   const softmaxlib_array* uniforms,
+                                                   const softmaxlib_array* indices, int32_t axis,
+                                                   const softmaxlib_filter* filter,
+                                                   const softmaxlib_options* options);
+
+/* The k = weights->shape[axis] largest elements of every row, largest first, of equal ones the
+ * smaller index first: their softmax(x) in weights (any float dtype), their places in indices
+ * (I64, of the same shape). renormalize not 0: the softmax of these k alone. Rows without a
+ * distribution give NaN and 0, 1, 2... */
+SOFTMAXLIB_API softmaxlib_status softmaxlib_topk_softmax(const softmaxlib_array* x,
+                                                         const softmaxlib_array* weights,
+                                                         const softmaxlib_array* indices,
+                                                         int32_t axis, int32_t renormalize,
+                                                         const softmaxlib_options* options);
+
+/* ---- The library --------------------------------------------------------------------------------
+ */
 
 /* English, static, never NULL. */
 SOFTMAXLIB_API const char* softmaxlib_status_text(softmaxlib_status status);
