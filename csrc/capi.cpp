@@ -1,48 +1,22 @@
 // The C interface: checks, then rows, then kernels.
-#include "kernel_table.hpp"
-#include "rows/layout.hpp"
-#include "rows/schedule.hpp"
-#include "softmaxlib/softmaxlib.h"
+#include "call.hpp"
 
 namespace softmaxlib {
 namespace {
 
-constexpr softmaxlib_options kDefaults = SOFTMAXLIB_OPTIONS_INIT;
-
-softmaxlib_status check(const softmaxlib_options& o) {
-  if (o.struct_size != sizeof(softmaxlib_options)) return SOFTMAXLIB_ERROR_STRUCT_SIZE;
-  if (o.report && o.report->struct_size != sizeof(softmaxlib_report))
-    return SOFTMAXLIB_ERROR_STRUCT_SIZE;
-  if (o.algorithm < 0 || o.algorithm >= kAlgorithms) return SOFTMAXLIB_ERROR_ALGORITHM;
-  if (!softmaxlib_isa_name(o.isa) && o.isa != SOFTMAXLIB_ISA_AUTO) return SOFTMAXLIB_ERROR_ISA;
-  if (o.store < 0 || o.store > SOFTMAXLIB_STORE_STREAMING) return SOFTMAXLIB_ERROR_STORE;
-  if (o.num_threads < 0) return SOFTMAXLIB_ERROR_THREADS;
-  return table_of(o.isa) ? SOFTMAXLIB_OK : SOFTMAXLIB_ERROR_ISA_UNSUPPORTED;
+softmaxlib_status prepare(const Request& request, const softmaxlib_options& options, bool runs,
+                          Call* call) {
+  if (const softmaxlib_status status = check(options)) return status;
+  if (const softmaxlib_status status = lay_out(request, options, &call->job)) return status;
+  if (const softmaxlib_status status = check_data(&call->job)) return status;
+  const bool frugal = runs && !options.scratch && options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO;
+  call->schedule = choose_schedule(request.function, call->job, options, frugal);
+  return SOFTMAXLIB_OK;
 }
 
-struct Call {
-  Job job;
-  Schedule schedule;
-
-  int64_t scratch() const { return schedule.scratch * (schedule.split ? 1 : schedule.tasks); }
-};
-
-softmaxlib_status prepare(softmaxlib_function function, const softmaxlib_array* x,
-                          const softmaxlib_array* out, int32_t naxes, const int32_t* axes,
-                          const softmaxlib_options& options, bool runs, Call* call) {
-  if (const softmaxlib_status status = check(options)) return status;
-  if (const softmaxlib_status status = lay_out(function, x, out, naxes, axes, options, &call->job))
-    return status;
-  const bool frugal = runs && !options.scratch && options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO;
-  call->schedule = choose_schedule(function, call->job, options, frugal);
-  Job& job = call->job;
-  job.tile = call->schedule.tile;
-  job.streaming = call->schedule.streaming;
-  job.split = call->schedule.split ? call->schedule.tasks : 0;
-  job.parallel_for = options.parallel_for;
-  job.parallel_context = options.parallel_context;
-  job.report = options.report;
-  return SOFTMAXLIB_OK;
+Request request_of(softmaxlib_function function, const softmaxlib_array* x,
+                   const softmaxlib_array* out, int32_t naxes, const int32_t* axes) {
+  return {function, x, out, naxes, axes, function == SOFTMAXLIB_LOGSUMEXP};
 }
 
 // Task i of the rows: a share of them, with scratch of its own.
@@ -63,15 +37,50 @@ struct RowTasks {
 
 }  // namespace
 
+softmaxlib_status run(Call& call, Kernel kernel, const Means& means) {
+  const Schedule& schedule = call.schedule;
+  Job& job = call.job;
+  if (const int64_t need = call.scratch()) {
+    if (!means.scratch || reinterpret_cast<uintptr_t>(means.scratch) % 64 ||
+        means.scratch_size < static_cast<size_t>(need))
+      return SOFTMAXLIB_ERROR_SCRATCH;
+  }
+  if (means.report) {
+    *means.report = {sizeof(softmaxlib_report),
+                     SOFTMAXLIB_ISA_AUTO,
+                     SOFTMAXLIB_ALGORITHM_AUTO,
+                     SOFTMAXLIB_STORE_AUTO,
+                     static_cast<int32_t>(schedule.tasks),
+                     "nothing to compute"};
+  }
+  if (job.rows == 0 || (job.n == 0 && !job.reduces)) return SOFTMAXLIB_OK;
+
+  job.tile = schedule.tile;
+  job.streaming = schedule.streaming;
+  job.split = schedule.split ? schedule.tasks : 0;
+  job.parallel_for = means.parallel_for;
+  job.parallel_context = means.parallel_context;
+  job.report = means.report;
+  char* scratch = static_cast<char*>(means.scratch);
+  if (schedule.split || schedule.tasks == 1) {
+    kernel(job, 0, job.rows, scratch);
+  } else {
+    RowTasks tasks = {&call, kernel, scratch};
+    means.parallel_for(means.parallel_context, schedule.tasks, RowTasks::run, &tasks);
+  }
+  return SOFTMAXLIB_OK;
+}
+
 softmaxlib_status explain(softmaxlib_function function, const softmaxlib_array* x,
                           const softmaxlib_array* out, int32_t naxes, const int32_t* axes,
                           const softmaxlib_options* options, Explanation* explanation) {
-  const softmaxlib_options& o = options ? *options : kDefaults;
+  const Options o(options);
   Call call;
-  if (const softmaxlib_status status = prepare(function, x, out, naxes, axes, o, false, &call))
+  if (const softmaxlib_status status =
+          prepare(request_of(function, x, out, naxes, axes), *o, false, &call))
     return status;
   const Schedule& s = call.schedule;
-  const KernelTable& table = *table_of(o.isa);
+  const KernelTable& table = *table_of(o->isa);
   const KernelEntry& kernel = table.kernels[function][s.kernel][call.job.dtype[kOut]];
   *explanation = {table.isa,   kernel.algorithm, kernel.name, s.why_kernel,
                   s.streaming, s.why_stores,     s.split,     s.tasks,
@@ -91,7 +100,7 @@ softmaxlib_status softmaxlib_scratch_size(softmaxlib_function function, const so
   if (!bytes) return SOFTMAXLIB_ERROR_NULL;
   Call call;
   const softmaxlib_status status =
-      prepare(function, x, out, naxes, axes, options ? *options : kDefaults, false, &call);
+      prepare(request_of(function, x, out, naxes, axes), *Options(options), false, &call);
   *bytes = status ? 0 : static_cast<size_t>(call.scratch());
   return status;
 }
@@ -100,37 +109,15 @@ softmaxlib_status softmaxlib_run(softmaxlib_function function, const softmaxlib_
                                  const softmaxlib_array* out, int32_t naxes, const int32_t* axes,
                                  const softmaxlib_options* options) {
   using namespace softmaxlib;
-  const softmaxlib_options& o = options ? *options : kDefaults;
+  const Options o(options);
   Call call;
-  if (const softmaxlib_status status = prepare(function, x, out, naxes, axes, o, true, &call))
+  if (const softmaxlib_status status =
+          prepare(request_of(function, x, out, naxes, axes), *o, true, &call))
     return status;
-  const Job& job = call.job;
-  const Schedule& schedule = call.schedule;
-
-  if (const int64_t need = call.scratch()) {
-    if (!o.scratch || reinterpret_cast<uintptr_t>(o.scratch) % 64 ||
-        o.scratch_size < static_cast<size_t>(need))
-      return SOFTMAXLIB_ERROR_SCRATCH;
-  }
-  if (o.report) {
-    *o.report = {sizeof(softmaxlib_report),
-                 SOFTMAXLIB_ISA_AUTO,
-                 SOFTMAXLIB_ALGORITHM_AUTO,
-                 SOFTMAXLIB_STORE_AUTO,
-                 static_cast<int32_t>(schedule.tasks),
-                 "nothing to compute"};
-  }
-  if (job.rows == 0 || (job.n == 0 && function != SOFTMAXLIB_LOGSUMEXP)) return SOFTMAXLIB_OK;
-
-  const Kernel kernel = table_of(o.isa)->kernels[function][schedule.kernel][job.dtype[kOut]].run;
-  char* scratch = static_cast<char*>(o.scratch);
-  if (schedule.split || schedule.tasks == 1) {
-    kernel(job, 0, job.rows, scratch);
-  } else {
-    RowTasks tasks = {&call, kernel, scratch};
-    o.parallel_for(o.parallel_context, schedule.tasks, RowTasks::run, &tasks);
-  }
-  return SOFTMAXLIB_OK;
+  const KernelEntry& kernel =
+      table_of(o->isa)->kernels[function][call.schedule.kernel][call.job.dtype[kOut]];
+  return run(call, kernel.run,
+             {o->parallel_for, o->parallel_context, o->report, o->scratch, o->scratch_size});
 }
 
 const char* softmaxlib_status_text(softmaxlib_status status) {
@@ -155,6 +142,20 @@ const char* softmaxlib_status_text(softmaxlib_status status) {
     case SOFTMAXLIB_ERROR_SCRATCH: return "scratch is NULL, not 64-byte aligned, or too small";
     case SOFTMAXLIB_ERROR_OVERLAP: return "out overlaps x without being x";
     case SOFTMAXLIB_ERROR_MEMORY: return "out of memory or threads";
+    case SOFTMAXLIB_ERROR_SCALE:
+      return "scale must be positive and finite, broadcast against x, not vary along the axis, and "
+             "not be given per row beside temperatures";
+    case SOFTMAXLIB_ERROR_CAUSAL:
+      return "causal and alibi_slopes need one axis, and query_axis must be another one of x";
+    case SOFTMAXLIB_ERROR_ALIBI:
+      return "alibi_slopes must broadcast against x and not vary along the axis";
+    case SOFTMAXLIB_ERROR_SINK: return "sinks must broadcast against x and not vary along the axis";
+    case SOFTMAXLIB_ERROR_STATE:
+      return "a state is of another version, function or dtype, or was never begun";
+    case SOFTMAXLIB_ERROR_K: return "k or top_k is negative or exceeds the length of the axis";
+    case SOFTMAXLIB_ERROR_SAMPLING: return "top_p must be in (0, 1], min_p in [0, 1]";
+    case SOFTMAXLIB_ERROR_UNIFORMS:
+      return "uniforms must be numbers in [0, 1), in the shape of x without the axis";
     default: return "unknown status";
   }
 }

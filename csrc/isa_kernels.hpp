@@ -3,6 +3,7 @@
 
 #include "kernel_table.hpp"
 #include "kernels/log_softmax.hpp"
+#include "kernels/sample.hpp"
 #include "kernels/softmax_batched.hpp"
 #include "kernels/softmax_columns.hpp"
 #include "kernels/softmax_in_lanes.hpp"
@@ -12,6 +13,7 @@
 #include "kernels/softmax_two_pass.hpp"
 #include "kernels/softmax_two_pass_reload.hpp"
 #include "kernels/stablemax.hpp"
+#include "kernels/state.hpp"
 #include "probes.hpp"
 
 namespace softmaxlib {
@@ -58,7 +60,7 @@ SOFTMAXLIB_NOINLINE void copy_tile(int64_t n, int64_t rows, const char* from, in
 template <class D, class F>
 inline void run_tiles(const Job& job, int64_t start, int64_t stop, char* scratch, F f) {
   constexpr int64_t kItem = sizeof(D);
-  const bool reduces = job.function == SOFTMAXLIB_LOGSUMEXP;
+  const bool reduces = job.reduces;
   const Dim &along = job.inner[0], &across = job.outer[job.outer_ndim - 1];
   const int64_t pitch = tile_pitch(job.n * kItem);
   char* const tile = scratch + scratch_bytes(job.n, job.dtype[kOut], false, true);
@@ -97,8 +99,13 @@ inline void run_rows(const Job& job, int64_t start, int64_t stop, char* scratch,
   if (job.tile) return run_tiles<D>(job, start, stop, scratch, f);
   int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
   Rows rows(job, start);
-  for (int64_t r = start; r < stop; ++r, rows.next())
-    run_row(Row<D>(job, rows.place(), scratch, one_block), f);
+  const bool is_log = job.function != SOFTMAXLIB_SOFTMAX && job.function != SOFTMAXLIB_STABLEMAX;
+  for (int64_t r = start; r < stop; ++r, rows.next()) {
+    const Row<D> row(job, rows.place(), scratch, one_block);
+    run_row(row, f);
+    if (job.causal && !job.reduces)
+      row.fill_beyond(static_cast<typename Row<D>::T>(is_log ? -INFINITY : 0));
+  }
   stream_fence();
 }
 
@@ -135,6 +142,19 @@ KernelTable make_table() {
 #include "kernels.def"
 #undef SOFTMAXLIB_KERNEL
 #undef SOFTMAXLIB_ROWS_KERNEL
+  table.states[registry::softmax] = state_kernels<SoftmaxState>();
+  table.states[registry::log_softmax] = state_kernels<LogSoftmaxState>();
+  table.states[registry::logsumexp] = state_kernels<LogSoftmaxState>();
+  table.states[registry::stablemax] = state_kernels<StablemaxState>();
+  table.states[registry::log_stablemax] = state_kernels<LogStablemaxState>();
+#define SOFTMAXLIB_STORAGE(storage)                       \
+  table.sample[registry::storage] = sample_rows<storage>; \
+  table.topk[registry::storage] = topk_of_rows<storage>;
+  SOFTMAXLIB_STORAGE(f32)
+  SOFTMAXLIB_STORAGE(f64)
+  SOFTMAXLIB_STORAGE(f16)
+  SOFTMAXLIB_STORAGE(bf16)
+#undef SOFTMAXLIB_STORAGE
   table.exp_sweep = run_exp_sweep;
   table.roofline = run_roofline;
   table.pass = run_pass_alone;

@@ -7,40 +7,83 @@
 
 namespace softmaxlib {
 
-enum Operand : int { kX, kOut, kBias, kWhere, kTemperature, kOperands };
+// From kScale on one value per row. kScale: scales or temperatures. kQuery is no memory: its offset
+// is the row's index along query_axis. kExtra: states or uniforms.
+enum Operand : int {
+  kX,
+  kOut,
+  kBias,
+  kWhere,
+  kScale,
+  kSlope,
+  kSink,
+  kQuery,
+  kExtra,
+  kIndices,
+  kOperands
+};
 
 struct Dim {
   int64_t size;
   int64_t stride[kOperands];  // bytes
 };
 
+// Bytes that a view takes, relative to its data pointer.
+struct Range {
+  int64_t low, high;
+  int64_t span() const { return high - low; }
+};
+
+// softmaxlib_topk_softmax's: strides along the axis, in bytes.
+struct TopK {
+  int64_t k, weight_stride, index_stride;
+  bool renormalize;
+};
+
 struct Job {
   softmaxlib_function function;
+  bool reduces;           // one result per row
   char* base[kOperands];  // NULL: not given
   softmaxlib_dtype dtype[kOperands];
-  double temperature;
+  uint32_t given;             // bits of operands, whose data may come later
+  double temperature, scale;  // of every row, but for the one that kScale replaces
+  bool divides;               // kScale are temperatures
+  bool causal;                // row i ends after column i + causal_offset
+  int64_t causal_offset;
 
-  int outer_ndim, inner_ndim;  // over the rows; within a row
-  Dim outer[SOFTMAXLIB_MAX_NDIM];
-  Dim inner[SOFTMAXLIB_MAX_NDIM];
   int64_t rows, n;
 
-  bool direct;     // x and out contiguous within a row, of one dtype, no options
-  bool in_place;   // out is x
-  int64_t tile;    // so many adjacent rows at once, gathered to be direct or as columns; 0: none
-  bool streaming;  // streaming stores in the last pass
-  int64_t split;   // into how many runs of blocks parallel_for spreads each row; 0: not at all
+  bool plain;        // the elements are those of x, all of them, and nothing else is in the sum
+  bool direct;       // x and out contiguous within a row, of one dtype, the elements those of x
+  bool same_layout;  // of x and out: they may be one
+  bool in_place;     // and are
+  bool dense;        // x and out have no gaps
+  Range range[2];    // kX, kOut
+  int64_t tile;      // so many adjacent rows at once, gathered to be direct or as columns; 0: none
+  bool streaming;    // streaming stores in the last pass
+  int64_t split;     // into how many runs of blocks parallel_for spreads each row; 0: not at all
 
   softmaxlib_parallel_for parallel_for;
   void* parallel_context;
 
   softmaxlib_report* report;
+  const softmaxlib_filter* filter;  // of softmaxlib_sample
+  const TopK* top;
+
+  int outer_ndim, inner_ndim;  // over the rows; within a row
+  Dim outer[SOFTMAXLIB_MAX_NDIM];
+  Dim inner[SOFTMAXLIB_MAX_NDIM];
 };
+
+static inline bool job_has(const Job& job, int operand) { return job.given >> operand & 1; }
 
 // Computes rows [first, last). scratch: scratch_bytes(...) of it, 64-byte aligned.
 using Kernel = void (*)(const Job& job, int64_t first, int64_t last, char* scratch);
 
 // Functions here are static: see isa_tu.cpp.in on what may leave an ISA's unit.
+
+// The reference of a sum without terms: the lowest there is (math/exp.hpp).
+constexpr int32_t kNoReference = -47274;
 
 // Blocks, in elements, are part of the arithmetic: sums are folded along them.
 constexpr int kVectorsPerGroup = 4;

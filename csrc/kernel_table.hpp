@@ -34,9 +34,18 @@ struct KernelEntry {
   softmaxlib_algorithm algorithm;  // the one of the interface that comes nearest
 };
 
+// What the streaming calls run for one function, per storage or per arithmetic.
+struct StateKernels {
+  Kernel update[kStorages], scale[kStorages];
+  void (*merge[2])(softmaxlib_state* into, const softmaxlib_state* from, int64_t rows);
+  void (*finish[2])(const softmaxlib_state* states, double* log_sums, int64_t rows);
+};
+
 struct KernelTable {
   softmaxlib_isa isa;
   KernelEntry kernels[kFunctions][kSchedules][kStorages];
+  StateKernels states[kFunctions];
+  Kernel sample[kStorages], topk[kStorages];
   ExpSweep (*exp_sweep)(bool accurate, uint32_t first, uint64_t count);
   void (*roofline)(Roofline kind, const void* x, void* y, size_t bytes);
   void (*pass)(Pass pass, bool streaming, const float* x, float* y, int64_t n, char* scratch);

@@ -53,18 +53,21 @@ inline void with_log_sum(Row<D> row, bool three_pass, Finish finish, Invalid inv
 }
 
 template <class D>
-inline void log_softmax(const Row<D>& row, bool three_pass) {
+inline void write_log_softmax(const Row<D>& row, LogSum s) {
   using V = typename Row<D>::V;
   using T = typename Row<D>::T;
+  const T hi = static_cast<T>(s.held_hi), lo = static_cast<T>(s.held_lo);
+  const T log_rest = static_cast<T>(s.log_rest.hi + s.log_rest.lo);
+  row.map(static_cast<T>(-INFINITY), [=](auto x) SOFTMAXLIB_INLINE_LAMBDA {
+    return subtract(x, V::set1(hi), V::set1(lo)) - V::set1(log_rest);
+  });
+}
+
+template <class D>
+inline void log_softmax(const Row<D>& row, bool three_pass) {
+  using T = typename Row<D>::T;
   with_log_sum(
-      row, three_pass,
-      [](const Row<D>& r, LogSum s) {
-        const T hi = static_cast<T>(s.held_hi), lo = static_cast<T>(s.held_lo);
-        const T log_rest = static_cast<T>(s.log_rest.hi + s.log_rest.lo);
-        r.map(static_cast<T>(-INFINITY), [=](auto x) SOFTMAXLIB_INLINE_LAMBDA {
-          return subtract(x, V::set1(hi), V::set1(lo)) - V::set1(log_rest);
-        });
-      },
+      row, three_pass, [](const Row<D>& r, LogSum s) { write_log_softmax(r, s); },
       [](const Row<D>& r, double) { r.fill(static_cast<T>(NAN), static_cast<T>(-INFINITY)); });
 }
 
@@ -93,16 +96,18 @@ inline double logsumexp_of_invalid(const Row<D>& row, double top) {
   return nan ? NAN : top;
 }
 
+// The large parts may cancel, exactly.
+inline double logsumexp_of(LogSum s, double shift) {
+  const double large = (shift + s.held_hi) + s.log_rest.hi;
+  return large + (s.held_lo + s.log_rest.lo);
+}
+
 template <class D>
 inline void logsumexp(const Row<D>& row, bool three_pass) {
   using T = typename Row<D>::T;
   with_log_sum(
       row, three_pass,
-      [](const Row<D>& r, LogSum s) {
-        // The large parts may cancel, exactly.
-        const double large = (r.shift() + s.held_hi) + s.log_rest.hi;
-        r.put_first(static_cast<T>(large + (s.held_lo + s.log_rest.lo)));
-      },
+      [](const Row<D>& r, LogSum s) { r.put_first(static_cast<T>(logsumexp_of(s, r.shift()))); },
       [](const Row<D>& r, double top) {
         r.put_first(static_cast<T>(logsumexp_of_invalid(r, top)));
       });

@@ -15,9 +15,11 @@ inline bool usable(const Total& total) {
          total.reference < kSafeReference;
 }
 
+// Of all terms, the sink too; NaN where that is.
 template <class D>
 inline double exact_max_of(const Row<D>& row) {
-  return row.direct() ? max_of_row(row) : row.staged_max();
+  const double top = row.direct() ? max_of_row(row) : row.staged_max(), sink = row.sink();
+  return sink > top || sink != sink ? sink : top;
 }
 
 // schedule(row) computes a row and returns true, or returns false, x still being intact but for
@@ -34,7 +36,7 @@ inline void run_softmax(Row<D> row, Schedule schedule) {
     }
   }
   if (!done) row.fill(static_cast<T>(NAN), 0);
-  else if (row.size() == 1) row.fill(1, 0);  // p times the rounded 1 / p need not be 1
+  else if (row.terms() == 1) row.fill(1, 0);  // p times the rounded 1 / p need not be 1
 }
 
 }  // namespace

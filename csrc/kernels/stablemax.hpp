@@ -44,7 +44,7 @@ inline void run_stablemax(const Row<D>& row, Compute compute, Write write) {
   using T = typename Row<D>::T;
   const auto total = in_range<D>(compute);
   if (!positive_finite(total.sum)) row.fill(static_cast<T>(NAN), 0);
-  else if (row.size() == 1) row.fill(1, 0);
+  else if (row.terms() == 1) row.fill(1, 0);
   else write(total);
 }
 
@@ -67,15 +67,13 @@ inline void stablemax_two_pass_reload(const Row<D>& row) {
 // log s(x) = sign(x) log1p(|x|) = sign(x) (e ln2 + log m), with the logarithm of the sum in the
 // same form, so that the large parts cancel exactly. For the largest element, where all would
 // cancel, the result is -log1p(rest / s(largest)).
-template <class D>
-inline void log_stablemax_two_pass(const Row<D>& row) {
+template <class D, class Rest>
+inline void write_log_stablemax(const Row<D>& row, const Rest& rest) {
   using V = typename Row<D>::V;
   using T = typename Row<D>::T;
-  using S = Stable<V>;
   using C = LogConstants<V>;
   const T masked = static_cast<T>(-INFINITY);
 
-  const auto rest = in_range<D>([&](Known known) { return rest_of<S>(row, known); });  // reads x
   const Pair<f64x8> held = {f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)};
   const double s_held = s_of_held(rest);
   if (!positive_finite(s_held + rest.sum)) return row.fill(static_cast<T>(NAN), masked);
@@ -104,6 +102,13 @@ inline void log_stablemax_two_pass(const Row<D>& row) {
     y = select(eq(high(x), V::set1(masked)), V::set1(masked), y);
     return select(eq(high(x), V::set1(top)), V::set1(y_top), y);
   });
+}
+
+template <class D>
+inline void log_stablemax_two_pass(const Row<D>& row) {
+  using S = Stable<typename Row<D>::V>;
+  write_log_stablemax(                                                         // writes y
+      row, in_range<D>([&](Known known) { return rest_of<S>(row, known); }));  // reads x twice
 }
 
 }  // namespace

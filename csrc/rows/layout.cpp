@@ -26,7 +26,22 @@ struct View {
   const int64_t* shape;
   int64_t strides[kMaxDims];
   int64_t size;  // elements
+  Range range;
 };
+
+// Adds (size - 1) stride to the range; false where it leaves the 64-bit range.
+bool reach(int64_t size, int64_t stride, Range* range) {
+  int64_t far = 0;
+  if (stride == INT64_MIN || !multiply(size - 1, stride < 0 ? -stride : stride, &far)) return false;
+  if (stride < 0) {
+    if (range->low < INT64_MIN + far) return false;
+    range->low -= far;
+  } else {
+    if (range->high > INT64_MAX - far) return false;
+    range->high += far;
+  }
+  return true;
+}
 
 bool make_view(const softmaxlib_array& array, View* view) {
   if (array.ndim < 0 || array.ndim > kMaxDims || (array.ndim && !array.shape)) return false;
@@ -45,21 +60,10 @@ bool make_view(const softmaxlib_array& array, View* view) {
       return false;
   }
   view->size = empty ? 0 : elements;
+  view->range = {0, empty ? 0 : item_size(array.dtype)};
+  for (int d = 0; !empty && d < array.ndim; ++d)
+    if (!reach(array.shape[d], view->strides[d], &view->range)) return false;
   return true;
-}
-
-// The byte range of a view, relative to its data pointer.
-struct Range {
-  int64_t low, high;
-  int64_t span() const { return high - low; }
-};
-Range range_of(const View& view, int64_t item) {
-  Range r = {0, view.size ? item : 0};
-  for (int d = 0; view.size && d < view.ndim; ++d) {
-    const int64_t reach = (view.shape[d] - 1) * view.strides[d];
-    (reach < 0 ? r.low : r.high) += reach;
-  }
-  return r;
 }
 
 // Strides of a view along the dimensions of x, 0 so far; NumPy's rules of broadcasting.
@@ -75,34 +79,41 @@ bool broadcast(const View& view, const View& x, Operand operand, Dim* dims) {
 }
 
 // Positive and finite, by its bits: the caller's mode may take a subnormal for 0.
-bool valid_temperature(double t) {
+bool valid_scale(double t) {
   uint64_t bits;
   memcpy(&bits, &t, sizeof(bits));
   return bits > 0 && bits < 0x7ff0000000000000u;
 }
-bool valid_temperature(float t) {
+bool valid_scale(float t) {
   uint32_t bits;
   memcpy(&bits, &t, sizeof(bits));
   return bits > 0 && bits < 0x7f800000u;
 }
 template <class T>
-bool valid_temperature_at(const char* p) {
+bool valid_scale_at(const char* p) {
   T t;
   memcpy(&t, p, sizeof(t));
-  return valid_temperature(t);
+  return valid_scale(t);
 }
 
-bool valid_temperatures(const softmaxlib_array& array, const View& view) {
-  int64_t index[kMaxDims] = {};
-  const char* p = static_cast<const char*>(array.data);
-  for (int64_t i = 0; i < view.size; ++i) {
-    if (!(array.dtype == SOFTMAXLIB_F64 ? valid_temperature_at<double>(p)
-                                        : valid_temperature_at<float>(p)))
+// Those of all rows, each read once.
+bool valid_scales(const Job& job) {
+  int64_t size[kMaxDims], stride[kMaxDims], index[kMaxDims] = {};
+  int ndim = 0;
+  for (int d = 0; d < job.outer_ndim; ++d) {
+    if (job.outer[d].stride[kScale] == 0) continue;
+    size[ndim] = job.outer[d].size;
+    stride[ndim++] = job.outer[d].stride[kScale];
+  }
+  const char* p = job.base[kScale];
+  for (int d = 0; d >= 0;) {
+    if (!(job.dtype[kScale] == SOFTMAXLIB_F64 ? valid_scale_at<double>(p)
+                                              : valid_scale_at<float>(p)))
       return false;
-    for (int d = view.ndim - 1; d >= 0; --d) {
-      p += view.strides[d];
-      if (++index[d] < view.shape[d]) break;
-      p -= view.shape[d] * view.strides[d];
+    for (d = ndim - 1; d >= 0; --d) {
+      p += stride[d];
+      if (++index[d] < size[d]) break;
+      p -= size[d] * stride[d];
       index[d] = 0;
     }
   }
@@ -125,15 +136,90 @@ void append(Dim* dims, int* ndim, const Dim& dim) {
   dims[(*ndim)++] = dim;
 }
 
-// One optional operand: base, dtype and strides along x; `error` where it does not broadcast.
-softmaxlib_status add_operand(const softmaxlib_array* array, const View& x, Operand operand,
-                              softmaxlib_status error, Job* job, View* view, Dim* dims) {
-  if (!array) return SOFTMAXLIB_OK;
-  if (!make_view(*array, view) || !broadcast(*view, x, operand, dims)) return error;
-  if (view->size && !array->data) return SOFTMAXLIB_ERROR_NULL;
-  job->base[operand] = static_cast<char*>(array->data);
-  job->dtype[operand] = array->dtype;
+// What lay_out works on.
+struct Draft {
+  Job* job;
+  View x;
+  bool reduced[kMaxDims];
+  Dim dims[kMaxDims];  // of x
+
+  void take(Operand operand, const softmaxlib_array& array) {
+    job->base[operand] = static_cast<char*>(array.data);
+    job->dtype[operand] = array.dtype;
+    job->given |= 1u << operand;
+  }
+
+  // Of the shape of x, or of that without the axes.
+  bool add_result(Operand operand, const softmaxlib_array& array, const View& view, bool reduces) {
+    int next = 0;
+    for (int d = 0; d < x.ndim; ++d) {
+      if (reduces && reduced[d]) continue;
+      if (next == view.ndim || view.shape[next] != x.shape[d]) return false;
+      dims[d].stride[operand] = view.strides[next++];
+    }
+    take(operand, array);
+    return next == view.ndim;
+  }
+
+  // An optional operand that broadcasts to x; `error` where it does not, or should be constant
+  // along the axes and is not.
+  softmaxlib_status add(Operand operand, const softmaxlib_array* array, bool right_dtype,
+                        bool constant, softmaxlib_status error) {
+    if (!array) return SOFTMAXLIB_OK;
+    if (!right_dtype) return SOFTMAXLIB_ERROR_DTYPE;
+    View view;
+    if (!make_view(*array, &view) || !broadcast(view, x, operand, dims)) return error;
+    for (int d = 0; constant && d < x.ndim; ++d)
+      if (reduced[d] && x.shape[d] > 1 && dims[d].stride[operand] != 0) return error;
+    take(operand, *array);
+    return SOFTMAXLIB_OK;
+  }
+};
+
+bool is(const softmaxlib_array* array, softmaxlib_dtype a, softmaxlib_dtype b) {
+  return array && (array->dtype == a || array->dtype == b);
+}
+
+// What stands for rows in attention: where they end, and how far they are from a column.
+softmaxlib_status add_queries(const Request& request, const softmaxlib_options& o, Draft* draft) {
+  Job& job = *draft->job;
+  job.causal = o.causal != 0;
+  job.causal_offset = o.causal_offset;
+  if (!job.causal && !o.alibi_slopes) return SOFTMAXLIB_OK;
+  const int ndim = draft->x.ndim;
+  const int32_t axis = o.query_axis < 0 ? o.query_axis + ndim : o.query_axis;
+  if (request.naxes != 1 || axis < 0 || axis >= ndim || draft->reduced[axis])
+    return SOFTMAXLIB_ERROR_CAUSAL;
+  draft->dims[axis].stride[kQuery] = 1;
   return SOFTMAXLIB_OK;
+}
+
+softmaxlib_status add_options(const softmaxlib_options& o, Draft* draft) {
+  Job& job = *draft->job;
+  if (const softmaxlib_status s = draft->add(kBias, o.bias, o.bias && is_float(o.bias->dtype),
+                                             false, SOFTMAXLIB_ERROR_BIAS))
+    return s;
+  if (const softmaxlib_status s =
+          draft->add(kWhere, o.where, is(o.where, SOFTMAXLIB_BOOL, SOFTMAXLIB_BOOL), false,
+                     SOFTMAXLIB_ERROR_WHERE))
+    return s;
+  if (o.temperatures && o.scales) return SOFTMAXLIB_ERROR_SCALE;
+  job.divides = o.temperatures;
+  const softmaxlib_array* scales = o.temperatures ? o.temperatures : o.scales;
+  if (const softmaxlib_status s =
+          draft->add(kScale, scales, is(scales, SOFTMAXLIB_F32, SOFTMAXLIB_F64), true,
+                     o.temperatures ? SOFTMAXLIB_ERROR_TEMPERATURE : SOFTMAXLIB_ERROR_SCALE))
+    return s;
+  job.temperature = o.temperatures ? 1 : o.temperature;
+  job.scale = o.scales ? 1 : o.scale;
+  if (!valid_scale(job.temperature)) return SOFTMAXLIB_ERROR_TEMPERATURE;
+  if (!valid_scale(job.scale)) return SOFTMAXLIB_ERROR_SCALE;
+  if (const softmaxlib_status s =
+          draft->add(kSlope, o.alibi_slopes, is(o.alibi_slopes, SOFTMAXLIB_F32, SOFTMAXLIB_F64),
+                     true, SOFTMAXLIB_ERROR_ALIBI))
+    return s;
+  return draft->add(kSink, o.sinks, o.sinks && is_float(o.sinks->dtype), true,
+                    SOFTMAXLIB_ERROR_SINK);
 }
 
 }  // namespace
@@ -154,97 +240,92 @@ int64_t item_size(softmaxlib_dtype dtype) {
   }
 }
 
-softmaxlib_status lay_out(softmaxlib_function function, const softmaxlib_array* x_array,
-                          const softmaxlib_array* out_array, int32_t naxes, const int32_t* axes,
-                          const softmaxlib_options& options, Job* job) {
-  if (!x_array || !out_array || (naxes && !axes)) return SOFTMAXLIB_ERROR_NULL;
-  if (function < 0 || function >= kFunctions) return SOFTMAXLIB_ERROR_FUNCTION;
+softmaxlib_status lay_out(const Request& request, const softmaxlib_options& options, Job* job) {
+  const softmaxlib_array *x_array = request.x, *out_array = request.out;
+  if (!x_array || !out_array || (request.naxes && !request.axes)) return SOFTMAXLIB_ERROR_NULL;
+  if (request.function < 0 || request.function >= kFunctions) return SOFTMAXLIB_ERROR_FUNCTION;
   if (x_array->dtype < 0 || x_array->dtype > SOFTMAXLIB_U64 || !is_float(out_array->dtype))
     return SOFTMAXLIB_ERROR_DTYPE;
 
-  View x, out;
+  Draft draft;
+  draft.job = job;
+  View& x = draft.x;
+  View out;
   if (!make_view(*x_array, &x) || !make_view(*out_array, &out)) return SOFTMAXLIB_ERROR_SHAPE;
-  if ((x.size && !x_array->data) || (out.size && !out_array->data)) return SOFTMAXLIB_ERROR_NULL;
 
-  bool reduced[kMaxDims] = {};
-  if (naxes < 0 || naxes > x.ndim) return SOFTMAXLIB_ERROR_AXIS;
-  for (int i = 0; i < naxes; ++i) {
-    const int axis = axes[i] < 0 ? axes[i] + x.ndim : axes[i];
-    if (axis < 0 || axis >= x.ndim || reduced[axis]) return SOFTMAXLIB_ERROR_AXIS;
-    reduced[axis] = true;
+  memset(draft.reduced, 0, sizeof(draft.reduced));
+  if (request.naxes < 0 || request.naxes > x.ndim) return SOFTMAXLIB_ERROR_AXIS;
+  for (int i = 0; i < request.naxes; ++i) {
+    const int32_t named = request.axes[i];
+    const int32_t axis = named < 0 && named >= -x.ndim ? named + x.ndim : named;
+    if (axis < 0 || axis >= x.ndim || draft.reduced[axis]) return SOFTMAXLIB_ERROR_AXIS;
+    draft.reduced[axis] = true;
   }
-  for (int d = 0; naxes == 0 && d < x.ndim; ++d) reduced[d] = true;
-
-  Dim dims[kMaxDims];  // of x
-  int next = 0;
-  for (int d = 0; d < x.ndim; ++d) {
-    dims[d] = Dim{x.shape[d], {}};
-    dims[d].stride[kX] = x.strides[d];
-    if (function == SOFTMAXLIB_LOGSUMEXP && reduced[d]) continue;
-    if (next == out.ndim || out.shape[next] != x.shape[d]) return SOFTMAXLIB_ERROR_SHAPE;
-    dims[d].stride[kOut] = out.strides[next++];
-  }
-  if (next != out.ndim) return SOFTMAXLIB_ERROR_SHAPE;
+  for (int d = 0; request.naxes == 0 && d < x.ndim; ++d) draft.reduced[d] = true;
 
   memset(job->base, 0, sizeof(job->base));
   memset(job->dtype, 0, sizeof(job->dtype));
-  job->base[kX] = static_cast<char*>(x_array->data);
-  job->base[kOut] = static_cast<char*>(out_array->data);
-  job->dtype[kX] = x_array->dtype;
-  job->dtype[kOut] = out_array->dtype;
-
-  View view;
-  if (options.bias && !is_float(options.bias->dtype)) return SOFTMAXLIB_ERROR_DTYPE;
-  if (const softmaxlib_status status =
-          add_operand(options.bias, x, kBias, SOFTMAXLIB_ERROR_BIAS, job, &view, dims))
-    return status;
-  if (options.where && options.where->dtype != SOFTMAXLIB_BOOL) return SOFTMAXLIB_ERROR_DTYPE;
-  if (const softmaxlib_status status =
-          add_operand(options.where, x, kWhere, SOFTMAXLIB_ERROR_WHERE, job, &view, dims))
-    return status;
-  job->temperature = options.temperature;
-  if (const softmaxlib_array* t = options.temperatures) {
-    if (t->dtype != SOFTMAXLIB_F32 && t->dtype != SOFTMAXLIB_F64) return SOFTMAXLIB_ERROR_DTYPE;
-    if (const softmaxlib_status status =
-            add_operand(t, x, kTemperature, SOFTMAXLIB_ERROR_TEMPERATURE, job, &view, dims))
-      return status;
-    for (int d = 0; d < x.ndim; ++d)
-      if (reduced[d] && x.shape[d] > 1 && dims[d].stride[kTemperature] != 0)
-        return SOFTMAXLIB_ERROR_TEMPERATURE;
-    if (!valid_temperatures(*t, view)) return SOFTMAXLIB_ERROR_TEMPERATURE;
-    job->temperature = 1;
-  } else if (!valid_temperature(options.temperature)) {
-    return SOFTMAXLIB_ERROR_TEMPERATURE;
+  job->given = 0;
+  for (int d = 0; d < x.ndim; ++d) {
+    draft.dims[d] = Dim{x.shape[d], {}};
+    draft.dims[d].stride[kX] = x.strides[d];
   }
+  draft.take(kX, *x_array);
+  job->function = request.function;
+  job->reduces = request.reduces;
+  if (!draft.add_result(kOut, *out_array, out, request.reduces)) return SOFTMAXLIB_ERROR_SHAPE;
+  View view;
+  if (request.extra &&
+      (!make_view(*request.extra, &view) || !draft.add_result(kExtra, *request.extra, view, true)))
+    return SOFTMAXLIB_ERROR_UNIFORMS;  // states have the right shape
+  if (request.indices && (!make_view(*request.indices, &view) ||
+                          !draft.add_result(kIndices, *request.indices, view, true)))
+    return SOFTMAXLIB_ERROR_SHAPE;
+  if (const softmaxlib_status s = add_queries(request, options, &draft)) return s;
+  if (const softmaxlib_status s = add_options(options, &draft)) return s;
 
-  job->function = function;
   job->rows = job->n = 1;
   job->outer_ndim = job->inner_ndim = 0;
-  job->in_place = function != SOFTMAXLIB_LOGSUMEXP && job->base[kX] == job->base[kOut] &&
-                  job->dtype[kX] == job->dtype[kOut];
+  job->same_layout = !job->reduces && job->dtype[kX] == job->dtype[kOut];
   for (int d = 0; d < x.ndim; ++d) {
-    const Dim& dim = dims[d];
-    if (dim.size > 1) job->in_place &= dim.stride[kX] == dim.stride[kOut];
-    (reduced[d] ? job->n : job->rows) *= dim.size;
-    if (reduced[d]) append(job->inner, &job->inner_ndim, dim);
+    const Dim& dim = draft.dims[d];
+    if (dim.size > 1) job->same_layout &= dim.stride[kX] == dim.stride[kOut];
+    int64_t& count = draft.reduced[d] ? job->n : job->rows;
+    if (!multiply(count, dim.size, &count)) return SOFTMAXLIB_ERROR_SHAPE;
+    if (draft.reduced[d]) append(job->inner, &job->inner_ndim, dim);
     else append(job->outer, &job->outer_ndim, dim);
   }
   if (job->inner_ndim == 0) job->inner[job->inner_ndim++] = Dim{1, {}};
 
-  // Two dense arrays whose ranges meet do share elements.
   const int64_t x_item = item_size(x_array->dtype), out_item = item_size(out_array->dtype);
-  const Range xr = range_of(x, x_item), outr = range_of(out, out_item);
-  if (!job->in_place && x.size && out.size && xr.span() == x.size * x_item &&
-      outr.span() == out.size * out_item && job->base[kX] + xr.low < job->base[kOut] + outr.high &&
-      job->base[kOut] + outr.low < job->base[kX] + xr.high)
-    return SOFTMAXLIB_ERROR_OVERLAP;
+  job->range[kX] = x.range;
+  job->range[kOut] = out.range;
+  job->dense = x.size && out.size && job->range[kX].span() == x.size * x_item &&
+               job->range[kOut].span() == out.size * out_item;
 
+  const bool elements_of_x = !options.bias && !options.where && !job_has(*job, kScale) &&
+                             !options.alibi_slopes && job->temperature == 1 && job->scale == 1;
   const Dim& row = job->inner[0];
-  job->direct =
-      job->inner_ndim == 1 && job->dtype[kX] == job->dtype[kOut] &&
-      (row.size == 1 || row.stride[kX] == x_item) &&
-      (row.size == 1 || function == SOFTMAXLIB_LOGSUMEXP || row.stride[kOut] == out_item) &&
-      !options.bias && !options.where && !options.temperatures && options.temperature == 1;
+  job->plain = elements_of_x && !job->causal && !options.sinks;
+  job->direct = job->inner_ndim == 1 && job->dtype[kX] == job->dtype[kOut] &&
+                (row.size == 1 || row.stride[kX] == x_item) &&
+                (row.size == 1 || job->reduces || row.stride[kOut] == out_item) && elements_of_x;
+  return SOFTMAXLIB_OK;
+}
+
+softmaxlib_status check_data(Job* job) {
+  if (job->rows == 0) return SOFTMAXLIB_OK;
+  for (int k = 0; k < kOperands; ++k)
+    if (job_has(*job, k) && !job->base[k] && (job->n || (k == kOut && job->reduces) || k >= kExtra))
+      return SOFTMAXLIB_ERROR_NULL;
+  const char *x = job->base[kX], *out = job->base[kOut];
+  job->in_place = job->same_layout && x == out;
+  // Two dense arrays whose ranges meet do share elements.
+  if (!job->in_place && job->dense && x + job->range[kX].low < out + job->range[kOut].high &&
+      out + job->range[kOut].low < x + job->range[kX].high)
+    return SOFTMAXLIB_ERROR_OVERLAP;
+  if (job->base[kScale] && !valid_scales(*job))
+    return job->divides ? SOFTMAXLIB_ERROR_TEMPERATURE : SOFTMAXLIB_ERROR_SCALE;
   return SOFTMAXLIB_OK;
 }
 

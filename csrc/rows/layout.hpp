@@ -7,9 +7,23 @@ namespace softmaxlib {
 
 int64_t item_size(softmaxlib_dtype dtype);
 
-// Checks arrays, axes and options, and fills in everything of the job but its schedule.
-softmaxlib_status lay_out(softmaxlib_function function, const softmaxlib_array* x,
-                          const softmaxlib_array* out, int32_t naxes, const int32_t* axes,
-                          const softmaxlib_options& options, Job* job);
+// What a caller asks for.
+struct Request {
+  softmaxlib_function function;
+  const softmaxlib_array *x, *out;
+  int32_t naxes;  // 0: all
+  const int32_t* axes;
+  bool reduces;  // out has no axes
+  // Of the shape of x without the axes: see Operand.
+  const softmaxlib_array *extra = nullptr, *indices = nullptr;
+};
+
+// Checks arrays, axes and options, and fills in everything of the job but its schedule and what
+// check_data does. Data may be missing.
+softmaxlib_status lay_out(const Request& request, const softmaxlib_options& options, Job* job);
+
+// Whether all data is there, temperatures and scales are valid, and out is x or apart from it;
+// finds in_place.
+softmaxlib_status check_data(Job* job);
 
 }  // namespace softmaxlib

@@ -180,16 +180,34 @@ class Row {
       : job_(job),
         place_(place),
         x_(reinterpret_cast<const D*>(job.base[kX] + place.offset[kX])),
-        y_(reinterpret_cast<D*>(job.base[kOut] + place.offset[kOut])) {
+        y_(reinterpret_cast<D*>(job.base[kOut] + place.offset[kOut])),
+        n_(job.causal ? visible(job, place) : job.n) {
     results_ = reinterpret_cast<BlockResult*>(scratch);
     references_ = blocks() > 1 ? reinterpret_cast<int32_t*>(results_ + (job.split ? blocks() : 0))
                                : one_block;
   }
 
-  int64_t size() const { return job_.n; }
-  int64_t blocks() const { return (job_.n + kBlock - 1) / kBlock; }
+  int64_t size() const { return n_; }
+  int64_t blocks() const { return (n_ + kBlock - 1) / kBlock; }
   bool direct() const { return job_.direct; }
   bool in_place() const { return job_.in_place; }
+
+  // One more term of the sum; -inf: none.
+  double sink() const { return row_operand(job_, place_, kSink, -INFINITY); }
+
+  // How many terms the sum has, the sink too; 2 stands for more.
+  int64_t terms() const {
+    int64_t seen = job_.base[kSink] != nullptr;
+    if (!job_.base[kWhere]) return min_of(seen + n_, 2);
+    for (int64_t i = 0; i < n_ && seen < 2; i += kChunk) {
+      const int64_t n = min_of(n_ - i, kChunk);
+      for_runs(job_, place_, kWhere, i, n,
+               [&](const char* p, int64_t stride, int64_t, int64_t count) {
+                 for (int64_t j = 0; j < count && seen < 2; ++j) seen += p[j * stride] != 0;
+               });
+    }
+    return seen;
+  }
 
   // From here on the passes see x - maximum.
   void shift_by(double maximum) {
@@ -246,8 +264,8 @@ class Row {
   double staged_max() const {
     double top = -INFINITY;
     Stage<D> stage;
-    for (int64_t i = 0; i < job_.n; i += kChunk) {
-      const double z = stage.max(job_, place_, i, static_cast<int>(min_of(job_.n - i, kChunk)));
+    for (int64_t i = 0; i < n_; i += kChunk) {
+      const double z = stage.max(job_, place_, i, static_cast<int>(min_of(n_ - i, kChunk)));
       top = z > top ? z : top;
     }
     return top;
@@ -275,14 +293,15 @@ class Row {
   }
 
   // The results of all blocks, merged in order whatever the order of their computation.
-  // compute(start, stop) -> R, merge(R&, R); R converts to and from BlockResult.
+  // compute(start, stop) -> R, merge(R&, R); R converts to and from BlockResult. before: what they
+  // are merged into.
   template <class R, class Compute>
-  R reduce_blocks(Compute compute) const {
-    R all;
+  R reduce_blocks(Compute compute, const R* before = nullptr) const {
+    R all = before ? *before : R();
     if (!job_.split) {
       run_blocks(0, blocks(), [&](int64_t b, int64_t start, int64_t stop) {
         const R one = compute(start, stop);
-        if (b == 0) all = one;
+        if (b == 0 && !before) all = one;
         else all.merge(one);
       });
       return all;
@@ -290,7 +309,7 @@ class Row {
     for_blocks(
         [&](int64_t b, int64_t start, int64_t stop) { results_[b] = compute(start, stop).pack(); });
     for (int64_t b = 0; b < blocks(); ++b) {
-      if (b == 0) all = R::unpack(results_[b]);
+      if (b == 0 && !before) all = R::unpack(results_[b]);
       else all.merge(R::unpack(results_[b]));
     }
     return all;
@@ -320,6 +339,16 @@ class Row {
 
   void fill(T value, T masked) const {
     map(masked, [value](auto) { return V::set1(value); });
+  }
+
+  // What the row does not see.
+  void fill_beyond(T masked) const {
+    const D narrow = narrow_one<D>(masked);
+    for (int64_t i = n_; i < job_.n; i += kChunk)
+      for_runs(job_, place_, kOut, i, min_of(job_.n - i, kChunk),
+               [&](char* p, int64_t stride, int64_t, int64_t count) {
+                 for (int64_t j = 0; j < count; ++j) memcpy(p + j * stride, &narrow, sizeof(D));
+               });
   }
 
   // The one element of logsumexp's result.
@@ -362,13 +391,21 @@ class Row {
   template <class F>
   void run_blocks(int64_t first_block, int64_t last_block, F&& run) const {
     for (int64_t b = first_block; b < last_block; ++b)
-      run(b, b * kBlock, min_of((b + 1) * kBlock, job_.n));
+      run(b, b * kBlock, min_of((b + 1) * kBlock, n_));
+  }
+
+  // Elements up to column i + causal_offset.
+  static int64_t visible(const Job& job, const Place& place) {
+    const int64_t i = place.offset[kQuery], offset = job.causal_offset;
+    if (offset >= job.n - 1 - i) return job.n;
+    return offset < -i ? 0 : i + offset + 1;
   }
 
   const Job& job_;
   const Place& place_;
   const D* x_;
   D* y_;
+  int64_t n_;
   double shift_ = 0;
   bool shifted_ = false;
   BlockResult* results_;

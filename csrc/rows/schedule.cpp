@@ -50,20 +50,15 @@ bool reloads(int kernel) {
   return kernel == registry::three_pass_reload || kernel == registry::two_pass_reload;
 }
 
-bool no_options(const softmaxlib_options& o) {
-  return !o.bias && !o.where && !o.temperatures && o.temperature == 1;
-}
-
 // Whether rows, direct but for their strides, lie side by side in x.
-bool side_by_side(const Job& job, const softmaxlib_options& options) {
-  return !job.direct && job.dtype[kX] == job.dtype[kOut] && job.inner_ndim == 1 && job.outer_ndim &&
-         job.outer[job.outer_ndim - 1].stride[kX] == item_size(job.dtype[kX]) &&
-         no_options(options);
+bool side_by_side(const Job& job) {
+  return !job.direct && job.plain && job.dtype[kX] == job.dtype[kOut] && job.inner_ndim == 1 &&
+         job.outer_ndim && job.outer[job.outer_ndim - 1].stride[kX] == item_size(job.dtype[kX]);
 }
 
 // How many of them to gather at once: those whose elements share cache lines.
-int64_t tile_of(const Job& job, const softmaxlib_options& options) {
-  if (!side_by_side(job, options)) return 0;
+int64_t tile_of(const Job& job) {
+  if (!side_by_side(job)) return 0;
   const int64_t item = item_size(job.dtype[kX]);
   const int64_t rows = std::min({kTileWidth / item, job.outer[job.outer_ndim - 1].size,
                                  kTileBytes / tile_pitch(job.n * item)});
@@ -71,8 +66,8 @@ int64_t tile_of(const Job& job, const softmaxlib_options& options) {
 }
 
 // How many columns to compute at once, where rows lie side by side in x and y; 0 where they do not.
-int64_t panel_of(const Job& job, const softmaxlib_options& options) {
-  if (!side_by_side(job, options)) return 0;
+int64_t panel_of(const Job& job) {
+  if (!side_by_side(job)) return 0;
   const int64_t item = item_size(job.dtype[kX]), lanes = item == 8 ? 8 : 16;
   const Dim& across = job.outer[job.outer_ndim - 1];
   if (across.stride[kOut] != item) return 0;
@@ -126,7 +121,7 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
 
   // Kernels over many rows leave threads without work where there are more of them than rows.
   const bool idle = threads_of(options) > job.rows && worth(job) > 1;
-  if (function == SOFTMAXLIB_SOFTMAX && job.direct && job.n > 0 && !idle) {
+  if (function == SOFTMAXLIB_SOFTMAX && job.direct && job.plain && job.n > 0 && !idle) {
     const bool fits = job.n > 1 && job.n * item <= caches().l2 * 3 / 4;
     const int64_t lanes = item == 8 ? 8 : 16;
     const int64_t group = kVectorsPerGroup * lanes;
@@ -152,14 +147,13 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
                  "x and y of a row leave the caches: least traffic");
 }
 
-void choose_stores(softmaxlib_function function, const Job& job, const softmaxlib_options& options,
-                   Schedule& s) {
+void choose_stores(const Job& job, const softmaxlib_options& options, Schedule& s) {
   const int64_t bytes = job.rows * job.n * (item_size(job.dtype[kX]) + item_size(job.dtype[kOut]));
   const auto choose = [&](bool streaming, const char* why) {
     s.streaming = streaming;
     s.why_stores = why;
   };
-  if (function == SOFTMAXLIB_LOGSUMEXP) choose(false, "one result per row");
+  if (job.reduces) choose(false, "one result per row");
   else if (!job.direct && s.kernel != registry::columns)
     choose(false, "not contiguous, or options");
   else if (options.store == SOFTMAXLIB_STORE_PLAIN) choose(false, "the caller's choice");
@@ -193,13 +187,13 @@ void choose_tasks(const Job& job, const softmaxlib_options& options, Schedule& s
 Schedule choose_schedule(softmaxlib_function function, const Job& job,
                          const softmaxlib_options& options, bool frugal) {
   Schedule s = {};
-  s.tile = frugal ? 0 : tile_of(job, options);
+  s.tile = frugal ? 0 : tile_of(job);
   if (!frugal && function == SOFTMAXLIB_SOFTMAX && options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO)
-    if (const int64_t panel = panel_of(job, options)) {
+    if (const int64_t panel = panel_of(job)) {
       s.tile = panel;
       s.kernel = registry::columns;
     }
-  choose_stores(function, job, options, s);
+  choose_stores(job, options, s);
   const Choice kernel = choose_kernel(function, job, options, s, frugal);
   s.kernel = kernel.kernel;
   s.why_kernel = kernel.why;
@@ -209,6 +203,15 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
   else
     s.scratch = scratch_bytes(job.n, job.dtype[kOut], s.split, s.tile || reloads(s.kernel)) +
                 s.tile * tile_pitch(job.n * item_size(job.dtype[kX]));
+  return s;
+}
+
+Schedule share_rows(const Job& job, const softmaxlib_options& options) {
+  Schedule s = {};
+  choose_stores(job, options, s);
+  if (threads_of(options) > 1 && worth(job) > 1)
+    s.tasks = std::min({job.rows, worth(job), threads_of(options) * kTasksPerThread});
+  else s.tasks = 1;
   return s;
 }
 

@@ -23,4 +23,7 @@ struct Schedule {
 Schedule choose_schedule(softmaxlib_function function, const Job& job,
                          const softmaxlib_options& options, bool frugal);
 
+// For calls other than softmaxlib_run: a kernel of their own, whole rows shared.
+Schedule share_rows(const Job& job, const softmaxlib_options& options);
+
 }  // namespace softmaxlib

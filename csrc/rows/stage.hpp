@@ -1,5 +1,5 @@
-// Rows that a kernel cannot read in place (strided, of another dtype, with temperature, bias or
-// where) pass through a chunk of scratch: gathered, converted, combined in higher precision.
+// Rows that a kernel cannot read in place (strided, of another dtype, with scale, bias or where)
+// pass through a chunk of scratch: gathered, converted, combined in higher precision.
 #pragma once
 
 #include <float.h>
@@ -133,9 +133,9 @@ inline double fma_scalar(double a, double b, double c) {
 #endif
 }
 
-// x / temperature + bias - shift, as hi + lo.
+// x scale + bias - shift, as hi + lo.
 struct Affine {
-  double inverse, inverse_lo;  // 1 / temperature
+  double scale, scale_lo;  // also 1 / temperature
   double shift;
 };
 
@@ -147,23 +147,30 @@ inline Pair<V> finite_pair(V hi, V lo) {
 
 // Float: in double, then split.
 inline Pair<f32x16> combine(f32x16 x, const double* bias, const Affine& a) {
-  const f64x8 inverse = f64x8::set1(a.inverse), shift = f64x8::set1(a.shift);
-  const f64x8 low = (widen_low(x) * inverse + load(bias)) - shift;
-  const f64x8 high = (widen_high(x) * inverse + load(bias + 8)) - shift;
+  const f64x8 scale = f64x8::set1(a.scale), shift = f64x8::set1(a.shift);
+  const f64x8 low = (widen_low(x) * scale + load(bias)) - shift;
+  const f64x8 high = (widen_high(x) * scale + load(bias + 8)) - shift;
   const f32x16 hi = narrow(low, high);
   return finite_pair(hi, narrow(low - widen_low(hi), high - widen_high(hi)));
 }
 
 // Double: every operation with its error; the shift is exact where it counts.
 inline Pair<f64x8> combine(f64x8 x, const double* bias, const Affine& a) {
-  const f64x8 inverse = f64x8::set1(a.inverse), b = load(bias);
-  const f64x8 product = x * inverse;
-  const f64x8 product_lo =
-      fma(x, inverse, f64x8::set1(0) - product) + x * f64x8::set1(a.inverse_lo);
+  const f64x8 scale = f64x8::set1(a.scale), b = load(bias);
+  const f64x8 product = x * scale;
+  const f64x8 product_lo = fma(x, scale, f64x8::set1(0) - product) + x * f64x8::set1(a.scale_lo);
   const f64x8 z = product + b;
   const f64x8 tail = z - product;
   const f64x8 sum_lo = (product - (z - tail)) + (b - tail);
   return finite_pair(z - f64x8::set1(a.shift), product_lo + sum_lo);
+}
+
+// The row's own value of an operand that is constant along the row.
+inline double row_operand(const Job& job, const Place& place, Operand operand, double missing) {
+  double value = missing;
+  if (job.base[operand])
+    gather_any(job.dtype[operand], job.base[operand] + place.offset[operand], 0, 1, &value);
+  return value;
 }
 
 template <class D>
@@ -195,12 +202,12 @@ struct Stage {
     }
   }
 
-  // Their maximum, as far as a double holds it: temperature and bias may carry them beyond T.
+  // Their maximum, as far as a double holds it: scale and bias may carry them beyond T.
   SOFTMAXLIB_NOINLINE double max(const Job& job, const Place& place, int64_t start, int n) {
     const Affine affine = gather_operands(job, place, start, n, 0);
     double top = -INFINITY;
     for (int i = 0; i < n; ++i) {
-      const double z = static_cast<double>(x[i]) * affine.inverse + bias[i];
+      const double z = static_cast<double>(x[i]) * affine.scale + bias[i];
       if ((!job.base[kWhere] || where[i]) && z > top) top = z;
     }
     return top;
@@ -239,13 +246,20 @@ struct Stage {
     for (int i = n; i < padded; ++i) x[i] = 0;
     for (int i = job.base[kBias] ? n : 0; i < padded; ++i) bias[i] = 0;
 
-    double temperature = job.temperature;
-    if (job.base[kTemperature])
-      gather_any(job.dtype[kTemperature], job.base[kTemperature] + place.offset[kTemperature], 0, 1,
-                 &temperature);
+    if (job.base[kSlope]) {
+      const double slope = row_operand(job, place, kSlope, 0);
+      const double first = static_cast<double>(start - place.offset[kQuery]) -
+                           static_cast<double>(job.causal_offset);
+      for (int i = 0; i < n; ++i) bias[i] += slope * (first + i);
+    }
+    const double temperature =
+        job.divides ? row_operand(job, place, kScale, job.temperature) : job.temperature;
+    const double factor = job.divides ? job.scale : row_operand(job, place, kScale, job.scale);
     const double inverse = 1.0 / temperature;
-    if (inverse > DBL_MAX) return {DBL_MAX, 0, shift};  // 0 / temperature stays 0
-    return {inverse, fma_scalar(-inverse, temperature, 1.0) / temperature, shift};
+    const double scale = inverse * factor;
+    if (scale > DBL_MAX) return {DBL_MAX, 0, shift};  // 0 / temperature stays 0
+    const double inverse_lo = fma_scalar(-inverse, temperature, 1.0) / temperature;
+    return {scale, fma_scalar(inverse, factor, -scale) + inverse_lo * factor, shift};
   }
 };
 

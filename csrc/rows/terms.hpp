@@ -8,10 +8,30 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
+// f(hi + lo) under a reference.
+template <class F>
+inline double one_term(typename F::V::elem hi, typename F::V::elem lo, int reference) {
+  using V = typename F::V;
+  typename V::elem hi_lanes[V::lanes], lo_lanes[V::lanes] = {};
+  for (auto& lane : hi_lanes) lane = static_cast<typename V::elem>(-INFINITY);
+  hi_lanes[0] = hi;
+  lo_lanes[0] = lo;
+  const Pair<V> x = {load(hi_lanes), load(lo_lanes)};
+  return sum_lanes(widen_sum(F(reference)(x)));
+}
+
 // The sum of a row or block.
 template <class F>
 struct RowSum : Total {
+  using T = typename F::V::elem;
+
   void merge(const RowSum& other) { Total::merge(other); }
+  static RowSum of_term(T hi, T lo, int reference) {
+    RowSum s;
+    s.reference = reference;
+    s.sum = one_term<F>(hi, lo, reference);
+    return s;
+  }
   BlockResult pack() const { return {sum, error, 0, 0, reference, {}}; }
   static RowSum unpack(const BlockResult& r) {
     RowSum s;
@@ -25,14 +45,18 @@ template <class F>
 struct RowRest : Total {
   double held_hi = -INFINITY, held_lo = 0;
 
+  using T = typename F::V::elem;
+
   void add_term(double hi, double lo) {
-    using V = typename F::V;
-    typename V::elem hi_lanes[V::lanes], lo_lanes[V::lanes] = {};
-    for (auto& lane : hi_lanes) lane = static_cast<typename V::elem>(-INFINITY);
-    hi_lanes[0] = static_cast<typename V::elem>(hi);
-    lo_lanes[0] = static_cast<typename V::elem>(lo);
-    const Pair<V> x = {load(hi_lanes), load(lo_lanes)};
-    add(sum_lanes(widen_sum(F(reference)(x))));
+    add(one_term<F>(static_cast<T>(hi), static_cast<T>(lo), reference));
+  }
+  // A NaN is summed, not held.
+  static RowRest of_term(T hi, T lo, int reference) {
+    RowRest s;
+    s.reference = reference;
+    if (hi != hi) s.sum = static_cast<double>(hi);
+    else s.held_hi = static_cast<double>(hi), s.held_lo = static_cast<double>(lo);
+    return s;
   }
   void merge(RowRest other) {
     if (other.held_hi > held_hi) {
@@ -102,26 +126,41 @@ inline RowRest<F> take_largest(const BlockState<typename F::V>& state) {
   return result;
 }
 
-// Sum of f(x). Reads x.
+// The sink of a row joins the sum as one more block.
+template <class F, class D, class R>
+inline R with_sink(const Row<D>& row, R result, Known known) {
+  using T = typename F::V::elem;
+  const double sink = row.sink() - row.shift();
+  if (sink == -INFINITY) return result;
+  const T hi = static_cast<T>(sink), lo = static_cast<T>(sink - static_cast<double>(hi));
+  result.merge(
+      R::of_term(hi, hi - hi == 0 ? lo : 0, F::kFollows ? reference_of(sink) : known.reference));
+  return result;
+}
+
+// Sum of f(x), added to what was there before. Reads x.
 template <class F, class D>
-inline RowSum<F> sum_of(const Row<D>& row, Known known = {}) {
-  return row.template reduce_blocks<RowSum<F>>([&](int64_t start, int64_t stop) {
-    BlockState<typename F::V> state;
-    row.read(start, stop, [&](auto x, int64_t, int64_t n) {
-      sum_piece_of<F, false, false>(x, static_cast<typename F::V::elem*>(nullptr), n, known, state,
-                                    nullptr);
-    });
-    RowSum<F> result;
-    static_cast<Total&>(result) = state.total;
-    return result;
-  });
+inline RowSum<F> sum_of(const Row<D>& row, Known known = {}, const RowSum<F>* before = nullptr) {
+  const auto total = row.template reduce_blocks<RowSum<F>>(
+      [&](int64_t start, int64_t stop) {
+        BlockState<typename F::V> state;
+        row.read(start, stop, [&](auto x, int64_t, int64_t n) {
+          sum_piece_of<F, false, false>(x, static_cast<typename F::V::elem*>(nullptr), n, known,
+                                        state, nullptr);
+        });
+        RowSum<F> result;
+        static_cast<Total&>(result) = state.total;
+        return result;
+      },
+      before);
+  return with_sink<F>(row, total, known);
 }
 
 // The same, leaving every f(x) in y under its chunk's reference. Reads x, writes y. Direct rows of
 // float or double only: a half cannot hold f(x).
 template <class F, class D>
 inline RowSum<F> store_of(const Row<D>& row, Known known = {}) {
-  return row.template reduce_blocks<RowSum<F>>([&](int64_t start, int64_t stop) {
+  const auto total = row.template reduce_blocks<RowSum<F>>([&](int64_t start, int64_t stop) {
     BlockState<typename F::V> state;
     row.read_write_direct(start, stop, [&](auto x, D* y, int64_t i, int64_t n) {
       sum_piece_of<F, false, true>(x, y, n, known, state, &row.reference_of_chunk(i));
@@ -130,19 +169,23 @@ inline RowSum<F> store_of(const Row<D>& row, Known known = {}) {
     static_cast<Total&>(result) = state.total;
     return result;
   });
+  return with_sink<F>(row, total, known);
 }
 
-// Sum of f(x) beside the largest. Reads x.
+// Sum of f(x) beside the largest, likewise. Reads x.
 template <class F, class D>
-inline RowRest<F> rest_of(const Row<D>& row, Known known = {}) {
-  return row.template reduce_blocks<RowRest<F>>([&](int64_t start, int64_t stop) {
-    BlockState<typename F::V> state;
-    row.read(start, stop, [&](auto x, int64_t, int64_t n) {
-      sum_piece_of<F, true, false>(x, static_cast<typename F::V::elem*>(nullptr), n, known, state,
-                                   nullptr);
-    });
-    return take_largest<F>(state);
-  });
+inline RowRest<F> rest_of(const Row<D>& row, Known known = {}, const RowRest<F>* before = nullptr) {
+  const auto total = row.template reduce_blocks<RowRest<F>>(
+      [&](int64_t start, int64_t stop) {
+        BlockState<typename F::V> state;
+        row.read(start, stop, [&](auto x, int64_t, int64_t n) {
+          sum_piece_of<F, true, false>(x, static_cast<typename F::V::elem*>(nullptr), n, known,
+                                       state, nullptr);
+        });
+        return take_largest<F>(state);
+      },
+      before);
+  return with_sink<F>(row, total, known);
 }
 
 template <class F>

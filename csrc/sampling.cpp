@@ -1,0 +1,132 @@
+// The C interface of sampling and top-k.
+#include "call.hpp"
+
+namespace softmaxlib {
+namespace {
+
+bool is_float(softmaxlib_dtype dtype) {
+  return dtype >= SOFTMAXLIB_F32 && dtype <= SOFTMAXLIB_BF16;
+}
+
+// An array without one of its axes.
+struct WithoutAxis {
+  int64_t shape[SOFTMAXLIB_MAX_NDIM], strides[SOFTMAXLIB_MAX_NDIM];
+  int64_t size, stride;  // of the axis
+  softmaxlib_array array;
+
+  // item: bytes of an element. false: no such axis, or no array.
+  bool set(const softmaxlib_array& from, int32_t axis, int64_t item) {
+    if (from.ndim < 1 || from.ndim > SOFTMAXLIB_MAX_NDIM || !from.shape) return false;
+    if (axis < 0) axis += from.ndim;
+    if (axis < 0 || axis >= from.ndim) return false;
+    int64_t step = item;
+    int32_t to = from.ndim - 1;
+    for (int32_t d = from.ndim - 1; d >= 0; --d) {
+      const int64_t along = from.strides ? from.strides[d] : step;
+      if (from.shape[d] < 0 || step > INT64_MAX / (from.shape[d] ? from.shape[d] : 1)) return false;
+      step *= from.shape[d] ? from.shape[d] : 1;
+      if (d == axis) {
+        size = from.shape[d], stride = along;
+      } else {
+        --to;
+        shape[to] = from.shape[d], strides[to] = along;
+      }
+    }
+    array = {from.data, from.dtype, from.ndim - 1, shape, strides};
+    return true;
+  }
+};
+
+bool valid_uniforms(const softmaxlib_array& array) {
+  int64_t index[SOFTMAXLIB_MAX_NDIM] = {}, size = 1;
+  for (int32_t d = 0; d < array.ndim; ++d) size *= array.shape[d];
+  const char* p = static_cast<const char*>(array.data);
+  for (int64_t i = 0; i < size; ++i) {
+    double u;
+    memcpy(&u, p, sizeof(u));
+    if (!(u >= 0 && u < 1)) return false;
+    int64_t packed = sizeof(double);
+    for (int32_t d = array.ndim - 1; d >= 0; --d) {
+      const int64_t stride = array.strides ? array.strides[d] : packed;
+      packed *= array.shape[d];
+      p += stride;
+      if (++index[d] < array.shape[d]) break;
+      p -= stride * array.shape[d];
+      index[d] = 0;
+    }
+  }
+  return true;
+}
+
+// The checks and the run that both calls share.
+softmaxlib_status run_along(const Request& request, const softmaxlib_options& o,
+                            const softmaxlib_filter* filter, const TopK* top) {
+  Call call;
+  if (const softmaxlib_status status = lay_out(request, o, &call.job)) return status;
+  if (top && (top->k < 0 || top->k > call.job.n)) return SOFTMAXLIB_ERROR_K;
+  if (const softmaxlib_status status = check_data(&call.job)) return status;
+  if (filter && call.job.rows && !valid_uniforms(*request.extra)) return SOFTMAXLIB_ERROR_UNIFORMS;
+  if (call.job.rows == 0) return SOFTMAXLIB_OK;
+  call.job.filter = filter;
+  call.job.top = top;
+  call.schedule = share_rows(call.job, o);
+  const KernelTable& table = *table_of(o.isa);
+  return run(call, (top ? table.topk : table.sample)[call.job.dtype[kOut]],
+             {o.parallel_for, o.parallel_context, nullptr, nullptr, 0});
+}
+
+}  // namespace
+}  // namespace softmaxlib
+
+extern "C" {
+
+softmaxlib_status softmaxlib_sample(const softmaxlib_array* x, const softmaxlib_array* uniforms,
+                                    const softmaxlib_array* indices, int32_t axis,
+                                    const softmaxlib_filter* filter,
+                                    const softmaxlib_options* options) {
+  using namespace softmaxlib;
+  static constexpr softmaxlib_filter kAll = SOFTMAXLIB_FILTER_INIT;
+  if (!x || !uniforms || !indices) return SOFTMAXLIB_ERROR_NULL;
+  const Options given(options);
+  if (const softmaxlib_status status = check(*given)) return status;
+  const softmaxlib_filter& f = filter ? *filter : kAll;
+  if (f.struct_size != sizeof(softmaxlib_filter)) return SOFTMAXLIB_ERROR_STRUCT_SIZE;
+  if (f.top_k < 0) return SOFTMAXLIB_ERROR_K;
+  if (!(f.top_p > 0 && f.top_p <= 1) || !(f.min_p >= 0 && f.min_p <= 1))
+    return SOFTMAXLIB_ERROR_SAMPLING;
+  if (uniforms->dtype != SOFTMAXLIB_F64 || indices->dtype != SOFTMAXLIB_I64)
+    return SOFTMAXLIB_ERROR_DTYPE;
+
+  softmaxlib_options o = *given;
+  o.sinks = nullptr;
+  // What is not a float computes in double.
+  softmaxlib_array out = *indices;
+  out.dtype = is_float(x->dtype) ? x->dtype : SOFTMAXLIB_F64;
+  Request request = {SOFTMAXLIB_SOFTMAX, x, &out, 1, &axis, true};
+  request.extra = uniforms;
+  request.indices = indices;
+  return run_along(request, o, &f, nullptr);
+}
+
+softmaxlib_status softmaxlib_topk_softmax(const softmaxlib_array* x,
+                                          const softmaxlib_array* weights,
+                                          const softmaxlib_array* indices, int32_t axis,
+                                          int32_t renormalize, const softmaxlib_options* options) {
+  using namespace softmaxlib;
+  if (!x || !weights || !indices) return SOFTMAXLIB_ERROR_NULL;
+  const Options given(options);
+  if (const softmaxlib_status status = check(*given)) return status;
+  if (!is_float(weights->dtype) || indices->dtype != SOFTMAXLIB_I64) return SOFTMAXLIB_ERROR_DTYPE;
+  WithoutAxis w, i;
+  if (x->ndim < 1 || axis < -x->ndim || axis >= x->ndim) return SOFTMAXLIB_ERROR_AXIS;
+  if (weights->ndim != x->ndim || indices->ndim != x->ndim ||
+      !w.set(*weights, axis, item_size(weights->dtype)) ||
+      !i.set(*indices, axis, item_size(SOFTMAXLIB_I64)) || w.size != i.size)
+    return SOFTMAXLIB_ERROR_SHAPE;
+  const TopK top = {w.size, w.stride, i.stride, renormalize != 0};
+  Request request = {SOFTMAXLIB_SOFTMAX, x, &w.array, 1, &axis, true};
+  request.indices = &i.array;
+  return run_along(request, *given, nullptr, &top);
+}
+
+}  // extern "C"
