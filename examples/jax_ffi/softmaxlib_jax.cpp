@@ -1,6 +1,7 @@
 // softmax and log_softmax as XLA custom calls on CPUs, through XLA's typed FFI.
 #include <softmaxlib/softmaxlib.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
@@ -57,10 +58,11 @@ class Tasks {
 // XLA's pool only takes tasks and never waits, and this call may itself be on one of its threads.
 // So the caller works too, and waits for no task but those that some thread has begun; a helper
 // that the pool starts too late finds nothing left, but still its share of Tasks.
-void parallel_for(void* pool, int64_t count, softmaxlib_task task, void* argument) {
+void parallel_for(void* context, int64_t count, softmaxlib_task task, void* argument) {
+  auto& pool = *static_cast<ffi::ThreadPool*>(context);
   const auto tasks = std::make_shared<Tasks>(count, task, argument);
-  for (int64_t i = 1; i < count; ++i)
-    static_cast<ffi::ThreadPool*>(pool)->Schedule([tasks] { tasks->work(); });
+  for (int64_t helpers = std::min(count, pool.num_threads()) - 1; helpers > 0; --helpers)
+    pool.Schedule([tasks] { tasks->work(); });
   tasks->work();
   tasks->wait();
 }
