@@ -12,6 +12,7 @@ from softmaxlib._runtime import (
     threads,
     use_isa,
 )
+from softmaxlib._sampling import sample, topk_softmax
 
 __version__: str = _core.version()
 
@@ -25,9 +26,11 @@ __all__ = [
     "log_softmax",
     "log_stablemax",
     "logsumexp",
+    "sample",
     "set_num_threads",
     "softmax",
     "stablemax",
     "threads",
+    "topk_softmax",
     "use_isa",
 ]

@@ -44,6 +44,33 @@ def run(
     store: int,
     num_threads: int,
 ) -> None: ...
+def sample(
+    x: NDArray[Any],
+    uniforms: NDArray[Any],
+    indices: NDArray[Any],
+    x_dtype: int,
+    axis: int,
+    temperature: float,
+    temperatures: NDArray[Any] | None,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    isa: int,
+    num_threads: int,
+) -> None: ...
+def topk_softmax(
+    x: NDArray[Any],
+    weights: NDArray[Any],
+    indices: NDArray[Any],
+    x_dtype: int,
+    dtype: int,
+    axis: int,
+    renormalize: bool,
+    temperature: float,
+    temperatures: NDArray[Any] | None,
+    isa: int,
+    num_threads: int,
+) -> None: ...
 def with_kept_memory(nbytes: int, make: Callable[[], NDArray[Any]]) -> NDArray[Any]: ...
 def last_report() -> tuple[int, int, int, int, str]: ...  # isa, algorithm, store, tasks, kernel
 def explain(

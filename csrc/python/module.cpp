@@ -242,6 +242,55 @@ void run(int32_t function, const py::array& x, const py::array& out, int32_t x_d
   call.finish(without_gil([&] { return call(); }));
 }
 
+// What both calls below share: temperatures, ISA and threads.
+softmaxlib_options options_of(double temperature, const std::optional<View>& temperatures,
+                              int32_t isa, const int32_t& num_threads) {
+  softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
+  options.temperature = temperature;
+  options.temperatures = get(temperatures);
+  options.isa = isa;
+  options.num_threads = num_threads;
+  if (num_threads > 1) {
+    options.parallel_for = parallel_for;
+    options.parallel_context = const_cast<int32_t*>(&num_threads);
+  }
+  return options;
+}
+
+void sample(const py::array& x, const py::array& uniforms, const py::array& indices,
+            int32_t x_dtype, int32_t axis, double temperature,
+            const std::optional<py::array>& temperatures, int64_t top_k, double top_p, double min_p,
+            int32_t isa, int32_t num_threads) {
+  const View x_view(x, x_dtype), uniforms_view(uniforms, SOFTMAXLIB_F64),
+      indices_view(indices, SOFTMAXLIB_I64);
+  std::optional<View> temperatures_view;
+  if (temperatures) temperatures_view.emplace(*temperatures, SOFTMAXLIB_F64);
+  const auto options = options_of(temperature, temperatures_view, isa, num_threads);
+  softmaxlib_filter filter = SOFTMAXLIB_FILTER_INIT;
+  filter.top_k = top_k;
+  filter.top_p = top_p;
+  filter.min_p = min_p;
+  check(without_gil([&] {
+    return softmaxlib_sample(x_view.get(), uniforms_view.get(), indices_view.get(), axis, &filter,
+                             &options);
+  }));
+}
+
+void topk_softmax(const py::array& x, const py::array& weights, const py::array& indices,
+                  int32_t x_dtype, int32_t dtype, int32_t axis, bool renormalize,
+                  double temperature, const std::optional<py::array>& temperatures, int32_t isa,
+                  int32_t num_threads) {
+  const View x_view(x, x_dtype), weights_view(weights, dtype),
+      indices_view(indices, SOFTMAXLIB_I64);
+  std::optional<View> temperatures_view;
+  if (temperatures) temperatures_view.emplace(*temperatures, SOFTMAXLIB_F64);
+  const auto options = options_of(temperature, temperatures_view, isa, num_threads);
+  check(without_gil([&] {
+    return softmaxlib_topk_softmax(x_view.get(), weights_view.get(), indices_view.get(), axis,
+                                   renormalize, &options);
+  }));
+}
+
 py::tuple last_report_tuple() {
   return py::make_tuple(last_report.isa, last_report.algorithm, last_report.store,
                         last_report.tasks, last_report.kernel ? last_report.kernel : "");
@@ -616,6 +665,10 @@ PYBIND11_MODULE(_core, m) {
   m.def("run", &run, "function"_a, "x"_a, "out"_a, "x_dtype"_a, "out_dtype"_a, "axes"_a,
         "temperature"_a, "temperatures"_a, "bias"_a, "bias_dtype"_a, "where"_a, "algorithm"_a,
         "isa"_a, "store"_a, "num_threads"_a);
+  m.def("sample", &sample, "x"_a, "uniforms"_a, "indices"_a, "x_dtype"_a, "axis"_a, "temperature"_a,
+        "temperatures"_a, "top_k"_a, "top_p"_a, "min_p"_a, "isa"_a, "num_threads"_a);
+  m.def("topk_softmax", &topk_softmax, "x"_a, "weights"_a, "indices"_a, "x_dtype"_a, "dtype"_a,
+        "axis"_a, "renormalize"_a, "temperature"_a, "temperatures"_a, "isa"_a, "num_threads"_a);
   m.def("explain", &explain, "function"_a, "x_dtype"_a, "out_dtype"_a, "shape"_a, "out_shape"_a,
         "strides"_a, "axes"_a, "in_place"_a, "algorithm"_a, "isa"_a, "num_threads"_a);
   m.def(

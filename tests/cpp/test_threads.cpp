@@ -47,7 +47,8 @@ class Pool {
 };
 
 // Not inline: GCC 12 then warns of memory that is freed as it should be.
-[[gnu::noinline]] std::vector<char> make_rows(Pattern pattern, int64_t rows, int64_t n, softmaxlib_dtype dtype) {
+[[gnu::noinline]] std::vector<char> make_rows(Pattern pattern, int64_t rows, int64_t n,
+                                              softmaxlib_dtype dtype) {
   std::vector<char> x;
   for (int64_t r = 0; r < rows; ++r) {
     const auto row = encode_all(make_row(pattern, n, dtype, static_cast<uint32_t>(r)), dtype);
