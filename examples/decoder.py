@@ -4,7 +4,7 @@
     python examples/decoder.py --temperature 1.5 --top-p 0.9 --seed 7 "the dog that "
 
 A transformer of random weights reads a nursery rhyme. Only its last layer is trained, which takes
-less than a second. Then it goes on with a prompt, letter by letter, with a cache of keys and
+a second or so. Then it goes on with a prompt, letter by letter, with a cache of keys and
 values. The same seed gives the same text.
 """
 
