@@ -1,19 +1,19 @@
-"""Build the examples in C and C++ with CMake, against an installed softmaxlib.
+"""Build the examples in C and C++ with CMake, against the softmaxlib package of this Python.
 
     python examples/build_examples.py           # c, pytorch and jax_ffi into build/examples
     python examples/build_examples.py pytorch
 
-CMake looks for softmaxlib in this Python's package; CMAKE_PREFIX_PATH=PREFIX in the environment
-names another place.
+Needs CMake and a compiler, and for the last two their runtimes.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 from pathlib import Path
+
+import softmaxlib
 
 HERE = Path(__file__).resolve().parent
 NAMES = ("c", "pytorch", "jax_ffi")
@@ -22,12 +22,11 @@ NAMES = ("c", "pytorch", "jax_ffi")
 def build(name: str, directory: Path) -> Path:
     """Build one example below a directory, and return where."""
     work = directory / name
-    configure = ["cmake", "-S", HERE / name, "-B", work, f"-DPython_EXECUTABLE={sys.executable}"]
-    if "CMAKE_PREFIX_PATH" not in os.environ:
-        package = [sys.executable, "-m", "softmaxlib", "--cmake-dir"]
-        found = subprocess.run(package, check=True, capture_output=True, text=True)
-        configure.append(f"-Dsoftmaxlib_DIR={found.stdout.strip()}")
-    subprocess.run(configure, check=True)
+    found = (
+        f"-Dsoftmaxlib_DIR={softmaxlib.get_cmake_dir()}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    )
+    subprocess.run(["cmake", "-S", HERE / name, "-B", work, *found], check=True)
     subprocess.run(["cmake", "--build", work], check=True)
     return work
 

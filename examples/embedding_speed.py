@@ -33,41 +33,47 @@ SHAPES = ((512, 32000), (32, 12, 512, 512))
 TCMALLOC = "tcmalloc_minimal"
 
 
-def torch_calls(path: Path):
+def torch_calls(library: str, function: str):
     import softmaxlib_torch
     import torch
 
-    softmaxlib_torch.load(path)
-    ours = torch.ops.softmaxlib.softmax
-    return torch.from_numpy, lambda x: torch.softmax(x, -1), lambda x: ours(x, -1)
+    softmaxlib_torch.load(library)
+    theirs, ours = (getattr(face, function) for face in (torch, torch.ops.softmaxlib))
+    return torch.from_numpy, lambda x: theirs(x, -1), lambda x: ours(x, -1)
 
 
-def jax_calls(path: Path):
+def jax_calls(library: str, function: str):
     import jax
     import softmaxlib_jax
 
-    softmaxlib_jax.load(path)
-    functions = jax.jit(jax.nn.softmax), jax.jit(softmaxlib_jax.softmax)
+    softmaxlib_jax.load(library)
+    functions = (jax.jit(getattr(face, function)) for face in (jax.nn, softmaxlib_jax))
     theirs, ours = (lambda x, f=f: f(x).block_until_ready() for f in functions)
     return jax.device_put, theirs, ours
 
 
-def largest_ulps(x: np.ndarray, y: np.ndarray) -> float:
+def largest_ulps(function: str, x: np.ndarray, y: np.ndarray) -> float:
     """Return the largest error of some rows."""
     rows = slice(None, None, max(1, x[..., 0].size // 64))
     x, y = (a.reshape(-1, a.shape[-1])[rows] for a in (x, y))
-    e = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True).astype(np.float64))
-    exact = e / e.sum(-1, keepdims=True)
-    return float(np.max(np.abs(y - exact) / np.spacing(exact.astype(x.dtype))))
+    shifted = x.astype(np.float64) - x.max(-1, keepdims=True)
+    exact = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    if function == "softmax":
+        exact = np.exp(exact)
+    return float(np.max(np.abs(y - exact) / np.spacing(np.abs(exact).astype(x.dtype))))
 
 
-def measure(runtime: str, path: Path, shape: tuple[int, ...], rounds: int) -> dict[str, float]:
+def measure(runtime: str, library: str, function: str, shape, threads: int, rounds: int):
     """Return milliseconds and errors of both, of one runtime in this process."""
-    place, theirs, ours = {"torch": torch_calls, "jax": jax_calls}[runtime](path)
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    sys.path.append(str(HERE / RUNTIMES[runtime]))
+    place, theirs, ours = {"torch": torch_calls, "jax": jax_calls}[runtime](library, function)
     x = np.random.default_rng(0).standard_normal(shape, np.float32) * 5
     placed = place(x)
     calls = {"theirs": theirs, "ours": ours}
-    result = {f"{name} ulp": largest_ulps(x, np.asarray(f(placed))) for name, f in calls.items()}
+    result = {
+        f"{name} ulp": largest_ulps(function, x, np.asarray(f(placed))) for name, f in calls.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name in random.sample(list(calls), len(calls)):
@@ -80,22 +86,21 @@ def measure(runtime: str, path: Path, shape: tuple[int, ...], rounds: int) -> di
     return result
 
 
-def in_process(runtime: str, path: Path, shape, threads: int, preload: str, rounds: int):
+def in_process(preload: str, **case):
     """Measure in a process of its own: what is set here is read when a runtime starts."""
-    arguments = [runtime, str(path), json.dumps(shape), str(threads), str(rounds)]
+    command = [sys.executable, __file__, "--measure", json.dumps(case)]
     environment = os.environ | {"LD_PRELOAD": preload}
-    command = [sys.executable, __file__, "--measure", *arguments]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
-def print_table(rounds: int, directory: Path) -> None:
+def print_table(function: str, rounds: int, directory: Path) -> None:
     libraries = {}
     for runtime, example in RUNTIMES.items():
         if importlib.util.find_spec(runtime) is None:
             print(f"{runtime} is not installed: left out")
         else:
-            libraries[runtime] = library(build(example, directory))
+            libraries[runtime] = str(library(build(example, directory)))
     mallocs = {"glibc": ""}
     if found := ctypes.util.find_library(TCMALLOC):
         mallocs["tcmalloc"] = found
@@ -108,7 +113,15 @@ def print_table(rounds: int, directory: Path) -> None:
     )
     cases = itertools.product(libraries, SHAPES, sorted({1, cpus}), mallocs)
     for runtime, shape, threads, malloc in cases:
-        row = in_process(runtime, libraries[runtime], shape, threads, mallocs[malloc], rounds)
+        row = in_process(
+            mallocs[malloc],
+            runtime=runtime,
+            library=libraries[runtime],
+            function=function,
+            shape=shape,
+            threads=threads,
+            rounds=rounds,
+        )
         name = f"{runtime} {importlib.metadata.version(runtime).split('+')[0]}"
         print(
             f"{name:14} {shape!s:>18} {threads:7} {malloc:>8} {row['theirs ms']:10.1f} "
@@ -120,6 +133,7 @@ def print_table(rounds: int, directory: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--function", choices=("softmax", "log_softmax"), default="softmax")
     parser.add_argument("--rounds", type=int, default=15, help="of each row (%(default)s)")
     parser.add_argument(
         "--directory",
@@ -127,15 +141,12 @@ def main() -> None:
         default=HERE.parent / "build" / "examples",
         help="where the examples are built (%(default)s)",
     )
-    parser.add_argument("--measure", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.measure is None:
-        print_table(arguments.rounds, arguments.directory)
-        return
-    runtime, path, shape, threads, rounds = arguments.measure
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(threads)])
-    sys.path.append(str(HERE / RUNTIMES[runtime]))
-    print(json.dumps(measure(runtime, Path(path), tuple(json.loads(shape)), int(rounds))))
+    if arguments.measure:
+        print(json.dumps(measure(**arguments.measure)))
+    else:
+        print_table(arguments.function, arguments.rounds, arguments.directory)
 
 
 if __name__ == "__main__":
