@@ -64,6 +64,7 @@ softmaxlib_status run_along(const Request& request, const softmaxlib_options& o,
   Call call;
   if (const softmaxlib_status status = lay_out(request, o, &call.job)) return status;
   if (top && (top->k < 0 || top->k > call.job.n)) return SOFTMAXLIB_ERROR_K;
+  if (top && top->k == 0) return SOFTMAXLIB_OK;  // no memory, so wherever that is
   if (const softmaxlib_status status = check_data(&call.job)) return status;
   if (filter && call.job.rows && !valid_uniforms(*request.extra)) return SOFTMAXLIB_ERROR_UNIFORMS;
   if (call.job.rows == 0) return SOFTMAXLIB_OK;

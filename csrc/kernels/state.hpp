@@ -191,7 +191,7 @@ inline bool chunk_alone(Row<D> row, softmaxlib_state& state, Sum* chunk) {
     if (!finite(top)) return note_special(logsumexp_of_invalid(row, top), state), false;
     row.shift_by(top);
     *chunk = compute(Known{});
-    if (usable(*chunk)) return merge_sums(*chunk, top, state), false;
+    if (usable(*chunk) && finite(chunk->sum)) return merge_sums(*chunk, top, state), false;
     return note_special(NAN, state), false;
   } else {
     *chunk = in_range<D>(compute);

@@ -8,6 +8,7 @@ namespace softmaxlib {
 namespace {
 
 constexpr int kMaxDims = SOFTMAXLIB_MAX_NDIM;
+constexpr int64_t kMostElements = INT64_MAX / 64;  // their bytes, in any dtype, are an int64_t
 
 bool is_float(softmaxlib_dtype dtype) {
   return dtype >= SOFTMAXLIB_F32 && dtype <= SOFTMAXLIB_BF16;
@@ -32,6 +33,7 @@ struct View {
 // Adds (size - 1) stride to the range; false where it leaves the 64-bit range.
 bool reach(int64_t size, int64_t stride, Range* range) {
   int64_t far = 0;
+  if (size == 1) return true;
   if (stride == INT64_MIN || !multiply(size - 1, stride < 0 ? -stride : stride, &far)) return false;
   if (stride < 0) {
     if (range->low < INT64_MIN + far) return false;
@@ -289,13 +291,12 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
   job->same_layout = !job->reduces && job->dtype[kX] == job->dtype[kOut];
   for (int d = 0; d < x.ndim; ++d) {
     Dim& dim = draft.dims[d];
-    if (x.size == 0) {  // nothing of it is read: sizes and strides whose products may overflow
-      if (out.size == 0 || draft.reduced[d]) dim = Dim{0, {}};
-      else dim.stride[kX] = dim.stride[kBias] = dim.stride[kWhere] = 0;
-    }
+    // Of an empty x nothing is read, and strides may be any: their products would overflow.
+    if (x.size == 0) dim.stride[kX] = dim.stride[kBias] = dim.stride[kWhere] = 0;
+    if (out.size == 0) memset(dim.stride, 0, sizeof(dim.stride));
     if (dim.size > 1) job->same_layout &= dim.stride[kX] == dim.stride[kOut];
     int64_t& count = draft.reduced[d] ? job->n : job->rows;
-    if (!multiply(count, dim.size, &count)) return SOFTMAXLIB_ERROR_SHAPE;
+    if (!multiply(count, dim.size, &count) || count > kMostElements) return SOFTMAXLIB_ERROR_SHAPE;
     if (draft.reduced[d]) append(job->inner, &job->inner_ndim, dim);
     else append(job->outer, &job->outer_ndim, dim);
   }

@@ -258,10 +258,13 @@ class Plain {
     const int64_t item = item_size(array.dtype());
     copies_.push_back(std::make_unique<Copy>());
     Copy& c = *copies_.back();
-    c.bytes = call.plain_copy(array);
-    c.strides[0] = shape[1] * shape[2] * item;
-    c.strides[1] = shape[2] * item;
+    if (per_row)
+      call.for_rows(
+          [&](const Shape& i) { c.bytes.insert(c.bytes.end(), array.at(i), array.at(i) + item); });
+    else c.bytes = call.plain_copy(array);
     c.strides[2] = per_row ? 0 : item;
+    c.strides[1] = per_row ? item : shape[2] * item;
+    c.strides[0] = shape[1] * c.strides[1];
     c.view = {c.bytes.data(), array.dtype(), 3, shape, c.strides};
     return &c.view;
   }
