@@ -1,0 +1,44 @@
+"""Build the examples in C and C++ with CMake, against the softmaxlib package of this Python.
+
+    python examples/build_examples.py           # c, pytorch and jax_ffi into build/examples
+    python examples/build_examples.py pytorch
+
+Needs CMake and a compiler, and for the last two their runtimes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import softmaxlib
+
+HERE = Path(__file__).resolve().parent
+NAMES = ("c", "pytorch", "jax_ffi")
+
+
+def build(name: str, directory: Path) -> Path:
+    """Build one example below a directory, and return where."""
+    work = directory / name
+    found = (
+        f"-Dsoftmaxlib_DIR={softmaxlib.get_cmake_dir()}",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    )
+    subprocess.run(["cmake", "-S", HERE / name, "-B", work, *found], check=True)
+    subprocess.run(["cmake", "--build", work], check=True)
+    return work
+
+
+def library(work: Path) -> Path:
+    """Return the module that an example of a runtime was built as."""
+    (path,) = work.glob("libsoftmaxlib_*.so")
+    return path
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Build examples into build/examples.")
+    parser.add_argument("names", nargs="*", default=NAMES, metavar="name", help="default: all")
+    for name in parser.parse_args().names:
+        build(name, HERE.parent / "build" / "examples")
