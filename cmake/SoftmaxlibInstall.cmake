@@ -1,11 +1,18 @@
-# cmake --install: header, library and find_package(softmaxlib).
+# cmake --install: header, both libraries, find_package(softmaxlib), pkg-config. In a wheel all of
+# it is inside the Python package.
 include(CMakePackageConfigHelpers)
+if(SOFTMAXLIB_BUILD_PYTHON)
+  set(CMAKE_INSTALL_LIBDIR softmaxlib/lib)
+  set(CMAKE_INSTALL_INCLUDEDIR softmaxlib/include)
+endif()
+include(GNUInstallDirs)
 
 set(softmaxlib_cmake_dir ${CMAKE_INSTALL_LIBDIR}/cmake/softmaxlib)
-install(TARGETS softmaxlib EXPORT softmaxlib-targets
+install(TARGETS softmaxlib_shared softmaxlib_static EXPORT softmaxlib-targets
   RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR}
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
-  ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
+  INCLUDES DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(DIRECTORY csrc/include/softmaxlib DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(EXPORT softmaxlib-targets NAMESPACE softmaxlib:: DESTINATION ${softmaxlib_cmake_dir})
 configure_package_config_file(cmake/softmaxlib-config.cmake.in
@@ -16,3 +23,12 @@ install(FILES
   ${CMAKE_CURRENT_BINARY_DIR}/softmaxlib-config.cmake
   ${CMAKE_CURRENT_BINARY_DIR}/softmaxlib-config-version.cmake
   DESTINATION ${softmaxlib_cmake_dir})
+
+# Paths from the file itself, so that the prefix can be moved.
+set(softmaxlib_pc_dir ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig)
+file(RELATIVE_PATH softmaxlib_includedir ${softmaxlib_pc_dir} ${CMAKE_INSTALL_FULL_INCLUDEDIR})
+list(TRANSFORM softmaxlib_runtime PREPEND "-l" OUTPUT_VARIABLE softmaxlib_libs_private)
+list(JOIN softmaxlib_libs_private " " softmaxlib_libs_private)
+configure_file(cmake/softmaxlib.pc.in ${CMAKE_CURRENT_BINARY_DIR}/softmaxlib.pc @ONLY)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/softmaxlib.pc
+  DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

@@ -54,6 +54,7 @@ struct Job {
   int64_t rows, n;
 
   bool plain;        // the elements are those of x, all of them, and nothing else is in the sum
+  bool linear;       // not direct for its options alone: x, bias, where, out contiguous in a row
   bool direct;       // x and out contiguous within a row, of one dtype, the elements those of x
   bool same_layout;  // of x and out: they may be one
   bool in_place;     // and are
@@ -81,6 +82,10 @@ static inline bool job_has(const Job& job, int operand) { return job.given >> op
 using Kernel = void (*)(const Job& job, int64_t first, int64_t last, char* scratch);
 
 // Functions here are static: see isa_tu.cpp.in on what may leave an ISA's unit.
+
+// Past the caches the hardware's prefetchers alone keep up with a copy, but not with this much
+// arithmetic between two loads.
+constexpr int kPrefetchBytes = 8192;
 
 // The reference of a sum without terms: the lowest there is (math/exp.hpp).
 constexpr int32_t kNoReference = -47274;

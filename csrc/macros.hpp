@@ -1,5 +1,9 @@
-// The few compiler attributes in use.
+// The few compiler attributes in use, and an option that may not be.
 #pragma once
+
+#if defined(__FAST_MATH__)
+#error "the arithmetic needs -fno-fast-math"
+#endif
 
 #if defined(__GNUC__)
 #define SOFTMAXLIB_NOINLINE __attribute__((noinline))

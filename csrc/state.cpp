@@ -41,6 +41,8 @@ struct StateArray {
       return SOFTMAXLIB_ERROR_SHAPE;
     if (naxes < 0 || naxes > x.ndim) return SOFTMAXLIB_ERROR_AXIS;
     if (naxes && !axes) return SOFTMAXLIB_ERROR_NULL;
+    for (int32_t i = 0; i < naxes; ++i)  // or there would seem to be more rows than states
+      if (axes[i] < -x.ndim || axes[i] >= x.ndim) return SOFTMAXLIB_ERROR_AXIS;
     int32_t ndim = 0;
     for (int32_t d = 0; d < x.ndim; ++d) {
       bool named = naxes == 0;

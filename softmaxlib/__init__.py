@@ -2,6 +2,7 @@
 
 from softmaxlib import _core
 from softmaxlib._api import log_softmax, log_stablemax, logsumexp, softmax, stablemax
+from softmaxlib._embedding import get_cmake_dir, get_include, get_library_dir
 from softmaxlib._explain import Explanation, explain
 from softmaxlib._runtime import (
     available_isas,
@@ -20,6 +21,9 @@ __all__ = [
     "Explanation",
     "available_isas",
     "explain",
+    "get_cmake_dir",
+    "get_include",
+    "get_library_dir",
     "get_num_threads",
     "info",
     "last_kernel",

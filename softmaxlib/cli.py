@@ -1,4 +1,4 @@
-"""The command line: ``softmaxlib info``, ``softmaxlib bench``, ``softmaxlib verify``."""
+"""The command line: ``softmaxlib info``, ``bench``, ``verify``, and options for embedding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import softmaxlib
-from softmaxlib import _core
+from softmaxlib import _core, _embedding
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,9 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     try:
         args = parser.parse_args(argv)
+        if args.show and args.run:
+            parser.error("an option that prints where files are does not go with a COMMAND")
+        if not args.show and not args.run:
+            parser.error("the following arguments are required: COMMAND")
     except SystemExit as stop:  # argparse has already said why
         return stop.code if isinstance(stop.code, int) else 2
     try:
+        if args.show:
+            print(*(show() for show in args.show), sep="\n")
+            return 0
         _check_environment()
         status: int = args.run(args)
     except BrokenPipeError:  # whoever read the output has left
@@ -68,7 +75,20 @@ def _parser() -> argparse.ArgumentParser:
         prog="softmaxlib", description="Softmax on CPUs, fast and the same bits on every ISA."
     )
     parser.add_argument("--version", action="version", version=f"softmaxlib {_core.version()}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    embedding = parser.add_argument_group(
+        "for programs in C and C++", "print what the package carries, instead of a COMMAND"
+    )
+    for option, show, text in (
+        ("--includes", _embedding.compiler_flags, "compiler flags for <softmaxlib/softmaxlib.h>"),
+        ("--libs", _embedding.linker_flags, "linker flags for the shared library, with its rpath"),
+        ("--cmake-dir", _embedding.get_cmake_dir, "directory for CMake's -Dsoftmaxlib_DIR="),
+        ("--pkgconfig-dir", _embedding.get_pkgconfig_dir, "directory for PKG_CONFIG_PATH"),
+    ):
+        embedding.add_argument(
+            option, action="append_const", dest="show", const=show, default=[], help=text
+        )
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     info = commands.add_parser("info", help="what the library found on this machine")
     info.add_argument("--json", action="store_true", help="print JSON")

@@ -193,6 +193,8 @@ def test_ctrl_c(here, command):
     [
         ([], "required"),
         (["nonsense"], "invalid choice"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--libs", "info"], "does not go with a COMMAND"),
         ([*TINY, "--isa", "sse9"], "sse9"),
         ([*TINY, "--store", "wet"], "invalid choice"),
         ([*TINY, "--threads", "0"], "at least 1"),

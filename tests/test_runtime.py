@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -431,6 +432,113 @@ def test_keyboard_interrupt_is_honoured_at_the_end_of_the_call(tmp_path):
     """
     said = output_of("\n".join(line[4:] for line in code.splitlines()), tmp_path)
     assert said.split() == ["interrupted", "1.0"]
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+def test_too_little_memory_is_an_error_and_passes(tmp_path):
+    """Scratch, result and threads in turn; a call without threads runs in the caller's."""
+    code = """
+    import resource
+    x = np.random.default_rng(0).standard_normal((32768, 40), np.float32)
+    out, want = np.empty_like(x), sml.log_softmax(x[:16], axis=0)
+    scratch = sml.explain(x.shape, axis=0, function='log_softmax').scratch_bytes
+    def used():
+        with open('/proc/self/statm') as f: return int(f.read().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    assert scratch > 3 << 19
+    resource.setrlimit(resource.RLIMIT_AS, (used() + (3 << 19), limits[1]))
+    for options in {'out': out}, {}:
+        try: sml.log_softmax(x, axis=0, **options)
+        except MemoryError as error: print(str(error).split(' for ')[0])
+    assert (sml.log_softmax(x[:16], axis=0) == want).all()
+    with sml.threads(1000): sml.softmax(x, axis=1, out=out)
+    resource.setrlimit(resource.RLIMIT_AS, limits)
+    want = sml.softmax(x, axis=1)
+    assert (out == want).all()
+    """
+    said = output_of(textwrap.dedent(code), tmp_path)
+    scratch, result = said.splitlines()
+    assert scratch.startswith("cannot allocate") and scratch.endswith("of scratch memory")
+    assert result.startswith("Unable to allocate")
+
+
+def test_import_in_a_sub_interpreter_is_refused(tmp_path):
+    """Before and after that of the main one, which goes on."""
+    code = """
+    try: import _interpreters as interpreters
+    except ImportError: import _xxsubinterpreters as interpreters
+    for _ in range(2):
+        other = interpreters.create()
+        try: failure = interpreters.{run}(other, 'import softmaxlib')
+        except Exception as error: failure = error
+        print(failure)
+        interpreters.destroy(other)
+        import numpy as np, softmaxlib as sml
+        assert sml.softmax(np.ones(1))[0] == 1
+    """
+    run = "exec" if sys.version_info >= (3, 13) else "run_string"
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code).format(run=run)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    first, second = done.stdout.strip().splitlines()
+    assert "ImportError" in first and "ImportError" in second
+    if sys.version_info < (3, 12):  # later ones may refuse it themselves
+        assert "main interpreter" in first
+
+
+def test_threads_that_end_while_others_compute(restored_threads):
+    x = large_rows()
+    sml.set_num_threads(1)
+    want = sml.softmax(x)
+    wrong = []
+
+    def work(count):
+        with sml.threads(count):
+            if not np.array_equal(sml.softmax(x), want):
+                wrong.append(count)
+
+    running = []
+    for i in range(40):
+        running.append(threading.Thread(target=work, args=(1 + i % 4,)))
+        running[-1].start()
+        if len(running) > 3:
+            running.pop(0).join()
+    for thread in running:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="needs /proc")
+def test_memory_stays_flat_over_many_calls(tmp_path):
+    code = """
+    import resource
+    x = np.random.default_rng(0).standard_normal((4, 16), np.float32)
+    half, rows = x.astype(np.float16), np.ones((512, 512), np.float32)
+    def resident():
+        with open('/proc/self/statm') as f: return int(f.read().split()[1]) * resource.getpagesize()
+    def work(rounds):
+        for i in range(rounds):
+            sml.softmax(x)
+            sml.log_softmax(x, bias=half, where=x > 0, temperature=2.0)
+            sml.softmax(half, axis=0, out=half)
+            sml.logsumexp(x, axis=(0, 1), keepdims=True)
+            try: sml.softmax(x, axis=2)
+            except ValueError: pass
+            if i % 50 == 0:
+                with sml.threads(2): sml.softmax(rows)
+    work(2000)
+    before = resident()
+    work(100_000)
+    print(resident() - before)
+    """
+    grown = int(output_of(textwrap.dedent(code), tmp_path, timeout=300))
+    assert grown < 1 << 20
 
 
 # ---- info ----------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@
 #include <string.h>
 
 #include "macros.hpp"
+#include "math/in_lanes.hpp"
 #include "math/value.hpp"
 
 namespace softmaxlib {
@@ -198,30 +199,6 @@ class Exp<f64x8, kAccurate> {
 
  private:
   double magic_, floor_;
-};
-
-// Where every lane is a row of its own: doubles, one per lane of V, all at once.
-template <class V>
-struct InLanes;
-template <>
-struct InLanes<f32x16> {
-  f64x8 low, high;
-  static InLanes of(f32x16 v) { return {widen_low(v), widen_high(v)}; }
-  f32x16 value() const { return narrow(low, high); }
-  template <class F>
-  InLanes map(F f) const {
-    return {f(low), f(high)};
-  }
-};
-template <>
-struct InLanes<f64x8> {
-  f64x8 all;
-  static InLanes of(f64x8 v) { return {v}; }
-  f64x8 value() const { return all; }
-  template <class F>
-  InLanes map(F f) const {
-    return {f(all)};
-  }
 };
 
 // reference_of() of every lane's maximum.

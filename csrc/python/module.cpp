@@ -616,6 +616,7 @@ py::array bfloat16_from_dlpack(const py::object& producer) {
 
 }  // namespace
 
+#define PyInit__core initialize_core  // PyInit__core itself comes first: see below
 PYBIND11_MODULE(_core, m) {
   using namespace py::literals;
   reset_pool_slot();
@@ -700,4 +701,12 @@ PYBIND11_MODULE(_core, m) {
   m.def("version", &softmaxlib_version);
   m.def("compiler", &softmaxlib_compiler);
   m.def("bfloat16_from_dlpack", &bfloat16_from_dlpack, "producer"_a);
+}
+#undef PyInit__core
+
+// In a sub-interpreter pybind11 would wait for ever for a lock that this thread holds.
+extern "C" PYBIND11_EXPORT PyObject* PyInit__core() {
+  if (PyInterpreterState_Get() == PyInterpreterState_Main()) return initialize_core();
+  PyErr_SetString(PyExc_ImportError, "softmaxlib runs in the main interpreter of a process only");
+  return nullptr;
 }

@@ -15,27 +15,6 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-inline InLanes<f32x16> operator+(InLanes<f32x16> a, InLanes<f32x16> b) {
-  return {a.low + b.low, a.high + b.high};
-}
-inline InLanes<f32x16> operator-(InLanes<f32x16> a, InLanes<f32x16> b) {
-  return {a.low - b.low, a.high - b.high};
-}
-inline InLanes<f32x16> operator*(InLanes<f32x16> a, InLanes<f32x16> b) {
-  return {a.low * b.low, a.high * b.high};
-}
-inline InLanes<f64x8> operator+(InLanes<f64x8> a, InLanes<f64x8> b) { return {a.all + b.all}; }
-inline InLanes<f64x8> operator-(InLanes<f64x8> a, InLanes<f64x8> b) { return {a.all - b.all}; }
-inline InLanes<f64x8> operator*(InLanes<f64x8> a, InLanes<f64x8> b) { return {a.all * b.all}; }
-
-inline void load_lanes(const double* p, InLanes<f32x16>& v) { v = {load(p), load(p + 8)}; }
-inline void load_lanes(const double* p, InLanes<f64x8>& v) { v = {load(p)}; }
-inline void store_lanes(double* p, InLanes<f32x16> v) {
-  store(p, v.low);
-  store(p + 8, v.high);
-}
-inline void store_lanes(double* p, InLanes<f64x8> v) { store(p, v.all); }
-
 template <class V>
 inline InLanes<V> in_all_lanes(typename V::elem x) {
   return InLanes<V>::of(V::set1(x));

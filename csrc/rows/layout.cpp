@@ -288,7 +288,11 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
   job->outer_ndim = job->inner_ndim = 0;
   job->same_layout = !job->reduces && job->dtype[kX] == job->dtype[kOut];
   for (int d = 0; d < x.ndim; ++d) {
-    const Dim& dim = draft.dims[d];
+    Dim& dim = draft.dims[d];
+    if (x.size == 0) {  // nothing of it is read: sizes and strides whose products may overflow
+      if (out.size == 0 || draft.reduced[d]) dim = Dim{0, {}};
+      else dim.stride[kX] = dim.stride[kBias] = dim.stride[kWhere] = 0;
+    }
     if (dim.size > 1) job->same_layout &= dim.stride[kX] == dim.stride[kOut];
     int64_t& count = draft.reduced[d] ? job->n : job->rows;
     if (!multiply(count, dim.size, &count)) return SOFTMAXLIB_ERROR_SHAPE;
@@ -306,10 +310,16 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
   const bool elements_of_x = !options.bias && !options.where && !job_has(*job, kScale) &&
                              !options.alibi_slopes && job->temperature == 1 && job->scale == 1;
   const Dim& row = job->inner[0];
+  const auto steps = [&row](Operand k, int64_t step) {
+    return row.size == 1 || row.stride[k] == step;
+  };
   job->plain = elements_of_x && !job->causal && !options.sinks;
-  job->direct = job->inner_ndim == 1 && job->dtype[kX] == job->dtype[kOut] &&
-                (row.size == 1 || row.stride[kX] == x_item) &&
-                (row.size == 1 || job->reduces || row.stride[kOut] == out_item) && elements_of_x;
+  const bool contiguous = job->inner_ndim == 1 && job->dtype[kX] == job->dtype[kOut] &&
+                          steps(kX, x_item) && (job->reduces || steps(kOut, out_item));
+  job->direct = contiguous && elements_of_x;
+  job->linear =
+      contiguous && !elements_of_x && (!options.where || steps(kWhere, 1)) &&
+      (!options.bias || row.stride[kBias] == 0 || steps(kBias, item_size(job->dtype[kBias])));
   return SOFTMAXLIB_OK;
 }
 

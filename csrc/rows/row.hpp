@@ -13,6 +13,7 @@
 #include "job.hpp"
 #include "macros.hpp"
 #include "math/exp.hpp"
+#include "rows/combined.hpp"
 #include "rows/stage.hpp"
 
 namespace softmaxlib {
@@ -48,9 +49,7 @@ class Rows {
   int64_t index_[SOFTMAXLIB_MAX_NDIM];
 };
 
-// Sources: where a pass reads its arguments. Past the caches the hardware's prefetchers alone keep
-// up with a copy, but not with this much arithmetic between two loads.
-constexpr int kPrefetchBytes = 8192;
+// Sources: where a pass reads its arguments.
 
 template <class D>
 struct Contiguous {
@@ -190,6 +189,7 @@ class Row {
   int64_t size() const { return n_; }
   int64_t blocks() const { return (n_ + kBlock - 1) / kBlock; }
   bool direct() const { return job_.direct; }
+  bool contiguous() const { return job_.direct || job_.linear; }
   bool in_place() const { return job_.in_place; }
 
   // One more term of the sum; -inf: none.
@@ -220,7 +220,10 @@ class Row {
   // visit(source, first element, count) over [start, stop), in pieces of whole chunks.
   template <class F>
   void read(int64_t start, int64_t stop, F visit) const {
-    if (!job_.direct) {
+    if (job_.linear) {
+      const Terms terms(job_, place_, shift_);
+      visit(Combined<D>{x_ + start, &terms, start}, start, stop - start);
+    } else if (!job_.direct) {
       Stage<D> stage;
       for (int64_t i = start; i < stop; i += kChunk) {
         const int n = static_cast<int>(stop - i < kChunk ? stop - i : kChunk);
@@ -238,7 +241,7 @@ class Row {
   // false.
   template <class F>
   void read_write(int64_t start, int64_t stop, T masked, F visit) const {
-    if (!job_.direct) {
+    if (!contiguous()) {
       Stage<D> stage;
       const D fill = narrow_one<D>(masked);
       for (int64_t i = start; i < stop; i += kChunk) {
@@ -248,14 +251,17 @@ class Row {
         stage.put(job_, place_, i, n, fill);
       }
     } else {
-      read_write_direct(start, stop, visit);
+      read_write_contiguous(start, stop, visit);
     }
   }
 
-  // The same for direct rows only.
+  // The same where it writes to out itself: `masked` is what visit() makes of -inf.
   template <class F>
-  void read_write_direct(int64_t start, int64_t stop, F visit) const {
-    if (shifted_)
+  void read_write_contiguous(int64_t start, int64_t stop, F visit) const {
+    if (job_.linear) {
+      const Terms terms(job_, place_, shift_);
+      visit(Combined<D>{x_ + start, &terms, start}, y_ + start, start, stop - start);
+    } else if (shifted_)
       visit(Shifted<D>{x_ + start, static_cast<T>(shift_)}, y_ + start, start, stop - start);
     else visit(Contiguous<D>{x_ + start}, y_ + start, start, stop - start);
   }
@@ -323,12 +329,12 @@ class Row {
   void map(T masked, F f) const {
     for_blocks([&](int64_t, int64_t start, int64_t stop) {
       read_write(start, stop, masked, [&](auto source, D* y, int64_t, int64_t n) {
-        map_elements(source, y, n, job_.direct && job_.streaming, f);
+        map_elements(source, y, n, contiguous() && job_.streaming, f);
       });
     });
   }
 
-  // visit(y, first element, count, streaming) for every chunk of y; direct rows only.
+  // visit(y, first element, count, streaming) for every chunk of y; contiguous rows only.
   template <class F>
   void map_stored(F visit) const {
     for_blocks([&](int64_t, int64_t start, int64_t stop) {
@@ -339,16 +345,24 @@ class Row {
 
   void fill(T value, T masked) const {
     map(masked, [value](auto) { return V::set1(value); });
+    if (!job_.linear || !job_.base[kWhere]) return;
+    const char* where = job_.base[kWhere] + place_.offset[kWhere];
+    const D narrow = narrow_one<D>(masked);
+    for (int64_t i = 0; i < n_; ++i)
+      if (!where[i]) memcpy(y_ + i, &narrow, sizeof(D));
   }
 
   // What the row does not see.
   void fill_beyond(T masked) const {
     const D narrow = narrow_one<D>(masked);
-    for (int64_t i = n_; i < job_.n; i += kChunk)
-      for_runs(job_, place_, kOut, i, min_of(job_.n - i, kChunk),
-               [&](char* p, int64_t stride, int64_t, int64_t count) {
-                 for (int64_t j = 0; j < count; ++j) memcpy(p + j * stride, &narrow, sizeof(D));
-               });
+    if (n_ == job_.n) return;
+    for_runs(job_, place_, kOut, n_, job_.n - n_,
+             [&](char* p, int64_t stride, int64_t, int64_t count) {
+               int64_t j = 0;
+               for (; stride == sizeof(D) && j + kLanes <= count; j += kLanes)
+                 store(reinterpret_cast<D*>(p) + j, V::set1(masked));
+               for (; j < count; ++j) memcpy(p + j * stride, &narrow, sizeof(D));
+             });
   }
 
   // The one element of logsumexp's result.

@@ -85,15 +85,15 @@ Choice nearest(softmaxlib_function function, const Job& job, bool tiled,
                softmaxlib_algorithm algorithm, const char* why) {
   const softmaxlib_dtype out = job.dtype[kOut];
   const bool in_place = job.in_place || tiled;  // a tile is
-  const bool can_store = (job.direct || tiled) && (out == SOFTMAXLIB_F32 || out == SOFTMAXLIB_F64);
+  const bool can_store =
+      (job.direct || job.linear || tiled) && (out == SOFTMAXLIB_F32 || out == SOFTMAXLIB_F64);
   const bool wants_reload = reloads(algorithm);
   if (function == SOFTMAXLIB_LOG_STABLEMAX)
     return {registry::two_pass, "log_stablemax has no other algorithm"};
   if (function == SOFTMAXLIB_STABLEMAX) {
     if (wants_reload && can_store && !in_place) return {registry::two_pass_reload, why};
-    return {registry::two_pass, wants_reload
-                                    ? "nothing to reload: in place, strided, options or half"
-                                    : "stablemax has no maximum pass"};
+    return {registry::two_pass, wants_reload ? "nothing to reload: in place, strided or half"
+                                             : "stablemax has no maximum pass"};
   }
   if (!wants_reload) return {algorithm, why};
   const bool three = algorithm == SOFTMAXLIB_THREE_PASS_RELOAD;
@@ -102,7 +102,7 @@ Choice nearest(softmaxlib_function function, const Job& job, bool tiled,
             "logarithms have nothing to reload"};
   if (!can_store)
     return {three ? registry::three_pass_recompute : registry::two_pass,
-            "exponentials cannot wait in y: strided, options or half"};
+            "exponentials cannot wait in y: strided or half"};
   if (in_place && !three)
     return {registry::three_pass_reload, "in place: x must last until the maximum is known"};
   return {algorithm, why};
@@ -154,8 +154,8 @@ void choose_stores(const Job& job, const softmaxlib_options& options, Schedule& 
     s.why_stores = why;
   };
   if (job.reduces) choose(false, "one result per row");
-  else if (!job.direct && s.kernel != registry::columns)
-    choose(false, "not contiguous, or options");
+  else if (!job.direct && !job.linear && s.kernel != registry::columns)
+    choose(false, "not contiguous");
   else if (options.store == SOFTMAXLIB_STORE_PLAIN) choose(false, "the caller's choice");
   else if (options.store == SOFTMAXLIB_STORE_STREAMING) choose(true, "the caller's choice");
   else if (job.in_place) choose(false, "in place: the lines are in cache already");

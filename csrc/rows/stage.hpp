@@ -9,6 +9,7 @@
 
 #include "job.hpp"
 #include "macros.hpp"
+#include "math/in_lanes.hpp"
 #include "math/value.hpp"
 
 namespace softmaxlib {
@@ -146,17 +147,17 @@ inline Pair<V> finite_pair(V hi, V lo) {
 }
 
 // Float: in double, then split.
-inline Pair<f32x16> combine(f32x16 x, const double* bias, const Affine& a) {
+inline Pair<f32x16> combine(f32x16 x, InLanes<f32x16> bias, const Affine& a) {
   const f64x8 scale = f64x8::set1(a.scale), shift = f64x8::set1(a.shift);
-  const f64x8 low = (widen_low(x) * scale + load(bias)) - shift;
-  const f64x8 high = (widen_high(x) * scale + load(bias + 8)) - shift;
+  const f64x8 low = (widen_low(x) * scale + bias.low) - shift;
+  const f64x8 high = (widen_high(x) * scale + bias.high) - shift;
   const f32x16 hi = narrow(low, high);
   return finite_pair(hi, narrow(low - widen_low(hi), high - widen_high(hi)));
 }
 
 // Double: every operation with its error; the shift is exact where it counts.
-inline Pair<f64x8> combine(f64x8 x, const double* bias, const Affine& a) {
-  const f64x8 scale = f64x8::set1(a.scale), b = load(bias);
+inline Pair<f64x8> combine(f64x8 x, InLanes<f64x8> bias, const Affine& a) {
+  const f64x8 scale = f64x8::set1(a.scale), b = bias.all;
   const f64x8 product = x * scale;
   const f64x8 product_lo = fma(x, scale, f64x8::set1(0) - product) + x * f64x8::set1(a.scale_lo);
   const f64x8 z = product + b;
@@ -171,6 +172,17 @@ inline double row_operand(const Job& job, const Place& place, Operand operand, d
   if (job.base[operand])
     gather_any(job.dtype[operand], job.base[operand] + place.offset[operand], 0, 1, &value);
   return value;
+}
+
+inline Affine affine_of(const Job& job, const Place& place, double shift) {
+  const double temperature =
+      job.divides ? row_operand(job, place, kScale, job.temperature) : job.temperature;
+  const double factor = job.divides ? job.scale : row_operand(job, place, kScale, job.scale);
+  const double inverse = 1.0 / temperature;
+  const double scale = inverse * factor;
+  if (scale > DBL_MAX) return {DBL_MAX, 0, shift};  // 0 / temperature stays 0
+  const double inverse_lo = fma_scalar(-inverse, temperature, 1.0) / temperature;
+  return {scale, fma_scalar(inverse, factor, -scale) + inverse_lo * factor, shift};
 }
 
 template <class D>
@@ -191,7 +203,9 @@ struct Stage {
                                  double shift) {
     const Affine affine = gather_operands(job, place, start, n, shift);
     for (int i = 0; i < n; i += V::lanes) {
-      const Pair<V> z = combine(load(x + i), bias + i, affine);
+      InLanes<V> b;
+      load_lanes(bias + i, b);
+      const Pair<V> z = combine(load(x + i), b, affine);
       store(hi + i, z.hi);
       store(lo + i, z.lo);
     }
@@ -248,18 +262,11 @@ struct Stage {
 
     if (job.base[kSlope]) {
       const double slope = row_operand(job, place, kSlope, 0);
-      const double first = static_cast<double>(start - place.offset[kQuery]) -
-                           static_cast<double>(job.causal_offset);
-      for (int i = 0; i < n; ++i) bias[i] += slope * (first + i);
+      const double position = static_cast<double>(start - place.offset[kQuery]);
+      for (int i = 0; i < n; ++i)
+        bias[i] += slope * (position + i - static_cast<double>(job.causal_offset));
     }
-    const double temperature =
-        job.divides ? row_operand(job, place, kScale, job.temperature) : job.temperature;
-    const double factor = job.divides ? job.scale : row_operand(job, place, kScale, job.scale);
-    const double inverse = 1.0 / temperature;
-    const double scale = inverse * factor;
-    if (scale > DBL_MAX) return {DBL_MAX, 0, shift};  // 0 / temperature stays 0
-    const double inverse_lo = fma_scalar(-inverse, temperature, 1.0) / temperature;
-    return {scale, fma_scalar(inverse, factor, -scale) + inverse_lo * factor, shift};
+    return affine_of(job, place, shift);
   }
 };
 

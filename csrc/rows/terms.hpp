@@ -156,13 +156,13 @@ inline RowSum<F> sum_of(const Row<D>& row, Known known = {}, const RowSum<F>* be
   return with_sink<F>(row, total, known);
 }
 
-// The same, leaving every f(x) in y under its chunk's reference. Reads x, writes y. Direct rows of
-// float or double only: a half cannot hold f(x).
+// The same, leaving every f(x) in y under its chunk's reference. Reads x, writes y. Contiguous rows
+// of float or double only: a half cannot hold f(x).
 template <class F, class D>
 inline RowSum<F> store_of(const Row<D>& row, Known known = {}) {
   const auto total = row.template reduce_blocks<RowSum<F>>([&](int64_t start, int64_t stop) {
     BlockState<typename F::V> state;
-    row.read_write_direct(start, stop, [&](auto x, D* y, int64_t i, int64_t n) {
+    row.read_write_contiguous(start, stop, [&](auto x, D* y, int64_t i, int64_t n) {
       sum_piece_of<F, false, true>(x, y, n, known, state, &row.reference_of_chunk(i));
     });
     RowSum<F> result;

@@ -79,6 +79,13 @@ inline f32x16::Mask gt(f32x16 x, f32x16 y) {
 inline f32x16::Mask eq(f32x16 x, f32x16 y) {
   return {_mm256_cmp_ps(x.a, y.a, _CMP_EQ_OQ), _mm256_cmp_ps(x.b, y.b, _CMP_EQ_OQ)};
 }
+inline f32x16::Mask load_mask(const uint8_t* p, f32x16) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  const __m256i zero = _mm256_setzero_si256();
+  const __m256i a = _mm256_cvtepu8_epi32(bytes), b = _mm256_cvtepu8_epi32(_mm_srli_si128(bytes, 8));
+  return {_mm256_castsi256_ps(_mm256_cmpgt_epi32(a, zero)),
+          _mm256_castsi256_ps(_mm256_cmpgt_epi32(b, zero))};
+}
 inline bool any(f32x16::Mask m) { return _mm256_movemask_ps(_mm256_or_ps(m.a, m.b)) != 0; }
 inline f32x16 select(f32x16::Mask m, f32x16 x, f32x16 y) {
   return {_mm256_blendv_ps(y.a, x.a, m.a), _mm256_blendv_ps(y.b, x.b, m.b)};
@@ -134,6 +141,13 @@ inline f64x8::Mask gt(f64x8 x, f64x8 y) {
 }
 inline f64x8::Mask eq(f64x8 x, f64x8 y) {
   return {_mm256_cmp_pd(x.a, y.a, _CMP_EQ_OQ), _mm256_cmp_pd(x.b, y.b, _CMP_EQ_OQ)};
+}
+inline f64x8::Mask load_mask(const uint8_t* p, f64x8) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  const __m256i zero = _mm256_setzero_si256();
+  const __m256i a = _mm256_cvtepu8_epi64(bytes), b = _mm256_cvtepu8_epi64(_mm_srli_si128(bytes, 4));
+  return {_mm256_castsi256_pd(_mm256_cmpgt_epi64(a, zero)),
+          _mm256_castsi256_pd(_mm256_cmpgt_epi64(b, zero))};
 }
 inline bool any(f64x8::Mask m) { return _mm256_movemask_pd(_mm256_or_pd(m.a, m.b)) != 0; }
 inline f64x8 select(f64x8::Mask m, f64x8 x, f64x8 y) {

@@ -57,6 +57,10 @@ inline f32x16 max(f32x16 a, f32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline f32x16 min(f32x16 a, f32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline f32x16::Mask gt(f32x16 a, f32x16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
 inline f32x16::Mask eq(f32x16 a, f32x16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+inline f32x16::Mask load_mask(const uint8_t* p, f32x16) {
+  const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm_test_epi8_mask(bytes, bytes)};
+}
 inline bool any(f32x16::Mask m) { return m.v != 0; }
 inline f32x16 select(f32x16::Mask m, f32x16 a, f32x16 b) {
   return {_mm512_mask_blend_ps(m.v, b.v, a.v)};
@@ -87,6 +91,10 @@ inline f64x8 max(f64x8 a, f64x8 b) { return {_mm512_max_pd(a.v, b.v)}; }
 inline f64x8 min(f64x8 a, f64x8 b) { return {_mm512_min_pd(a.v, b.v)}; }
 inline f64x8::Mask gt(f64x8 a, f64x8 b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ)}; }
 inline f64x8::Mask eq(f64x8 a, f64x8 b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_EQ_OQ)}; }
+inline f64x8::Mask load_mask(const uint8_t* p, f64x8) {
+  const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return {static_cast<__mmask8>(_mm_test_epi8_mask(bytes, bytes))};
+}
 inline bool any(f64x8::Mask m) { return m.v != 0; }
 inline f64x8 select(f64x8::Mask m, f64x8 a, f64x8 b) {
   return {_mm512_mask_blend_pd(m.v, b.v, a.v)};

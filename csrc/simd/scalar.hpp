@@ -204,6 +204,11 @@ struct Vector {
   SOFTMAXLIB_NOINLINE friend Mask eq(const Vector& a, const Vector& b) {
     return compare(a, b, [](T x, T y) { return x == y; });
   }
+  SOFTMAXLIB_NOINLINE friend Mask load_mask(const uint8_t* p, const Vector&) {
+    Mask m;
+    for (int i = 0; i < N; ++i) m.lane[i] = p[i] != 0;
+    return m;
+  }
   SOFTMAXLIB_NOINLINE friend bool any(const Mask& m) {
     bool found = false;
     for (int i = 0; i < N; ++i) found |= m.lane[i];

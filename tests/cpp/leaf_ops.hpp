@@ -65,6 +65,7 @@ struct Ops {
       SAME("min", min(a, b)),
       BITS("gt and select", bits(select(gt(a, b), b, c))),
       BITS("eq and select", bits(select(eq(a, b), b, c))),
+      BITS("load_mask", bits(select(load_mask(static_cast<const uint8_t*>(pa), a), b, c))),
       BITS("eq of equals", bits(select(eq(a, a), b, c))),
       OP("any gt", Kind::kBits, put_one(y, static_cast<int32_t>(any(gt(a, b))))),
       OP("any eq", Kind::kBits, put_one(y, static_cast<int32_t>(any(eq(a, b))))),

@@ -202,7 +202,78 @@ TEST(Pool, NestedCalls) {
   EXPECT_EQ(nested.count, 20);
 }
 
+// Threads that end at once after a call, some of them while others still use the pool; it outlives
+// the thread that made it.
+TEST(Pool, CallersComeAndGo) {
+  const int64_t n = 20011, rows = 8;
+  const auto x = make_rows(Pattern::kWide, rows, n, SOFTMAXLIB_F32);
+  std::vector<char> wanted(x.size());
+  ASSERT_EQ(
+      run_rows(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, x.data(), wanted.data(), rows, n, Options()),
+      SOFTMAXLIB_OK);
+  softmaxlib_pool* pool = nullptr;
+  std::thread([&] { EXPECT_EQ(softmaxlib_pool_create(3, &pool), SOFTMAXLIB_OK); }).join();
+  std::atomic<int> right{0}, running{0};
+  constexpr int kCallers = 60;
+  for (int caller = 0; caller < kCallers; ++caller) {
+    while (running >= 4) std::this_thread::yield();
+    ++running;
+    std::thread([&] {
+      Options o;
+      o.num_threads = 3;
+      o.parallel_for = softmaxlib_pool_parallel_for;
+      o.parallel_context = pool;
+      std::vector<char> y(x.size());
+      right += !run_rows(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, x.data(), y.data(), rows, n, o) &&
+               y == wanted;
+      --running;
+    }).detach();
+  }
+  while (running) std::this_thread::yield();
+  EXPECT_EQ(right, kCallers);
+  std::thread([&] { softmaxlib_pool_destroy(pool); }).join();
+}
+
 #if !defined(__SANITIZE_THREAD__)
+// Children forked while another thread's call is on the pool: they compute, and end.
+TEST(Pool, ForkWhileBusy) {
+  const Pool pool(3);
+  const int64_t n = 20011, rows = 8;
+  const auto x = make_rows(Pattern::kWide, rows, n, SOFTMAXLIB_F32);
+  std::vector<char> wanted(x.size());
+  ASSERT_EQ(
+      run_rows(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, x.data(), wanted.data(), rows, n, Options()),
+      SOFTMAXLIB_OK);
+  Options o;
+  o.num_threads = 3;
+  o.parallel_for = softmaxlib_pool_parallel_for;
+  o.parallel_context = pool.get();
+  std::atomic<bool> stop{false};
+  std::thread busy([&] {
+    std::vector<char> y(x.size());
+    while (!stop) run_rows(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, x.data(), y.data(), rows, n, o);
+  });
+  const int64_t shape[] = {rows, n};
+  std::vector<char> y(x.size());
+  const softmaxlib_array xa = {const_cast<char*>(x.data()), SOFTMAXLIB_F32, 2, shape, nullptr};
+  const softmaxlib_array ya = {y.data(), SOFTMAXLIB_F32, 2, shape, nullptr};
+  const int32_t axis = 1;
+  for (int i = 0; i < 30; ++i) {
+    const pid_t child = fork();
+    if (child == 0) {  // nothing here allocates: another thread may have held malloc's locks
+      alarm(20);
+      const auto status = softmaxlib_run(SOFTMAXLIB_SOFTMAX, &xa, &ya, 1, &axis, &o);
+      softmaxlib_pool_destroy(pool.get());
+      _exit(status == SOFTMAXLIB_OK && y == wanted ? 0 : 1);
+    }
+    int status = -1;
+    EXPECT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+  }
+  stop = true;
+  busy.join();
+}
+
 // A child forked after first use computes, and ends.
 TEST(Pool, Fork) {
   const Pool pool(3);

@@ -1,0 +1,44 @@
+# softmaxlib::shared and softmaxlib::static from the same objects; softmaxlib::softmaxlib is the one
+# that BUILD_SHARED_LIBS says.
+add_library(softmaxlib_shared SHARED $<TARGET_OBJECTS:softmaxlib_objects>)
+add_library(softmaxlib_static STATIC $<TARGET_OBJECTS:softmaxlib_objects>)
+set(softmaxlib_preferred static)
+set(softmaxlib_other shared)
+if(BUILD_SHARED_LIBS)
+  set(softmaxlib_preferred shared)
+  set(softmaxlib_other static)
+endif()
+
+foreach(kind shared static)
+  add_library(softmaxlib::${kind} ALIAS softmaxlib_${kind})
+  set_target_properties(softmaxlib_${kind} PROPERTIES
+    OUTPUT_NAME softmaxlib EXPORT_NAME ${kind} LINKER_LANGUAGE CXX)
+  target_include_directories(softmaxlib_${kind} INTERFACE
+    $<BUILD_INTERFACE:${CMAKE_CURRENT_SOURCE_DIR}/csrc/include>)
+endforeach()
+add_library(softmaxlib::softmaxlib ALIAS softmaxlib_${softmaxlib_preferred})
+if(NOT SOFTMAXLIB_INSTALL)
+  set_target_properties(softmaxlib_${softmaxlib_other} PROPERTIES EXCLUDE_FROM_ALL ON)
+endif()
+if(MSVC)  # softmaxlib.lib is the import library
+  set_target_properties(softmaxlib_static PROPERTIES OUTPUT_NAME softmaxlib_static)
+endif()
+
+target_compile_definitions(softmaxlib_shared INTERFACE SOFTMAXLIB_SHARED)
+target_link_libraries(softmaxlib_shared PRIVATE Threads::Threads)
+if(NOT SOFTMAXLIB_BUILD_PYTHON)  # a wheel holds no symbolic links
+  # Before 1.0 a minor version may break the ABI, so it is part of the name.
+  set_target_properties(softmaxlib_shared PROPERTIES
+    VERSION ${PROJECT_VERSION} SOVERSION ${PROJECT_VERSION_MAJOR}.${PROJECT_VERSION_MINOR})
+endif()
+if(UNIX AND NOT APPLE)
+  set(map ${CMAKE_CURRENT_BINARY_DIR}/softmaxlib.map)
+  configure_file(cmake/softmaxlib.map.in ${map} @ONLY)
+  target_link_options(softmaxlib_shared PRIVATE LINKER:--version-script=${map})
+  set_target_properties(softmaxlib_shared PROPERTIES LINK_DEPENDS ${map})
+endif()
+
+# The C++ runtime (of the pool: threads, new), which a C compiler does not link: stdc++ and m.
+set(softmaxlib_runtime ${CMAKE_CXX_IMPLICIT_LINK_LIBRARIES})
+list(REMOVE_ITEM softmaxlib_runtime "" ${CMAKE_C_IMPLICIT_LINK_LIBRARIES})
+target_link_libraries(softmaxlib_static PRIVATE Threads::Threads ${softmaxlib_runtime})

@@ -1,0 +1,128 @@
+// A row's arguments x scale + bias - shift, -inf where `where` is false, made as they are read: for
+// rows whose x, bias and where lie contiguous in memory. Other rows are gathered first: stage.hpp.
+#pragma once
+
+#include "math/in_lanes.hpp"
+#include "rows/stage.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+constexpr double kCount[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// Of one row; all positions count from its first element.
+struct Terms {
+  const char* bias;  // NULL: none
+  softmaxlib_dtype bias_dtype;
+  bool bias_is_constant;
+  double constant;
+  const uint8_t* where;  // NULL: all
+  double slope;          // of ALiBi
+  double query, offset;  // and from where it counts
+  Affine affine;
+
+  Terms(const Job& job, const Place& place, double shift)
+      : bias(job.base[kBias] ? job.base[kBias] + place.offset[kBias] : nullptr),
+        bias_dtype(job.dtype[kBias]),
+        bias_is_constant(bias && job.inner[0].stride[kBias] == 0),
+        constant(bias_is_constant ? row_operand(job, place, kBias, 0) : 0),
+        where(job.base[kWhere]
+                  ? reinterpret_cast<const uint8_t*>(job.base[kWhere] + place.offset[kWhere])
+                  : nullptr),
+        slope(row_operand(job, place, kSlope, 0)),
+        query(static_cast<double>(place.offset[kQuery])),
+        offset(static_cast<double>(job.causal_offset)),
+        affine(affine_of(job, place, shift)) {}
+};
+
+inline void widen(f32x16 v, InLanes<f32x16>& to) { to = InLanes<f32x16>::of(v); }
+inline void widen(f32x16 v, InLanes<f64x8>& to) { to.all = widen_low(v); }
+
+// Elements [0, n) of p as doubles, 0 beyond; without n as many as V has lanes.
+template <class V, class Source>
+inline void load_wide(const Source* p, int n, InLanes<V>& to) {
+  if constexpr (sizeof(Source) == 8 && V::lanes == 16) {
+    to.low = load_n(p, n < 8 ? n : 8, 0);
+    to.high = load_n(p + (n < 8 ? 0 : 8), n < 8 ? 0 : n - 8, 0);
+  } else if constexpr (sizeof(Source) == 8) {
+    to.all = load_n(p, n, 0);
+  } else {
+    widen(load_n(p, n, 0), to);
+  }
+}
+template <class V, class Source>
+inline void load_wide(const Source* p, InLanes<V>& to) {
+  if constexpr (sizeof(Source) == 8) load_lanes(p, to);
+  else if constexpr (V::lanes == 16) widen(load(p), to);
+  else widen(load_n(p, 8, 0), to);
+}
+
+inline InLanes<f32x16> in_all(double x, f32x16) { return {f64x8::set1(x), f64x8::set1(x)}; }
+inline InLanes<f64x8> in_all(double x, f64x8) { return {f64x8::set1(x)}; }
+
+template <class D>
+struct Combined {
+  const D* x;
+  const Terms* terms;
+  int64_t start;  // of x in the row
+
+  using V = typename vector_of<D>::type;
+  using T = typename V::elem;
+  using Value = Pair<V>;
+
+  SOFTMAXLIB_INLINE Value load(int64_t i) const {
+    prefetch(reinterpret_cast<const char*>(x + i) + kPrefetchBytes);
+    return combined(SOFTMAX_ISA::load(x + i), i, V::lanes);
+  }
+  Value load_n(int64_t i, int n, T fill) const {
+    const Value v = combined(SOFTMAX_ISA::load_n(x + i, n, T(0)), i, n);
+    T hi[V::lanes], lo[V::lanes];
+    store(hi, v.hi);
+    store(lo, v.lo);
+    return {SOFTMAX_ISA::load_n(hi, n, fill), SOFTMAX_ISA::load_n(lo, n, T(0))};
+  }
+
+ private:
+  template <class Source>
+  SOFTMAXLIB_INLINE InLanes<V> bias_from(int64_t i, int n) const {
+    InLanes<V> bias;
+    const Source* p = reinterpret_cast<const Source*>(terms->bias) + start + i;
+    if (n == V::lanes) load_wide(p, bias);
+    else load_wide(p, n, bias);
+    return bias;
+  }
+  SOFTMAXLIB_INLINE InLanes<V> bias_at(int64_t i, int n) const {
+    if (!terms->bias || terms->bias_is_constant) return in_all(terms->constant, V());
+    switch (terms->bias_dtype) {
+      case SOFTMAXLIB_F32: return bias_from<float>(i, n);
+      case SOFTMAXLIB_F64: return bias_from<double>(i, n);
+      case SOFTMAXLIB_F16: return bias_from<f16>(i, n);
+      default: return bias_from<bf16>(i, n);
+    }
+  }
+  SOFTMAXLIB_INLINE Value combined(V v, int64_t i, int n) const {
+    InLanes<V> bias = bias_at(i, n);
+    if (terms->slope != 0) bias = with_slope(bias, static_cast<double>(start + i));
+    Value z = combine(v, bias, terms->affine);
+    if (!terms->where) return z;
+    const auto in = n == V::lanes ? load_mask(terms->where + start + i, z.hi)
+                                  : partial_mask(terms->where + start + i, n, z.hi);
+    return {select(in, z.hi, V::set1(static_cast<T>(-INFINITY))), select(in, z.lo, V::set1(0))};
+  }
+  InLanes<V> with_slope(InLanes<V> bias, double i) const {
+    InLanes<V> count;
+    load_lanes(kCount, count);
+    const InLanes<V> position = in_all(i - terms->query, V()) + count;
+    return bias + in_all(terms->slope, V()) * (position - in_all(terms->offset, V()));
+  }
+  static typename V::Mask partial_mask(const uint8_t* p, int n, V like) {
+    uint8_t bytes[V::lanes] = {};
+    for (int j = 0; j < n; ++j) bytes[j] = p[j];
+    return load_mask(bytes, like);
+  }
+};
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib
