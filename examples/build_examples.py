@@ -26,7 +26,9 @@ def build(name: str, directory: Path) -> Path:
         f"-Dsoftmaxlib_DIR={softmaxlib.get_cmake_dir()}",
         f"-DPython_EXECUTABLE={sys.executable}",
     )
-    subprocess.run(["cmake", "-S", HERE / name, "-B", work, *found], check=True)
+    subprocess.run(
+        ["cmake", "--no-warn-unused-cli", "-S", HERE / name, "-B", work, *found], check=True
+    )
     subprocess.run(["cmake", "--build", work], check=True)
     return work
 

@@ -40,6 +40,22 @@ def printed(*options):
     return run(sys.executable, "-m", "softmaxlib", *options)
 
 
+def test_documented_code_compiles(tmp_path):
+    text = (TESTS.parent / "docs" / "embedding.md").read_text()
+    blocks = [part.split("```")[0] for part in text.split("```c\n")[1:]]
+    assert len(blocks) >= 4
+    source = tmp_path / "documented.c"
+    source.write_text(
+        "#include <softmaxlib/softmaxlib.h>\n"
+        + "\n".join(
+            block.replace("softmaxlib_status ", f"softmaxlib_status block_{i}_", 1)
+            for i, block in enumerate(blocks)
+        )
+    )
+    flags = [*C11[:-1], "-Wno-missing-prototypes", f"-I{sml.get_include()}", "-fsyntax-only"]
+    run(tool("cc", "gcc"), *flags, source)
+
+
 def test_directories():
     assert Path(sml.get_include(), "softmaxlib", "softmaxlib.h").is_file()
     assert Path(sml.get_cmake_dir(), "softmaxlib-config.cmake").is_file()

@@ -294,6 +294,7 @@ def test_embedding_speed(tmp_path, built):
         pytest.skip("neither torch nor jax is installed")
     program = EXAMPLES / "embedding_speed.py"
     output = run(sys.executable, program, "--rounds", "1", "--directory", tmp_path)
+    print(output[output.index("runtime ") :])
     rows = re.findall(r"^(\w+) \S+ +(\(.*?\)) +\d+ +\w+ .* ([\d.]+)$", output, re.M)
     assert {row[:2] for row in rows} == {
         (name, shape) for name in installed for shape in ("(512, 32000)", "(32, 12, 512, 512)")

@@ -46,8 +46,7 @@ class Pool {
   softmaxlib_pool* pool_ = nullptr;
 };
 
-// Not inline: GCC 12 then warns of memory that is freed as it should be.
-[[gnu::noinline]] std::vector<char> make_rows(Pattern pattern, int64_t rows, int64_t n,
+std::vector<char> make_rows(Pattern pattern, int64_t rows, int64_t n,
                                               softmaxlib_dtype dtype) {
   std::vector<char> x;
   for (int64_t r = 0; r < rows; ++r) {

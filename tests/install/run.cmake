@@ -1,6 +1,6 @@
 # Gets the library one way and uses it, below the directory WORK. SOURCE: the repository; BUILT: a
 # build of it; GENERATOR, C_COMPILER, CXX_COMPILER, FLAGS: for what is built here. HOW:
-#   prefix      cmake --install, with nothing but what belongs there
+#   prefix      cmake --install, with nothing but what belongs there, and moved afterwards
 #   c, cpp      find_package, from that prefix
 #   pkg_config  a compiler's command line, with that prefix
 #   embedded    add_subdirectory, then FetchContent
@@ -34,7 +34,8 @@ endfunction()
 set(prefix ${WORK}/prefix)
 if(HOW STREQUAL "prefix")
   file(REMOVE_RECURSE ${prefix})
-  run(${CMAKE_COMMAND} --install ${BUILT} --prefix ${prefix})
+  run(${CMAKE_COMMAND} --install ${BUILT} --prefix ${WORK}/elsewhere)
+  file(RENAME ${WORK}/elsewhere ${prefix})
   file(GLOB_RECURSE headers RELATIVE ${prefix} ${prefix}/*.h ${prefix}/*.hpp)
   if(NOT headers STREQUAL "include/softmaxlib/softmaxlib.h")
     message(FATAL_ERROR "installed headers: ${headers}")

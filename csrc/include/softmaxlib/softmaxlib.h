@@ -278,7 +278,7 @@ typedef struct softmaxlib_state {
   double sum, error;
   double largest, largest_low; /* logarithms keep it out of the sum */
   double shift;                /* 0 but for rows beyond 32,768 */
-  int64_t count;               /* elements so far, masked ones too */
+  int64_t count;               /* terms so far; 2 stands for more */
   uint64_t reserved;           /* 0 */
 } softmaxlib_state;
 
