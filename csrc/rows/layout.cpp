@@ -226,22 +226,6 @@ softmaxlib_status add_options(const softmaxlib_options& o, Draft* draft) {
 
 }  // namespace
 
-int64_t item_size(softmaxlib_dtype dtype) {
-  switch (dtype) {
-    case SOFTMAXLIB_BOOL:
-    case SOFTMAXLIB_I8:
-    case SOFTMAXLIB_U8: return 1;
-    case SOFTMAXLIB_F16:
-    case SOFTMAXLIB_BF16:
-    case SOFTMAXLIB_I16:
-    case SOFTMAXLIB_U16: return 2;
-    case SOFTMAXLIB_F32:
-    case SOFTMAXLIB_I32:
-    case SOFTMAXLIB_U32: return 4;
-    default: return 8;
-  }
-}
-
 softmaxlib_status lay_out(const Request& request, const softmaxlib_options& options, Job* job) {
   const softmaxlib_array *x_array = request.x, *out_array = request.out;
   if (!x_array || !out_array || (request.naxes && !request.axes)) return SOFTMAXLIB_ERROR_NULL;

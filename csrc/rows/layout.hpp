@@ -5,7 +5,11 @@
 
 namespace softmaxlib {
 
-int64_t item_size(softmaxlib_dtype dtype);
+// In the order of softmaxlib_dtype, and 8 for what is none.
+static inline int64_t item_size(softmaxlib_dtype dtype) {
+  static constexpr int8_t kSizes[] = {4, 8, 2, 2, 1, 1, 2, 4, 8, 1, 2, 4, 8};
+  return dtype >= SOFTMAXLIB_F32 && dtype <= SOFTMAXLIB_U64 ? kSizes[dtype] : 8;
+}
 
 // What a caller asks for.
 struct Request {
