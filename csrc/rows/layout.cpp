@@ -309,6 +309,7 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
 }
 
 softmaxlib_status check_data(Job* job) {
+  job->in_place = false;
   if (job->rows == 0) return SOFTMAXLIB_OK;
   for (int k = 0; k < kOperands; ++k)
     if (job_has(*job, k) && !job->base[k] && (job->n || (k == kOut && job->reduces) || k >= kExtra))

@@ -163,7 +163,10 @@ inline Pair<f64x8> combine(f64x8 x, InLanes<f64x8> bias, const Affine& a) {
   const f64x8 z = product + b;
   const f64x8 tail = z - product;
   const f64x8 sum_lo = (product - (z - tail)) + (b - tail);
-  return finite_pair(z - f64x8::set1(a.shift), product_lo + sum_lo);
+  // Beyond 2^67 an error has no exponential; nor has one that is infinite. Equal ones stay equal.
+  const f64x8 lo = product_lo + sum_lo, none = f64x8::set1(0);
+  const auto small = gt(f64x8::set1(0x1p14), max(lo, none - lo));
+  return {z - f64x8::set1(a.shift), select(small, lo, none)};
 }
 
 // The row's own value of an operand that is constant along the row.

@@ -437,5 +437,25 @@ TEST(Options, Temperature) {
     }
 }
 
+// Quotients whose rounding error alone is beyond the range of exp.
+TEST(Options, TinyTemperature) {
+  for (const softmaxlib_function function :
+       {SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_LOG_SOFTMAX, SOFTMAXLIB_LOGSUMEXP})
+    for (const Pattern p : {Pattern::kWide, Pattern::kTies, Pattern::kTwoValues})
+      for (const double t : {1e-18, 1e-30, 1e-50, 1e-150, 1e-300})
+        for (const softmaxlib_isa isa : isas()) {
+          const auto x = encode_all(make_row(p, 300, SOFTMAXLIB_F64, 2), SOFTMAXLIB_F64);
+          auto z = decode_all(x.data(), 300, SOFTMAXLIB_F64);
+          for (Real& v : z) v /= t;
+          Options o(isa, SOFTMAXLIB_ALGORITHM_AUTO);
+          o.temperature = t;
+          const auto y = row_result(function, SOFTMAXLIB_F64, x, o);
+          ASSERT_TRUE(
+              accurate(function, SOFTMAXLIB_F64, exact_row(function, z),
+                       decode_all(y.data(), result_elements(function, 300), SOFTMAXLIB_F64)))
+              << "temperature " << t << " on " << softmaxlib_isa_name(isa);
+        }
+}
+
 }  // namespace
 }  // namespace softmaxlib::test

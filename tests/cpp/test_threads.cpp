@@ -46,8 +46,7 @@ class Pool {
   softmaxlib_pool* pool_ = nullptr;
 };
 
-std::vector<char> make_rows(Pattern pattern, int64_t rows, int64_t n,
-                                              softmaxlib_dtype dtype) {
+std::vector<char> make_rows(Pattern pattern, int64_t rows, int64_t n, softmaxlib_dtype dtype) {
   std::vector<char> x;
   for (int64_t r = 0; r < rows; ++r) {
     const auto row = encode_all(make_row(pattern, n, dtype, static_cast<uint32_t>(r)), dtype);
