@@ -275,6 +275,13 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
   if (request.indices && (!make_view(*request.indices, &view) ||
                           !draft.add_result(kIndices, *request.indices, view, true)))
     return SOFTMAXLIB_ERROR_SHAPE;
+  const bool per_row = request.function == SOFTMAXLIB_LOGSUMEXP;
+  if (request.grad &&
+      (!make_view(*request.grad, &view) || !draft.add_result(kGrad, *request.grad, view, per_row)))
+    return SOFTMAXLIB_ERROR_SHAPE;
+  if (request.result && (!make_view(*request.result, &view) ||
+                         !draft.add_result(kResult, *request.result, view, per_row)))
+    return SOFTMAXLIB_ERROR_SHAPE;
   if (const softmaxlib_status s = add_queries(request, options, &draft)) return s;
   if (const softmaxlib_status s = add_options(options, &draft)) return s;
 

@@ -310,6 +310,21 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_state_scale(const softmaxlib_array* 
                                                         int32_t naxes, const int32_t* axes,
                                                         const softmaxlib_options* options);
 
+/* ---- Gradients
+ * -----------------------------------------------------------------------------------
+ *
+ * out = the gradient of sum(grad * function(x)) with respect to x: a vector-Jacobian product. y:
+ * function's result. x may be NULL for SOFTMAX and LOG_SOFTMAX, which do not read it. For LOGSUMEXP
+ * grad and y have the shape of x without the axes, else all have one shape. Exactly 0 where y is 0
+ * (of a logarithm: -inf) or where is false, whatever grad holds there. out may be grad, x or y.
+ *
+ * Options: isa, threads, where, and temperature or scale (also per row) as they were for y;
+ * LOGSUMEXP and the stablemax functions take no bias. */
+SOFTMAXLIB_API softmaxlib_status softmaxlib_backward(
+    softmaxlib_function function, const softmaxlib_array* grad, const softmaxlib_array* x,
+    const softmaxlib_array* y, const softmaxlib_array* out, int32_t naxes, const int32_t* axes,
+    const softmaxlib_options* options);
+
 /* ---- Language models
  *
  * Rows are along one axis. Options: isa, threads, temperature and scale (also per row), bias,
