@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernel_table.hpp"
+#include "kernels/gradient.hpp"
 #include "kernels/log_softmax.hpp"
 #include "kernels/sample.hpp"
 #include "kernels/softmax_batched.hpp"
@@ -150,6 +151,21 @@ KernelTable make_table() {
 #define SOFTMAXLIB_STORAGE(storage)                       \
   table.sample[registry::storage] = sample_rows<storage>; \
   table.topk[registry::storage] = topk_of_rows<storage>;
+#define SOFTMAXLIB_GRADIENT(function, storage)            \
+  table.gradient[registry::function][registry::storage] = \
+      gradient_rows<softmaxlib_function{registry::function}, storage>;
+#define SOFTMAXLIB_GRADIENTS(storage)       \
+  SOFTMAXLIB_GRADIENT(softmax, storage)     \
+  SOFTMAXLIB_GRADIENT(log_softmax, storage) \
+  SOFTMAXLIB_GRADIENT(logsumexp, storage)   \
+  SOFTMAXLIB_GRADIENT(stablemax, storage)   \
+  SOFTMAXLIB_GRADIENT(log_stablemax, storage)
+  SOFTMAXLIB_GRADIENTS(f32)
+  SOFTMAXLIB_GRADIENTS(f64)
+  SOFTMAXLIB_GRADIENTS(f16)
+  SOFTMAXLIB_GRADIENTS(bf16)
+#undef SOFTMAXLIB_GRADIENTS
+#undef SOFTMAXLIB_GRADIENT
   SOFTMAXLIB_STORAGE(f32)
   SOFTMAXLIB_STORAGE(f64)
   SOFTMAXLIB_STORAGE(f16)

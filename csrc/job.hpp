@@ -20,7 +20,9 @@ enum Operand : int {
   kQuery,
   kExtra,
   kIndices,
-  kOperands
+  kOperands,
+  kGrad = kSlope,  // of gradients, which have neither slopes nor sinks
+  kResult = kSink
 };
 
 struct Dim {

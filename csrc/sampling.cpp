@@ -44,7 +44,7 @@ bool valid_uniforms(const softmaxlib_array& array) {
   for (int64_t i = 0; i < size; ++i) {
     double u;
     memcpy(&u, p, sizeof(u));
-    if (!(u >= 0 && u < 1)) return false;
+    if (!is_finite(u) || u < 0 || u >= 1) return false;
     int64_t packed = sizeof(double);
     for (int32_t d = array.ndim - 1; d >= 0; --d) {
       const int64_t stride = array.strides ? array.strides[d] : packed;
@@ -61,6 +61,9 @@ bool valid_uniforms(const softmaxlib_array& array) {
 // The checks and the run that both calls share.
 softmaxlib_status run_along(const Request& request, const softmaxlib_options& o,
                             const softmaxlib_filter* filter, const TopK* top) {
+  if (o.causal) return SOFTMAXLIB_ERROR_CAUSAL;
+  if (o.alibi_slopes) return SOFTMAXLIB_ERROR_ALIBI;
+  if (o.sinks) return SOFTMAXLIB_ERROR_SINK;
   Call call;
   if (const softmaxlib_status status = lay_out(request, o, &call.job)) return status;
   if (top && (top->k < 0 || top->k > call.job.n)) return SOFTMAXLIB_ERROR_K;
@@ -93,20 +96,19 @@ softmaxlib_status softmaxlib_sample(const softmaxlib_array* x, const softmaxlib_
   const softmaxlib_filter& f = filter ? *filter : kAll;
   if (f.struct_size != sizeof(softmaxlib_filter)) return SOFTMAXLIB_ERROR_STRUCT_SIZE;
   if (f.top_k < 0) return SOFTMAXLIB_ERROR_K;
-  if (!(f.top_p > 0 && f.top_p <= 1) || !(f.min_p >= 0 && f.min_p <= 1))
+  if (!is_finite(f.top_p) || f.top_p <= 0 || f.top_p > 1 || !is_finite(f.min_p) || f.min_p < 0 ||
+      f.min_p > 1)
     return SOFTMAXLIB_ERROR_SAMPLING;
   if (uniforms->dtype != SOFTMAXLIB_F64 || indices->dtype != SOFTMAXLIB_I64)
     return SOFTMAXLIB_ERROR_DTYPE;
 
-  softmaxlib_options o = *given;
-  o.sinks = nullptr;
   // What is not a float computes in double.
   softmaxlib_array out = *indices;
   out.dtype = is_float(x->dtype) ? x->dtype : SOFTMAXLIB_F64;
   Request request = {SOFTMAXLIB_SOFTMAX, x, &out, 1, &axis, true};
   request.extra = uniforms;
   request.indices = indices;
-  return run_along(request, o, &f, nullptr);
+  return run_along(request, *given, &f, nullptr);
 }
 
 softmaxlib_status softmaxlib_topk_softmax(const softmaxlib_array* x,

@@ -6,15 +6,19 @@ static_assert(sizeof(softmaxlib_state) == 64, "the layout is part of the interfa
 namespace softmaxlib {
 namespace {
 
-bool is_finite(double x) { return x - x == 0; }
+bool is_negative_infinity(double x) {
+  const double infinity = -INFINITY;
+  return memcmp(&x, &infinity, sizeof(x)) == 0;
+}
 
 // Whether bytes, wherever they come from, are a state that arithmetic can take.
 bool is_state(const softmaxlib_state& s) {
   return s.version == SOFTMAXLIB_STATE_VERSION && s.function < kFunctions &&
          (s.dtype == SOFTMAXLIB_F32 || s.dtype == SOFTMAXLIB_F64) && s.special <= 2 &&
-         s.reference >= -100000 && s.reference <= 100000 && s.sum >= 0 && is_finite(s.sum) &&
-         is_finite(s.error) && s.largest < INFINITY && is_finite(s.largest_low) &&
-         is_finite(s.shift) && s.count >= 0 && s.count <= 2 && s.reserved == 0;
+         s.reference >= -100000 && s.reference <= 100000 && is_finite(s.sum) && s.sum >= 0 &&
+         is_finite(s.error) && (is_finite(s.largest) || is_negative_infinity(s.largest)) &&
+         is_finite(s.largest_low) && is_finite(s.shift) && s.count >= 0 && s.count <= 2 &&
+         s.reserved == 0;
 }
 
 bool are_states(const softmaxlib_state* states, int64_t rows) {
@@ -94,7 +98,7 @@ softmaxlib_status run_states(const softmaxlib_array* x, const softmaxlib_array* 
   call.schedule = share_rows(call.job, o);
   const StateKernels& kernels = table_of(o.isa)->states[function];
   const Kernel kernel = (out ? kernels.scale : kernels.update)[call.job.dtype[kOut]];
-  if (call.job.n == 0) return SOFTMAXLIB_OK;
+  if (call.job.n == 0 && (out || !job_has(call.job, kSink))) return SOFTMAXLIB_OK;
   return run(call, kernel, {o.parallel_for, o.parallel_context, nullptr, nullptr, 0});
 }
 

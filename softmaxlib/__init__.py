@@ -4,6 +4,13 @@ from softmaxlib import _core
 from softmaxlib._api import log_softmax, log_stablemax, logsumexp, softmax, stablemax
 from softmaxlib._embedding import get_cmake_dir, get_include, get_library_dir
 from softmaxlib._explain import Explanation, explain
+from softmaxlib._gradients import (
+    log_softmax_backward,
+    log_stablemax_backward,
+    logsumexp_backward,
+    softmax_backward,
+    stablemax_backward,
+)
 from softmaxlib._runtime import (
     available_isas,
     get_num_threads,
@@ -28,12 +35,17 @@ __all__ = [
     "info",
     "last_kernel",
     "log_softmax",
+    "log_softmax_backward",
     "log_stablemax",
+    "log_stablemax_backward",
     "logsumexp",
+    "logsumexp_backward",
     "sample",
     "set_num_threads",
     "softmax",
+    "softmax_backward",
     "stablemax",
+    "stablemax_backward",
     "threads",
     "topk_softmax",
     "use_isa",

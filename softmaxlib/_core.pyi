@@ -44,6 +44,23 @@ def run(
     store: int,
     num_threads: int,
 ) -> None: ...
+def backward(
+    function: int,
+    grad: NDArray[Any],
+    x: NDArray[Any],
+    y: NDArray[Any],
+    out: NDArray[Any],
+    grad_dtype: int,
+    x_dtype: int,
+    y_dtype: int,
+    out_dtype: int,
+    axes: tuple[int, ...],
+    temperature: float,
+    temperatures: NDArray[Any] | None,
+    where: NDArray[Any] | None,
+    isa: int,
+    num_threads: int,
+) -> None: ...
 def sample(
     x: NDArray[Any],
     uniforms: NDArray[Any],

@@ -30,8 +30,8 @@ inline LogSum log_sum_of(const RowRest<AccurateExp<D>>& rest) {
 }
 
 template <class V>
-inline V subtract(V x, V y, V) {
-  return x - y;
+inline V subtract(V x, V y, V y_low) {
+  return (x - y) - y_low;
 }
 template <class V>
 inline V subtract(Pair<V> x, V y, V y_low) {

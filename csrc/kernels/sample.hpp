@@ -12,23 +12,11 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// Unsigned integers in the order of the floats.
-template <class T>
-struct KeyOf;
-template <>
-struct KeyOf<float> {
-  using type = uint32_t;
-};
-template <>
-struct KeyOf<double> {
-  using type = uint64_t;
-};
-template <class T>
-inline typename KeyOf<T>::type key_of(T x) {
-  using Key = typename KeyOf<T>::type;
-  constexpr Key kSign = Key{1} << (8 * sizeof(Key) - 1);
-  x = x + T(0);  // -0 is 0
-  Key bits;
+// Unsigned integers in the order of doubles.
+inline uint64_t key_of(double x) {
+  constexpr uint64_t kSign = uint64_t{1} << 63;
+  x = x + 0.0;  // -0 is 0
+  uint64_t bits;
   memcpy(&bits, &x, sizeof(bits));
   return bits & kSign ? ~bits : bits | kSign;
 }
@@ -39,10 +27,9 @@ class Distribution {
  public:
   using V = typename Row<D>::V;
   using T = typename Row<D>::T;
-  using Key = typename KeyOf<T>::type;
   using E = Exp<V>;
 
-  explicit Distribution(const Row<D>& row) : row_(row), total_(sum_of<E>(row_)) {
+  explicit Distribution(const Row<D>& row) : plain_(row), row_(row), total_(sum_of<E>(row_)) {
     if (!usable(total_)) {
       const double top = exact_max_of(row_);
       if (finite(top)) {
@@ -55,9 +42,11 @@ class Distribution {
 
   bool valid() const { return valid_; }
   const RowSum<E>& total() const { return total_; }
+  // Less than the whole double tells values apart.
+  bool has_floats() const { return plain_.direct() && sizeof(T) == 4; }
 
   // visit(first element, count, values, what they leave, weights) for every chunk, until it returns
-  // true.
+  // true. Values are never shifted: that would round some of them to one.
   template <class Visit>
   void for_chunks(Visit visit) const {
     constexpr int kChunk = Row<D>::kChunk;
@@ -65,55 +54,65 @@ class Distribution {
     const E exp(total_.reference);
     for (int64_t start = 0; start < row_.size(); start += kChunk) {
       const int64_t stop = row_.size() - start < kChunk ? row_.size() : start + kChunk;
-      row_.read(start, stop, [&](auto x, int64_t, int64_t n) {
+      plain_.read(start, stop, [&](auto x, int64_t, int64_t n) {
         for (int64_t i = 0; i < n; i += V::lanes) {
           const Pair<V> v = to_pair(load_up_to(x, i, n - i));
           store(value + i, v.hi);
           store(low + i, v.lo);
-          store(weight + i, exp(v));
+          if (!row_.shifted()) store(weight + i, exp(v));
         }
       });
+      if (row_.shifted())
+        row_.read(start, stop, [&](auto x, int64_t, int64_t n) {
+          for (int64_t i = 0; i < n; i += V::lanes)
+            store(weight + i, exp(to_pair(load_up_to(x, i, n - i))));
+        });
       if (visit(start, static_cast<int>(stop - start), value, low, weight)) return;
     }
   }
 
  private:
-  Row<D> row_;
+  Row<D> plain_, row_;
   RowSum<E> total_;
   bool valid_;
 };
 
 // The elements down to a value, and of those equal to it the first so many.
-template <class T>
 struct Kept {
-  T least = static_cast<T>(-INFINITY);
+  double least = -INFINITY;
   int64_t ties = INT64_MAX;
 
   // Whether one that comes after `seen` of the equal ones is kept.
-  bool takes(T x, int64_t& seen) const { return x > least || (x == least && seen++ < ties); }
+  bool takes(double x, int64_t& seen) const { return x > least || (x == least && seen++ < ties); }
 };
+
+// One number of what may be two; of doubles the second decides nothing.
+template <class T>
+inline double whole(T value, T low) {
+  return sizeof(T) == 8 ? value : static_cast<double>(value) + static_cast<double>(low);
+}
 
 // The fewest largest elements whose weights add up to `goal`; weigh(weight of an element): 1 counts
 // them.
 template <class D, class Weigh>
-inline Kept<typename Row<D>::T> select_largest(const Distribution<D>& row, double goal,
-                                               Weigh weigh) {
+inline Kept select_largest(const Distribution<D>& row, double goal, Weigh weigh) {
   using T = typename Row<D>::T;
-  using Key = typename KeyOf<T>::type;
-  constexpr int kBits = 8 * sizeof(Key), kDigit = 11;
+  constexpr int kDigit = 11;
+  // Sign, exponent and the 23 bits of a float's fraction; the others are all alike.
+  const int bits = row.has_floats() ? 35 : 64;
   double mass[1 << kDigit];
   double above = 0;  // of the elements larger than all those with the prefix
-  Key prefix = 0;
-  for (int known = 0; known < kBits;) {
-    const int digit = kBits - known < kDigit ? kBits - known : kDigit;
-    const int shift = kBits - known - digit;
+  uint64_t prefix = 0;
+  for (int known = 0; known < bits;) {
+    const int digit = bits - known < kDigit ? bits - known : kDigit;
+    const int shift = 64 - known - digit;
     const int digits = 1 << digit;
     for (int d = 0; d < digits; ++d) mass[d] = 0;
-    row.for_chunks([&](int64_t, int n, const T* value, const T*, const T* weight) {
+    row.for_chunks([&](int64_t, int n, const T* value, const T* low, const T* weight) {
       for (int i = 0; i < n; ++i) {
-        const Key key = key_of(value[i]) >> shift;
+        const uint64_t key = key_of(whole(value[i], low[i])) >> shift;
         if (known == 0 || key >> digit == prefix)
-          mass[key & static_cast<Key>(digits - 1)] += weigh(weight[i]);
+          mass[key & static_cast<uint64_t>(digits - 1)] += weigh(weight[i]);
       }
       return false;
     });
@@ -124,14 +123,16 @@ inline Kept<typename Row<D>::T> select_largest(const Distribution<D>& row, doubl
       if (last >= 0) above += mass[last];
       last = d;
     }
-    prefix = static_cast<Key>(prefix << digit) | static_cast<Key>(last);
+    prefix = prefix << digit | static_cast<uint64_t>(last);
     known += digit;
   }
   double each = 0;  // of the elements with that value
-  Kept<T> kept;
-  row.for_chunks([&](int64_t, int n, const T* value, const T*, const T* weight) {
-    for (int i = 0; i < n && each == 0; ++i)
-      if (key_of(value[i]) == prefix) kept.least = value[i], each = weigh(weight[i]);
+  Kept kept;
+  row.for_chunks([&](int64_t, int n, const T* value, const T* low, const T* weight) {
+    for (int i = 0; i < n && each == 0; ++i) {
+      const double x = whole(value[i], low[i]);
+      if (key_of(x) >> (64 - bits) == prefix) kept.least = x, each = weigh(weight[i]);
+    }
     return each != 0;
   });
   const double ties = (goal - above) / each;
@@ -142,13 +143,13 @@ inline Kept<typename Row<D>::T> select_largest(const Distribution<D>& row, doubl
 
 // f(index, weight) for the kept elements of at least some weight, until it returns true.
 template <class D, class F>
-inline void for_kept(const Distribution<D>& row, Kept<typename Row<D>::T> kept, double least, F f) {
+inline void for_kept(const Distribution<D>& row, Kept kept, double least, F f) {
   using T = typename Row<D>::T;
   int64_t seen = 0;
-  row.for_chunks([&](int64_t start, int n, const T* value, const T*, const T* weight) {
+  row.for_chunks([&](int64_t start, int n, const T* value, const T* low, const T* weight) {
     for (int i = 0; i < n; ++i) {
       const double w = static_cast<double>(weight[i]);
-      if (kept.takes(value[i], seen) && w >= least && f(start + i, w)) return true;
+      if (kept.takes(whole(value[i], low[i]), seen) && w >= least && f(start + i, w)) return true;
     }
     return false;
   });
@@ -161,35 +162,33 @@ inline int64_t sample_row(const Row<D>& row, double u, const softmaxlib_filter& 
   using T = typename Row<D>::T;
   const Distribution<D> distribution(row);
   if (!distribution.valid()) return -1;
-  const auto sum_of_kept = [&](Kept<T> kept, double least) {
+  const auto sum_of_kept = [&](Kept kept, double least) {
     double sum = 0;
     for_kept(distribution, kept, least, [&](int64_t, double w) { return sum += w, false; });
     return sum;
   };
 
-  Kept<T> kept;
+  Kept kept;
   const bool counts = filter.top_k > 0 && filter.top_k < row.size();
   if (counts)
     kept = select_largest(distribution, static_cast<double>(filter.top_k), [](T) { return 1.0; });
   if (filter.top_p < 1) {
-    const double all = counts ? sum_of_kept(kept, 0) : distribution.total().value();
-    const Kept<T> fewer = select_largest(distribution, filter.top_p * all,
-                                         [](T w) { return static_cast<double>(w); });
+    const Kept fewer = select_largest(distribution, filter.top_p * sum_of_kept(kept, 0),
+                                      [](T w) { return static_cast<double>(w); });
     if (fewer.least > kept.least || (fewer.least == kept.least && fewer.ties < kept.ties))
       kept = fewer;
   }
   double least = 0;
   if (filter.min_p > 0) {
-    for_kept(distribution, Kept<T>(), 0, [&](int64_t, double w) {
+    for_kept(distribution, Kept(), 0, [&](int64_t, double w) {
       least = w > least ? w : least;
       return false;
     });
     least *= filter.min_p;
   }
-  const bool filters = counts || filter.top_p < 1 || filter.min_p > 0;
-  const double goal = u * (filters ? sum_of_kept(kept, least) : distribution.total().value());
+  const double goal = u * sum_of_kept(kept, least);
 
-  // Rounding may leave the running sum short of the whole: then the last one with any weight.
+  // As the same sum ends there, it exceeds its share unless that rounds to the whole.
   int64_t drawn = -1;
   double sum = 0;
   for_kept(distribution, kept, least, [&](int64_t index, double w) {
@@ -218,26 +217,30 @@ class Largest {
   static constexpr int kAtOnce = 128;
 
   struct Element {
-    T value, low;
+    T value, low, weight;
     int64_t index;
+
+    bool is_larger_than(const Element& e) const {
+      if (value != e.value) return value > e.value;
+      return low != e.low ? low > e.low : index < e.index;
+    }
   };
 
   explicit Largest(const Distribution<D>& row) : row_(row) {}
 
   // The next `count` of them, largest first.
   const Element* next(int count) {
-    const Element last = count_ ? element_[count_ - 1] : Element{0, 0, -1};
+    const Element last = count_ ? element_[count_ - 1] : Element{0, 0, 0, -1};
     const bool first = count_ == 0;
     count_ = 0;
-    row_.for_chunks([&](int64_t start, int n, const T* value, const T* low, const T*) {
+    row_.for_chunks([&](int64_t start, int n, const T* value, const T* low, const T* weight) {
       for (int i = 0; i < n; ++i) {
-        if (count_ == count && !(value[i] > element_[count - 1].value)) continue;
-        if (!first &&
-            !(value[i] < last.value || (value[i] == last.value && start + i > last.index)))
-          continue;
+        const Element e = {value[i], low[i], weight[i], start + i};
+        if (count_ == count && !e.is_larger_than(element_[count - 1])) continue;
+        if (!first && !last.is_larger_than(e)) continue;
         int at = count_ < count ? count_++ : count - 1;
-        for (; at > 0 && value[i] > element_[at - 1].value; --at) element_[at] = element_[at - 1];
-        element_[at] = {value[i], low[i], start + i};
+        for (; at > 0 && e.is_larger_than(element_[at - 1]); --at) element_[at] = element_[at - 1];
+        element_[at] = e;
       }
       return false;
     });
@@ -252,9 +255,7 @@ class Largest {
 
 template <class D>
 inline void topk_of_row(const Row<D>& row, const TopK& top, char* weights, char* indices) {
-  using V = typename Row<D>::V;
   using T = typename Row<D>::T;
-  using E = Exp<V>;
   const Distribution<D> distribution(row);
   const auto put = [&](int64_t rank, T weight, int64_t index) {
     const D narrow = narrow_one<D>(weight);
@@ -262,7 +263,9 @@ inline void topk_of_row(const Row<D>& row, const TopK& top, char* weights, char*
     memcpy(indices + rank * top.index_stride, &index, sizeof(index));
   };
   if (!distribution.valid()) {
-    for (int64_t i = 0; i < top.k; ++i) put(i, static_cast<T>(NAN), i);
+    // As softmax: 0 where nothing takes part.
+    const T weight = static_cast<T>(row.terms() == 0 ? 0 : NAN);
+    for (int64_t i = 0; i < top.k; ++i) put(i, weight, i);
     return;
   }
   // f(rank, element) for the k largest.
@@ -275,21 +278,17 @@ inline void topk_of_row(const Row<D>& row, const TopK& top, char* weights, char*
       for (int i = 0; i < count; ++i) f(rank + i, element[i]);
     }
   };
-  RowSum<E> total = distribution.total();
-  const E exp(total.reference);
-  const auto weight_of = [&](const auto& element) {
-    return exp(Pair<V>{V::set1(element.value), V::set1(element.low)});
-  };
+  Total total = distribution.total();
   if (top.renormalize) {
     Total sum;
     sum.reference = total.reference;
-    for_largest([&](int64_t, const auto& e) { sum.add(static_cast<double>(first(weight_of(e)))); });
-    static_cast<Total&>(total) = sum;
+    for_largest([&](int64_t, const auto& e) { sum.add(static_cast<double>(e.weight)); });
+    total = sum;
   }
   const auto scale = static_cast<T>(reciprocal(total));
   const bool alone = top.renormalize ? top.k == 1 : row.terms() == 1;
   for_largest([&](int64_t rank, const auto& e) {
-    const T weight = first(weight_of(e) * V::set1(scale));
+    const T weight = e.weight * scale;
     put(rank, alone && weight > 0 ? T(1) : weight, e.index);
   });
 }

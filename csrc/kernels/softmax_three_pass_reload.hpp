@@ -13,7 +13,8 @@ inline bool softmax_three_pass_reload(const Row<D>& row) {
   using E = Exp<typename Row<D>::V>;
   const double top = max_of_row(row);  // reads x
   // Stored exponentials must not replace an x that may be needed again.
-  if (row.in_place() && !(top > -kSafe / 2 && top < kSafe / 2))
+  const double sink = row.sink(), most = sink > top || sink != sink ? sink : top;
+  if (row.in_place() && !(most > -kSafe / 2 && most < kSafe / 2))
     return softmax_three_pass_recompute(row);
   const RowSum<E> total = store_of<E>(row, Known{top});  // reads x, writes y
   if (!usable(total)) return false;

@@ -3,7 +3,8 @@
 //
 // Chunks join the blocks of their row one by one, as if the row went on. A chunk or a state whose
 // maximum is beyond kSafe keeps its sum less that maximum: its shift. Sums of different shifts meet
-// under that of the larger one, by a factor that is a (mantissa, exponent) pair, too.
+// under that of the first, or of the larger one where they are far apart, by a factor that is a
+// (mantissa, exponent) pair, too.
 #pragma once
 
 #include "kernels/log_softmax.hpp"
@@ -53,7 +54,7 @@ inline void move_held(RowRest<F>& s, double by) {
   s.held_lo = static_cast<double>(static_cast<T>((hi - s.held_hi) + lo));
 }
 
-// sum times e^by, where by is at most the little that maxima and references differ above 0.
+// sum times e^by, where by is at most 1024 and a little.
 template <class Sum>
 inline Sum moved(Sum sum, double by) {
   if (!(by > -0x1p20)) return Sum();
@@ -73,11 +74,9 @@ inline void merge_sums(Sum other, double shift, softmaxlib_state& state) {
   if (is_empty(other)) return;
   if (is_empty(mine)) return keep(other, shift, state);
   if (shift != state.shift) {
-    const double top = state.shift + mine.reference * kLn2Hi;
-    if (top < shift + other.reference * kLn2Hi) {
-      const Sum lower = mine;
-      mine = moved(other, 0);
-      other = moved(lower, state.shift - shift);
+    // The sum so far moves only to where it must: each time costs a rounding of all of it.
+    if (shift + other.reference * kLn2Hi > state.shift + 1024) {
+      mine = moved(mine, state.shift - shift);
       state.shift = shift;
     } else {
       other = moved(other, shift - state.shift);

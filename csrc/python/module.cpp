@@ -242,7 +242,7 @@ void run(int32_t function, const py::array& x, const py::array& out, int32_t x_d
   call.finish(without_gil([&] { return call(); }));
 }
 
-// What both calls below share: temperatures, ISA and threads.
+// What the calls below share: temperatures, ISA and threads.
 softmaxlib_options options_of(double temperature, const std::optional<View>& temperatures,
                               int32_t isa, const int32_t& num_threads) {
   softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
@@ -288,6 +288,27 @@ void topk_softmax(const py::array& x, const py::array& weights, const py::array&
   check(without_gil([&] {
     return softmaxlib_topk_softmax(x_view.get(), weights_view.get(), indices_view.get(), axis,
                                    renormalize, &options);
+  }));
+}
+
+void backward(int32_t function, const py::array& grad, const py::array& x, const py::array& y,
+              const py::array& out, int32_t grad_dtype, int32_t x_dtype, int32_t y_dtype,
+              int32_t out_dtype, const py::tuple& axes, double temperature,
+              const std::optional<py::array>& temperatures, const std::optional<py::array>& where,
+              int32_t isa, int32_t num_threads) {
+  int32_t axis[kMaxNdim];
+  if (axes.size() > kMaxNdim) check(SOFTMAXLIB_ERROR_AXIS);
+  for (size_t i = 0; i < axes.size(); ++i) axis[i] = axes[i].cast<int32_t>();
+  const View grad_view(grad, grad_dtype), x_view(x, x_dtype), y_view(y, y_dtype),
+      out_view(out, out_dtype);
+  std::optional<View> temperatures_view, where_view;
+  if (temperatures) temperatures_view.emplace(*temperatures, SOFTMAXLIB_F64);
+  if (where) where_view.emplace(*where, SOFTMAXLIB_BOOL);
+  auto options = options_of(temperature, temperatures_view, isa, num_threads);
+  options.where = get(where_view);
+  check(without_gil([&] {
+    return softmaxlib_backward(function, grad_view.get(), x_view.get(), y_view.get(),
+                               out_view.get(), static_cast<int32_t>(axes.size()), axis, &options);
   }));
 }
 
@@ -670,6 +691,9 @@ PYBIND11_MODULE(_core, m) {
         "temperatures"_a, "top_k"_a, "top_p"_a, "min_p"_a, "isa"_a, "num_threads"_a);
   m.def("topk_softmax", &topk_softmax, "x"_a, "weights"_a, "indices"_a, "x_dtype"_a, "dtype"_a,
         "axis"_a, "renormalize"_a, "temperature"_a, "temperatures"_a, "isa"_a, "num_threads"_a);
+  m.def("backward", &backward, "function"_a, "grad"_a, "x"_a, "y"_a, "out"_a, "grad_dtype"_a,
+        "x_dtype"_a, "y_dtype"_a, "out_dtype"_a, "axes"_a, "temperature"_a, "temperatures"_a,
+        "where"_a, "isa"_a, "num_threads"_a);
   m.def("explain", &explain, "function"_a, "x_dtype"_a, "out_dtype"_a, "shape"_a, "out_shape"_a,
         "strides"_a, "axes"_a, "in_place"_a, "algorithm"_a, "isa"_a, "num_threads"_a);
   m.def(

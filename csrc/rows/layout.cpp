@@ -27,14 +27,18 @@ struct View {
   const int64_t* shape;
   int64_t strides[kMaxDims];
   int64_t size;  // elements
+  bool repeats;  // shows some of them more than once
   Range range;
 };
 
-// Adds (size - 1) stride to the range; false where it leaves the 64-bit range.
+// Adds (size - 1) stride to the range; false where that, or size stride, leaves the 64-bit range.
 bool reach(int64_t size, int64_t stride, Range* range) {
   int64_t far = 0;
   if (size == 1) return true;
-  if (stride == INT64_MIN || !multiply(size - 1, stride < 0 ? -stride : stride, &far)) return false;
+  if (stride == INT64_MIN) return false;
+  const int64_t step = stride < 0 ? -stride : stride;
+  if (!multiply(size, step, &far)) return false;
+  far -= step;
   if (stride < 0) {
     if (range->low < INT64_MIN + far) return false;
     range->low -= far;
@@ -63,8 +67,11 @@ bool make_view(const softmaxlib_array& array, View* view) {
   }
   view->size = empty ? 0 : elements;
   view->range = {0, empty ? 0 : item_size(array.dtype)};
-  for (int d = 0; !empty && d < array.ndim; ++d)
+  view->repeats = false;
+  for (int d = 0; !empty && d < array.ndim; ++d) {
     if (!reach(array.shape[d], view->strides[d], &view->range)) return false;
+    view->repeats |= array.shape[d] > 1 && view->strides[d] == 0;
+  }
   return true;
 }
 
@@ -252,6 +259,7 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
   memset(job->base, 0, sizeof(job->base));
   memset(job->dtype, 0, sizeof(job->dtype));
   job->given = 0;
+  job->in_place = false;
   for (int d = 0; d < x.ndim; ++d) {
     draft.dims[d] = Dim{x.shape[d], {}};
     draft.dims[d].stride[kX] = x.strides[d];
@@ -266,6 +274,13 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
     return SOFTMAXLIB_ERROR_UNIFORMS;  // states have the right shape
   if (request.indices && (!make_view(*request.indices, &view) ||
                           !draft.add_result(kIndices, *request.indices, view, true)))
+    return SOFTMAXLIB_ERROR_SHAPE;
+  const bool per_row = request.function == SOFTMAXLIB_LOGSUMEXP;
+  if (request.grad &&
+      (!make_view(*request.grad, &view) || !draft.add_result(kGrad, *request.grad, view, per_row)))
+    return SOFTMAXLIB_ERROR_SHAPE;
+  if (request.result && (!make_view(*request.result, &view) ||
+                         !draft.add_result(kResult, *request.result, view, per_row)))
     return SOFTMAXLIB_ERROR_SHAPE;
   if (const softmaxlib_status s = add_queries(request, options, &draft)) return s;
   if (const softmaxlib_status s = add_options(options, &draft)) return s;
@@ -289,7 +304,7 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
   const int64_t x_item = item_size(x_array->dtype), out_item = item_size(out_array->dtype);
   job->range[kX] = x.range;
   job->range[kOut] = out.range;
-  job->dense = x.size && out.size && job->range[kX].span() == x.size * x_item &&
+  job->dense = x.size && out.size && !x.repeats && job->range[kX].span() == x.size * x_item &&
                job->range[kOut].span() == out.size * out_item;
 
   const bool elements_of_x = !options.bias && !options.where && !job_has(*job, kScale) &&
@@ -312,7 +327,8 @@ softmaxlib_status check_data(Job* job) {
   job->in_place = false;
   if (job->rows == 0) return SOFTMAXLIB_OK;
   for (int k = 0; k < kOperands; ++k)
-    if (job_has(*job, k) && !job->base[k] && (job->n || (k == kOut && job->reduces) || k >= kExtra))
+    if (job_has(*job, k) && !job->base[k] &&
+        (job->n || ((k == kOut || k == kSink) && job->reduces) || k >= kExtra))
       return SOFTMAXLIB_ERROR_NULL;
   const char *x = job->base[kX], *out = job->base[kOut];
   job->in_place = job->same_layout && x == out;

@@ -20,6 +20,8 @@ struct Request {
   bool reduces;  // out has no axes
   // Of the shape of x without the axes: see Operand.
   const softmaxlib_array *extra = nullptr, *indices = nullptr;
+  // Of a gradient: with the axes, or for logsumexp without.
+  const softmaxlib_array *grad = nullptr, *result = nullptr;
 };
 
 // Checks arrays, axes and options, and fills in everything of the job but its schedule and what

@@ -197,7 +197,7 @@ class Row {
 
   // How many terms the sum has, the sink too; 2 stands for more.
   int64_t terms() const {
-    int64_t seen = job_.base[kSink] != nullptr;
+    int64_t seen = sink() != -INFINITY;
     if (!job_.base[kWhere]) return min_of(seen + n_, 2);
     for (int64_t i = 0; i < n_ && seen < 2; i += kChunk) {
       const int64_t n = min_of(n_ - i, kChunk);

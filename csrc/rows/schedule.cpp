@@ -116,7 +116,9 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
   if (s.kernel == registry::columns)
     return {registry::columns, "rows side by side in memory: vectors across them"};
   const int64_t item = job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 4;
-  const int64_t row_bytes = job.n * (item_size(job.dtype[kX]) + item_size(job.dtype[kOut]));
+  const double row_bytes =
+      static_cast<double>(job.n) *
+      static_cast<double>(item_size(job.dtype[kX]) + item_size(job.dtype[kOut]));
   const bool half = job.dtype[kOut] == SOFTMAXLIB_F16 || job.dtype[kOut] == SOFTMAXLIB_BF16;
 
   // Kernels over many rows leave threads without work where there are more of them than rows.
@@ -140,7 +142,7 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
   // the least traffic.
   if (frugal && job.n > block_elements(job.dtype[kOut]))
     return nearest(function, job, false, SOFTMAXLIB_TWO_PASS, "the caller gives no scratch");
-  if (row_bytes <= caches().last / 2)
+  if (row_bytes <= static_cast<double>(caches().last) / 2)
     return nearest(function, job, s.tile > 0, SOFTMAXLIB_TWO_PASS_RELOAD,
                    "x and y of a row stay in cache: fewest exponentials");
   return nearest(function, job, s.tile > 0, SOFTMAXLIB_TWO_PASS,
@@ -148,7 +150,8 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
 }
 
 void choose_stores(const Job& job, const softmaxlib_options& options, Schedule& s) {
-  const int64_t bytes = job.rows * job.n * (item_size(job.dtype[kX]) + item_size(job.dtype[kOut]));
+  const double bytes = static_cast<double>(job.rows * job.n) *
+                       static_cast<double>(item_size(job.dtype[kX]) + item_size(job.dtype[kOut]));
   const auto choose = [&](bool streaming, const char* why) {
     s.streaming = streaming;
     s.why_stores = why;
@@ -159,7 +162,7 @@ void choose_stores(const Job& job, const softmaxlib_options& options, Schedule& 
   else if (options.store == SOFTMAXLIB_STORE_PLAIN) choose(false, "the caller's choice");
   else if (options.store == SOFTMAXLIB_STORE_STREAMING) choose(true, "the caller's choice");
   else if (job.in_place) choose(false, "in place: the lines are in cache already");
-  else if (bytes > caches().last * 3 / 4)  // others use it too
+  else if (bytes > static_cast<double>(caches().last) * 0.75)  // others use it too
     choose(true, "x and y exceed 3/4 of the last cache: a plain store would first read y");
   else choose(false, "x and y fit in 3/4 of the last cache");
 }

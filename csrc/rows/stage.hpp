@@ -182,8 +182,9 @@ inline Affine affine_of(const Job& job, const Place& place, double shift) {
       job.divides ? row_operand(job, place, kScale, job.temperature) : job.temperature;
   const double factor = job.divides ? job.scale : row_operand(job, place, kScale, job.scale);
   const double inverse = 1.0 / temperature;
-  const double scale = inverse * factor;
+  const double scale = inverse > DBL_MAX ? factor / temperature : inverse * factor;
   if (scale > DBL_MAX) return {DBL_MAX, 0, shift};  // 0 / temperature stays 0
+  if (inverse > DBL_MAX) return {scale, 0, shift};
   const double inverse_lo = fma_scalar(-inverse, temperature, 1.0) / temperature;
   return {scale, fma_scalar(inverse, factor, -scale) + inverse_lo * factor, shift};
 }

@@ -174,6 +174,46 @@ TEST_P(Attention, SinkAlone) {
   for (const float v : sums) EXPECT_EQ(v, sink);
 }
 
+// What used to go wrong: x overwritten before the sink was looked at, shifts and maxima that are no
+// floats, a sink that is -inf taken for a term.
+TEST_P(Attention, SinksThatAreHardToHold) {
+  const int64_t n = 4, one = 1;
+  for (const bool in_place : {false, true})
+    for (const softmaxlib_algorithm algorithm :
+         {SOFTMAXLIB_ALGORITHM_AUTO, SOFTMAXLIB_THREE_PASS_RELOAD, SOFTMAXLIB_TWO_PASS_RELOAD,
+          SOFTMAXLIB_TWO_PASS}) {
+      float x[] = {1, 2, 3, 4}, y[4];
+      const double sink = 5e4;
+      const auto sinks = array_of(&sink, SOFTMAXLIB_F64, &one, 1);
+      Options o(GetParam(), algorithm);
+      o.sinks = &sinks;
+      const int32_t axis = 0;
+      const auto out = array_of(in_place ? x : y, SOFTMAXLIB_F32, &n, 1);
+      ASSERT_EQ(run_array(SOFTMAXLIB_SOFTMAX, array_of(x, SOFTMAXLIB_F32, &n, 1), out, 1, &axis, o),
+                SOFTMAXLIB_OK);
+      for (const float v : in_place ? x : y) EXPECT_EQ(v, 0) << algorithm << in_place;
+    }
+
+  const struct {
+    softmaxlib_function function;
+    float x;
+    double sink, want;
+  } kCases[] = {{SOFTMAXLIB_SOFTMAX, 1e6f, 1e6 + 0.03, 0.49250056243},
+                {SOFTMAXLIB_SOFTMAX, 7.5f, -kInf, 1},
+                {SOFTMAXLIB_LOG_SOFTMAX, 999.99994f, 1000.00002, -0.69318769}};
+  for (const auto& c : kCases) {
+    float y;
+    const auto sinks = array_of(&c.sink, SOFTMAXLIB_F64, &one, 1);
+    Options o(GetParam(), SOFTMAXLIB_ALGORITHM_AUTO);
+    o.sinks = &sinks;
+    const int32_t axis = 0;
+    ASSERT_EQ(run_array(c.function, array_of(&c.x, SOFTMAXLIB_F32, &one, 1),
+                        array_of(&y, SOFTMAXLIB_F32, &one, 1), 1, &axis, o),
+              SOFTMAXLIB_OK);
+    EXPECT_NEAR(y, c.want, 2e-7) << c.x;
+  }
+}
+
 // One visible column has the probability 1, however it came to be alone.
 TEST_P(Attention, OneColumn) {
   for_all(GetParam(), [](auto function, auto dtype, const auto& x, Options o) {

@@ -154,6 +154,42 @@ TEST_P(Sampling, RowsWithoutADistribution) {
   EXPECT_EQ(indices[7], 1);
 }
 
+// Neighbours that a temperature rounds to one float, and what a shift does, stay apart.
+TEST_P(Sampling, NeighboursStayApart) {
+  Options o(GetParam(), SOFTMAXLIB_ALGORITHM_AUTO);
+  std::mt19937 random(5);
+  const Filter greedy(1, 1, 0);
+  for (int i = 0; i < 3000; ++i) {
+    const float a = std::uniform_real_distribution<float>(1, 9)(random);
+    const float x[] = {a, std::nextafter(a, 100.0f), 1};
+    const int64_t n = 3, two = 2, none = 1;
+    o.temperature = i % 2 ? 1.3 : 0.7;
+    const double u = 0.5;
+    int64_t drawn = -7, indices[2];
+    float weights[2];
+    const auto xa = array_of(x, SOFTMAXLIB_F32, 1, &n);
+    const auto ua = array_of(&u, SOFTMAXLIB_F64, 0, &none),
+               da = array_of(&drawn, SOFTMAXLIB_I64, 0, &none);
+    ASSERT_EQ(softmaxlib_sample(&xa, &ua, &da, 0, &greedy, &o), SOFTMAXLIB_OK);
+    ASSERT_EQ(drawn, 1) << a;
+    const auto wa = array_of(weights, SOFTMAXLIB_F32, 1, &two),
+               ia = array_of(indices, SOFTMAXLIB_I64, 1, &two);
+    ASSERT_EQ(softmaxlib_topk_softmax(&xa, &wa, &ia, 0, 0, &o), SOFTMAXLIB_OK);
+    ASSERT_EQ(indices[0], 1);
+    ASSERT_GE(weights[0], weights[1]);
+  }
+  const float far[] = {1e6f, 1, 1.01f};
+  const int64_t n = 3;
+  int64_t indices[3];
+  float weights[3];
+  o.temperature = 1;
+  const auto xa = array_of(far, SOFTMAXLIB_F32, 1, &n),
+             wa = array_of(weights, SOFTMAXLIB_F32, 1, &n),
+             ia = array_of(indices, SOFTMAXLIB_I64, 1, &n);
+  ASSERT_EQ(softmaxlib_topk_softmax(&xa, &wa, &ia, 0, 0, &o), SOFTMAXLIB_OK);
+  EXPECT_EQ(std::vector<int64_t>(indices, indices + 3), (std::vector<int64_t>{0, 2, 1}));
+}
+
 // Strided, with options, threads and any ISA: one result.
 TEST(SamplingBits, DoNotDependOnHow) {
   const int64_t rows = 70, n = 2500, shape[] = {rows, n}, columns[] = {n, rows}, k = 9,
@@ -228,6 +264,17 @@ TEST(SamplingErrors, EachHasItsStatus) {
     EXPECT_EQ(sample(Filter(0, 1, 0)), SOFTMAXLIB_ERROR_UNIFORMS) << bad;
   }
   u[1] = 0;
+  const int64_t one = 1;
+  const auto number = array_of(u, SOFTMAXLIB_F64, 1, &one);
+  Options o;
+  o.causal = 1;
+  EXPECT_EQ(softmaxlib_sample(&xa, &ua, &da, 1, nullptr, &o), SOFTMAXLIB_ERROR_CAUSAL);
+  o.causal = 0;
+  o.alibi_slopes = &number;
+  EXPECT_EQ(softmaxlib_sample(&xa, &ua, &da, 1, nullptr, &o), SOFTMAXLIB_ERROR_ALIBI);
+  o.alibi_slopes = nullptr;
+  o.sinks = &number;
+  EXPECT_EQ(softmaxlib_sample(&xa, &ua, &da, 1, nullptr, &o), SOFTMAXLIB_ERROR_SINK);
   const auto three = array_of(u, SOFTMAXLIB_F64, 1, wrong);
   EXPECT_EQ(softmaxlib_sample(&xa, &three, &da, 1, nullptr, nullptr), SOFTMAXLIB_ERROR_UNIFORMS);
   EXPECT_EQ(softmaxlib_sample(&xa, &ua, &xa, 1, nullptr, nullptr), SOFTMAXLIB_ERROR_DTYPE);

@@ -212,6 +212,51 @@ TEST_P(State, RowsWithOptions) {
   EXPECT_EQ(y, want);
 }
 
+// Maxima that rise from chunk to chunk, far from 0: no loss that grows with their number.
+TEST_P(State, ManyRisingChunks) {
+  constexpr int64_t kChunks = 3000;
+  std::vector<double> x;
+  for (int64_t i = 0; i < kChunks; ++i) x.push_back(40000 + static_cast<double>(i) / kChunks);
+  const auto bytes = encode_all(x, SOFTMAXLIB_F64);
+  const Options o(GetParam(), SOFTMAXLIB_ALGORITHM_AUTO);
+  std::vector<int64_t> cuts;
+  for (int64_t i = 1; i < kChunks; ++i) cuts.push_back(i);
+  EXPECT_TRUE(same_values(stream_row(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F64, bytes, cuts, o).y,
+                          row_result(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F64, bytes, o), SOFTMAXLIB_F64,
+                          6));
+}
+
+// A bias can take a maximum between two floats.
+TEST_P(State, ShiftsBetweenFloats) {
+  const int64_t n = 1;
+  const float x = 100000, bias = 0.0039f;
+  const auto xa = row_of(&x, SOFTMAXLIB_F32, &n), ba = row_of(&bias, SOFTMAXLIB_F32, &n);
+  Options plain(GetParam(), SOFTMAXLIB_ALGORITHM_AUTO), biased = plain;
+  biased.bias = &ba;
+  softmaxlib_state s;
+  ASSERT_EQ(softmaxlib_state_begin(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, 1, &s), SOFTMAXLIB_OK);
+  ASSERT_EQ(softmaxlib_state_update(&xa, &s, 0, nullptr, &biased), SOFTMAXLIB_OK);
+  ASSERT_EQ(softmaxlib_state_update(&xa, &s, 0, nullptr, &plain), SOFTMAXLIB_OK);
+  float y;
+  const auto ya = row_of(&y, SOFTMAXLIB_F32, &n);
+  ASSERT_EQ(softmaxlib_state_scale(&xa, &ya, &s, 0, nullptr, &plain), SOFTMAXLIB_OK);
+  EXPECT_NEAR(y, 1 / (1 + std::exp(double{bias})), 1e-7);
+}
+
+TEST_P(State, SinkOfAnEmptyChunk) {
+  const int64_t none = 0, one = 1;
+  const float x = 0, sink = 3;
+  const auto xa = row_of(&x, SOFTMAXLIB_F32, &none), sa = row_of(&sink, SOFTMAXLIB_F32, &one);
+  Options o(GetParam(), SOFTMAXLIB_ALGORITHM_AUTO);
+  o.sinks = &sa;
+  softmaxlib_state s;
+  double log_sum;
+  ASSERT_EQ(softmaxlib_state_begin(SOFTMAXLIB_LOGSUMEXP, SOFTMAXLIB_F32, 1, &s), SOFTMAXLIB_OK);
+  ASSERT_EQ(softmaxlib_state_update(&xa, &s, 0, nullptr, &o), SOFTMAXLIB_OK);
+  ASSERT_EQ(softmaxlib_state_finish(1, &s, &log_sum), SOFTMAXLIB_OK);
+  EXPECT_EQ(log_sum, sink);
+}
+
 // What a state of one ISA is, it is on every other.
 TEST(StateBytes, SameOnEveryIsa) {
   for (const softmaxlib_dtype dtype : {SOFTMAXLIB_F32, SOFTMAXLIB_F64})

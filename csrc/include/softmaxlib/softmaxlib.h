@@ -220,7 +220,7 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_scratch_size(
     softmaxlib_function function, const softmaxlib_array* x, const softmaxlib_array* out,
     int32_t naxes, const int32_t* axes, const softmaxlib_options* options, size_t* bytes);
 
-/* ---- Plans: checks and choices once, then many runs -------------------------------------------
+/* ---- Plans: checks and choices once, then many runs
  *
  * A plan keeps everything but memory: function, dtypes, shapes, strides, options. It is immutable:
  * any number of threads may run one at the same time, each with scratch of its own. Pointers to
@@ -256,7 +256,6 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_plan_run(const softmaxlib_plan* plan
                                                      const softmaxlib_buffers* buffers);
 
 /* ---- Streaming: rows that come in chunks
- * ---------------------------------------------------------
  *
  * A state is the sum of a row's terms so far as (mantissa, exponent): plain bytes, to be copied,
  * stored and sent as they are. begin; then for every chunk of columns update, or merge the states
@@ -288,7 +287,8 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_state_begin(softmaxlib_function func
                                                         softmaxlib_state* states);
 
 /* Adds the elements of x to states: one per row, in C order of the axes of x that are not named.
- * causal_offset counts from the chunk's first column; sinks are to be given once per row. */
+ * Options as for softmaxlib_run, without scratch and report. causal_offset counts from the chunk's
+ * first column; sinks are to be given once per row. */
 SOFTMAXLIB_API softmaxlib_status softmaxlib_state_update(const softmaxlib_array* x,
                                                          softmaxlib_state* states, int32_t naxes,
                                                          const int32_t* axes,
@@ -296,8 +296,8 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_state_update(const softmaxlib_array*
 SOFTMAXLIB_API softmaxlib_status softmaxlib_state_merge(int64_t rows, softmaxlib_state* into,
                                                         const softmaxlib_state* from);
 
-/* The logarithm of each sum (logsumexp for the exponential functions); its rounding to float is
- * the result of SOFTMAXLIB_LOGSUMEXP. */
+/* The logarithm of each sum; of states of LOG_SOFTMAX and LOGSUMEXP its rounding to float is the
+ * result of SOFTMAXLIB_LOGSUMEXP. */
 SOFTMAXLIB_API softmaxlib_status softmaxlib_state_finish(int64_t rows,
                                                          const softmaxlib_state* states,
                                                          double* log_sums);
@@ -310,11 +310,26 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_state_scale(const softmaxlib_array* 
                                                         int32_t naxes, const int32_t* axes,
                                                         const softmaxlib_options* options);
 
+/* ---- Gradients
+ * -----------------------------------------------------------------------------------
+ *
+ * out = the gradient of sum(grad * function(x)) with respect to x: a vector-Jacobian product. y:
+ * function's result. x may be NULL for SOFTMAX and LOG_SOFTMAX, which do not read it. For LOGSUMEXP
+ * grad and y have the shape of x without the axes, else all have one shape. Exactly 0 where y is 0
+ * (of a logarithm: -inf) or where is false, whatever grad holds there. out may be grad, x or y.
+ *
+ * Options: isa, threads, where, and temperature or scale (also per row) as they were for y;
+ * LOGSUMEXP and the stablemax functions take no bias. */
+SOFTMAXLIB_API softmaxlib_status softmaxlib_backward(
+    softmaxlib_function function, const softmaxlib_array* grad, const softmaxlib_array* x,
+    const softmaxlib_array* y, const softmaxlib_array* out, int32_t naxes, const int32_t* axes,
+    const softmaxlib_options* options);
+
 /* ---- Language models
- * -----------------------------------------------------------------------------
  *
  * Rows are along one axis. Options: isa, threads, temperature and scale (also per row), bias,
- * where; no scratch. The same result on every ISA and thread count, whatever the batch. */
+ * where; not causal, alibi_slopes or sinks; no scratch, no report. The same result on every ISA and
+ * thread count, whatever the batch. */
 
 typedef struct softmaxlib_filter {
   size_t struct_size;
@@ -344,8 +359,7 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_topk_softmax(const softmaxlib_array*
                                                          int32_t axis, int32_t renormalize,
                                                          const softmaxlib_options* options);
 
-/* ---- The library --------------------------------------------------------------------------------
- */
+/* ---- The library */
 
 /* English, static, never NULL. */
 SOFTMAXLIB_API const char* softmaxlib_status_text(softmaxlib_status status);
