@@ -15,14 +15,11 @@ inline bool usable(const Total& total) {
          total.reference < kSafeReference;
 }
 
-// Of all terms, the sink too; NaN where that is. What direct rows can subtract without rounding it:
-// one of their own type.
+// Of all terms, the sink too; NaN where that is.
 template <class D>
 inline double exact_max_of(const Row<D>& row) {
-  const double most = row.direct() ? max_of_row(row) : row.staged_max(), sink = row.sink();
-  const double top = sink > most || sink != sink ? sink : most;
-  const auto narrow = static_cast<double>(static_cast<typename Row<D>::T>(top));
-  return finite(narrow) ? narrow : top;
+  const double top = row.direct() ? max_of_row(row) : row.staged_max(), sink = row.sink();
+  return sink > top || sink != sink ? sink : top;
 }
 
 // schedule(row) computes a row and returns true, or returns false, x still being intact but for

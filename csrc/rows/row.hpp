@@ -180,7 +180,8 @@ class Row {
         place_(place),
         x_(reinterpret_cast<const D*>(job.base[kX] + place.offset[kX])),
         y_(reinterpret_cast<D*>(job.base[kOut] + place.offset[kOut])),
-        n_(job.causal ? visible(job, place) : job.n) {
+        n_(job.causal ? visible(job, place) : job.n),
+        combines_(job.linear) {
     results_ = reinterpret_cast<BlockResult*>(scratch);
     references_ = blocks() > 1 ? reinterpret_cast<int32_t*>(results_ + (job.split ? blocks() : 0))
                                : one_block;
@@ -213,6 +214,9 @@ class Row {
   void shift_by(double maximum) {
     shift_ = maximum;
     shifted_ = true;
+    // One that is no T, of a sink or of another chunk, is subtracted as rows with options do it.
+    combines_ =
+        job_.linear || (job_.direct && static_cast<double>(static_cast<T>(maximum)) != maximum);
   }
   bool shifted() const { return shifted_; }
   double shift() const { return shift_; }
@@ -220,7 +224,7 @@ class Row {
   // visit(source, first element, count) over [start, stop), in pieces of whole chunks.
   template <class F>
   void read(int64_t start, int64_t stop, F visit) const {
-    if (job_.linear) {
+    if (combines_) {
       const Terms terms(job_, place_, shift_);
       visit(Combined<D>{x_ + start, &terms, start}, start, stop - start);
     } else if (!job_.direct) {
@@ -258,7 +262,7 @@ class Row {
   // The same where it writes to out itself: `masked` is what visit() makes of -inf.
   template <class F>
   void read_write_contiguous(int64_t start, int64_t stop, F visit) const {
-    if (job_.linear) {
+    if (combines_) {
       const Terms terms(job_, place_, shift_);
       visit(Combined<D>{x_ + start, &terms, start}, y_ + start, start, stop - start);
     } else if (shifted_)
@@ -420,6 +424,7 @@ class Row {
   const D* x_;
   D* y_;
   int64_t n_;
+  bool combines_;  // the source is Combined
   double shift_ = 0;
   bool shifted_ = false;
   BlockResult* results_;

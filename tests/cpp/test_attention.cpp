@@ -200,6 +200,8 @@ TEST_P(Attention, SinksThatAreHardToHold) {
     double sink, want;
   } kCases[] = {{SOFTMAXLIB_SOFTMAX, 1e6f, 1e6 + 0.03, 0.49250056243},
                 {SOFTMAXLIB_SOFTMAX, 7.5f, -kInf, 1},
+                {SOFTMAXLIB_SOFTMAX, 1e30f, 1.00000002e30, 0},
+                {SOFTMAXLIB_SOFTMAX, 1e30f, 1e30, 1},
                 {SOFTMAXLIB_LOG_SOFTMAX, 999.99994f, 1000.00002, -0.69318769}};
   for (const auto& c : kCases) {
     float y;
