@@ -163,10 +163,17 @@ inline Pair<f64x8> combine(f64x8 x, InLanes<f64x8> bias, const Affine& a) {
   const f64x8 z = product + b;
   const f64x8 tail = z - product;
   const f64x8 sum_lo = (product - (z - tail)) + (b - tail);
-  // Beyond 2^67 an error has no exponential; nor has one that is infinite. Equal ones stay equal.
-  const f64x8 lo = product_lo + sum_lo, none = f64x8::set1(0);
-  const auto small = gt(f64x8::set1(0x1p14), max(lo, none - lo));
-  return {z - f64x8::set1(a.shift), select(small, lo, none)};
+  const f64x8 hi = z - f64x8::set1(a.shift), lo = product_lo + sum_lo;
+  // Beyond 2^67 an error has no exponential, nor has one that is infinite. Equal ones stay equal.
+  const f64x8 none = f64x8::set1(0), size = max(lo, none - lo);
+  const auto counts = gt(f64x8::set1(0x1p14), size);
+  if (a.shift == 0) return {hi, select(counts, lo, none)};
+  // Less its maximum, a large argument may be smaller than its error: their sum, then what is left.
+  const auto as_is = gt(f64x8::set1(0x1p-4), size);
+  const f64x8 sum = hi + lo, part = sum - hi;
+  const f64x8 left = (hi - (sum - part)) + (lo - part);
+  return {select(as_is, hi, select(counts, sum, hi)),
+          select(as_is, lo, select(counts, left, none))};
 }
 
 // The row's own value of an operand that is constant along the row.
