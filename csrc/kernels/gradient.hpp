@@ -123,6 +123,7 @@ struct GradientPiece {
         d = over_one_plus_magnitude(d, InLanes<V>::of(load_some(x, i, n, 0)) * scale);
       }
       V v = narrowed(d);
+      v = select(eq(v, v), v, V::set1(static_cast<T>(NAN)));  // NaNs have signs of their own
       v = masked_out(v, result, i, n);
       if (n - i >= kLanes) store(out + i, v);
       else store_n(out + i, v, static_cast<int>(n - i));
