@@ -204,7 +204,7 @@ TEST_P(Attention, SinksThatAreHardToHold) {
                 {SOFTMAXLIB_SOFTMAX, 1e30f, 1e30, 1},
                 {SOFTMAXLIB_LOG_SOFTMAX, 999.99994f, 1000.00002, -0.69318769}};
   for (const auto& c : kCases) {
-    float y;
+    float y = 0;
     const auto sinks = array_of(&c.sink, SOFTMAXLIB_F64, &one, 1);
     Options o(GetParam(), SOFTMAXLIB_ALGORITHM_AUTO);
     o.sinks = &sinks;

@@ -237,7 +237,7 @@ TEST_P(State, ShiftsBetweenFloats) {
   ASSERT_EQ(softmaxlib_state_begin(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, 1, &s), SOFTMAXLIB_OK);
   ASSERT_EQ(softmaxlib_state_update(&xa, &s, 0, nullptr, &biased), SOFTMAXLIB_OK);
   ASSERT_EQ(softmaxlib_state_update(&xa, &s, 0, nullptr, &plain), SOFTMAXLIB_OK);
-  float y;
+  float y = 0;
   const auto ya = row_of(&y, SOFTMAXLIB_F32, &n);
   ASSERT_EQ(softmaxlib_state_scale(&xa, &ya, &s, 0, nullptr, &plain), SOFTMAXLIB_OK);
   EXPECT_NEAR(y, 1 / (1 + std::exp(double{bias})), 1e-7);
