@@ -160,7 +160,7 @@ TEST_F(Guard, Operands) {
     for (const softmaxlib_dtype to : kFloatTypes)
       for (const int64_t n : {1, 7, 15, 16, 17, 31, 63, 65, 1025})
         for (const int mask : {0, 1, 2, 4, 7, 8, 9, 15}) {
-          const softmaxlib_dtype from = kFrom[turn % std::size(kFrom)];
+          const softmaxlib_dtype from = kFrom[static_cast<size_t>(turn) % std::size(kFrom)];
           const bool in_place = from == to && turn % 2 && function != SOFTMAXLIB_LOGSUMEXP;
           check({function, from, to, 1 + turn % 3, n, turn % 2, 1 + turn % 4, in_place,
                  bool(mask & 1), bool(mask & 2), bool(mask & 4), bool(mask & 8),
