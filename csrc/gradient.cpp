@@ -18,10 +18,6 @@ bool is_direct(const Job& job) {
   return job.inner_ndim == 1;
 }
 
-bool is_float(softmaxlib_dtype dtype) {
-  return dtype >= SOFTMAXLIB_F32 && dtype <= SOFTMAXLIB_BF16;
-}
-
 }  // namespace
 }  // namespace softmaxlib
 

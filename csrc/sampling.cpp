@@ -4,10 +4,6 @@
 namespace softmaxlib {
 namespace {
 
-bool is_float(softmaxlib_dtype dtype) {
-  return dtype >= SOFTMAXLIB_F32 && dtype <= SOFTMAXLIB_BF16;
-}
-
 // An array without one of its axes.
 struct WithoutAxis {
   int64_t shape[SOFTMAXLIB_MAX_NDIM], strides[SOFTMAXLIB_MAX_NDIM];

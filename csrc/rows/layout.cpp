@@ -10,10 +10,6 @@ namespace {
 constexpr int kMaxDims = SOFTMAXLIB_MAX_NDIM;
 constexpr int64_t kMostElements = INT64_MAX / 64;  // their bytes, in any dtype, are an int64_t
 
-bool is_float(softmaxlib_dtype dtype) {
-  return dtype >= SOFTMAXLIB_F32 && dtype <= SOFTMAXLIB_BF16;
-}
-
 // a * b for a, b >= 0; false where it leaves the 64-bit range.
 bool multiply(int64_t a, int64_t b, int64_t* product) {
   if ((a | b) > INT32_MAX && b != 0 && a > INT64_MAX / b) return false;  // a division is slow

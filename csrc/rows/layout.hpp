@@ -5,6 +5,10 @@
 
 namespace softmaxlib {
 
+static inline bool is_float(softmaxlib_dtype dtype) {
+  return dtype >= SOFTMAXLIB_F32 && dtype <= SOFTMAXLIB_BF16;
+}
+
 // In the order of softmaxlib_dtype, and 8 for what is none.
 static inline int64_t item_size(softmaxlib_dtype dtype) {
   static constexpr int8_t kSizes[] = {4, 8, 2, 2, 1, 1, 2, 4, 8, 1, 2, 4, 8};
