@@ -1,17 +1,10 @@
 // Axes, strides, dtypes and options drawn at random, against an oracle that knows only indices; the
 // same bits on every ISA, for every algorithm and however the arrays lie in memory.
+#include "indices.hpp"
 #include "support.hpp"
 
 namespace softmaxlib::test {
 namespace {
-
-using Shape = std::vector<int64_t>;
-
-int64_t size_of(const Shape& shape) {
-  int64_t size = 1;
-  for (const int64_t d : shape) size *= d;
-  return size;
-}
 
 // An array somewhere in a watched buffer, with strides of any kind.
 class Array {
@@ -82,19 +75,6 @@ class Array {
   std::vector<char> memory_;
   softmaxlib_array view_;
 };
-
-// Calls f(index) for every index of a shape.
-template <class F>
-void for_indices(const Shape& shape, F f) {
-  if (size_of(shape) == 0) return;
-  Shape index(shape.size());
-  for (;;) {
-    f(index);
-    size_t d = shape.size();
-    while (d > 0 && ++index[d - 1] == shape[d - 1]) index[--d] = 0;
-    if (d == 0) return;
-  }
-}
 
 template <class Value>
 void fill(const Array& array, Value value) {

@@ -55,6 +55,14 @@ std::vector<char> make_rows(Pattern pattern, int64_t rows, int64_t n, softmaxlib
   return x;
 }
 
+// Of rows of n floats.
+std::vector<char> serial_softmax(const std::vector<char>& x, int64_t rows, int64_t n) {
+  std::vector<char> y(x.size());
+  EXPECT_EQ(run_rows(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, x.data(), y.data(), rows, n, Options()),
+            SOFTMAXLIB_OK);
+  return y;
+}
+
 class Threads : public testing::TestWithParam<softmaxlib_function> {};
 
 TEST_P(Threads, SameBits) {
@@ -159,10 +167,7 @@ TEST(Pool, ConcurrentCalls) {
   const Pool pool(3);
   const int64_t n = 20011, rows = 8;
   const auto x = make_rows(Pattern::kWide, rows, n, SOFTMAXLIB_F32);
-  std::vector<char> wanted(x.size());
-  ASSERT_EQ(
-      run_rows(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, x.data(), wanted.data(), rows, n, Options()),
-      SOFTMAXLIB_OK);
+  const auto wanted = serial_softmax(x, rows, n);
   std::atomic<int> wrong{0};
   std::vector<std::thread> callers;
   for (int caller = 0; caller < 8; ++caller)
@@ -205,10 +210,7 @@ TEST(Pool, NestedCalls) {
 TEST(Pool, CallersComeAndGo) {
   const int64_t n = 20011, rows = 8;
   const auto x = make_rows(Pattern::kWide, rows, n, SOFTMAXLIB_F32);
-  std::vector<char> wanted(x.size());
-  ASSERT_EQ(
-      run_rows(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, x.data(), wanted.data(), rows, n, Options()),
-      SOFTMAXLIB_OK);
+  const auto wanted = serial_softmax(x, rows, n);
   softmaxlib_pool* pool = nullptr;
   std::thread([&] { EXPECT_EQ(softmaxlib_pool_create(3, &pool), SOFTMAXLIB_OK); }).join();
   std::atomic<int> right{0}, running{0};
@@ -238,10 +240,7 @@ TEST(Pool, ForkWhileBusy) {
   const Pool pool(3);
   const int64_t n = 20011, rows = 8;
   const auto x = make_rows(Pattern::kWide, rows, n, SOFTMAXLIB_F32);
-  std::vector<char> wanted(x.size());
-  ASSERT_EQ(
-      run_rows(SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_F32, x.data(), wanted.data(), rows, n, Options()),
-      SOFTMAXLIB_OK);
+  const auto wanted = serial_softmax(x, rows, n);
   Options o;
   o.num_threads = 3;
   o.parallel_for = softmaxlib_pool_parallel_for;

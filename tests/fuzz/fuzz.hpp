@@ -15,12 +15,15 @@
 #include <utility>
 #include <vector>
 
+#include "indices.hpp"
 #include "rows/layout.hpp"
 #include "softmaxlib/softmaxlib.h"
 
 namespace softmaxlib::fuzz {
 
-using Shape = std::vector<int64_t>;
+using test::for_indices;
+using test::Shape;
+using test::size_of;
 
 // ---- The input as choices, one after the other. Past its end every choice is 0: the plainest.
 
@@ -68,27 +71,6 @@ inline void require(bool condition, const char* what) {
 inline bool known(softmaxlib_status status) {
   return status == SOFTMAXLIB_OK ||
          strcmp(softmaxlib_status_text(status), softmaxlib_status_text(-1)) != 0;
-}
-
-// ---- Shapes.
-
-inline int64_t size_of(const Shape& shape) {
-  int64_t size = 1;
-  for (const int64_t d : shape) size *= d;
-  return size;
-}
-
-// Calls f(index) for every index of a shape, in C order.
-template <class F>
-void for_indices(const Shape& shape, F f) {
-  if (size_of(shape) == 0) return;
-  Shape index(shape.size());
-  for (;;) {
-    f(index);
-    size_t d = shape.size();
-    while (d > 0 && ++index[d - 1] == shape[d - 1]) index[--d] = 0;
-    if (d == 0) return;
-  }
 }
 
 // ---- Arrays.
