@@ -45,6 +45,7 @@ extern "C" softmaxlib_status softmaxlib_backward(
   if (const softmaxlib_status status = lay_out(request, o, &call.job)) return status;
   if (const softmaxlib_status status = check_data(&call.job)) return status;
   call.job.direct = is_direct(call.job);
+  call.job.in_place |= out->data == grad->data || out->data == y->data;  // no streaming stores
   call.schedule = share_rows(call.job, o);
   return run(call, table_of(o.isa)->gradient[function][call.job.dtype[kOut]],
              {o.parallel_for, o.parallel_context, nullptr, nullptr, 0});

@@ -164,8 +164,81 @@ def mp_row(function, x, temperature=1.0, bias=None):
         return np.array([_to_longdouble(v) for v in values])
 
 
+# A gradient's largest error, in ULP of the scale that `gradient` returns.
+GRADIENT_FLOAT32_ULP = {name: 2 if name == "log_softmax" else 1 for name in FUNCTIONS}
+GRADIENT_FLOAT64_ULP = 8
+
+
+def gradient_bound(function, dtype):
+    """Return the contract's largest error of a gradient in ULP of its scale."""
+    if dtype == np.float64:
+        return GRADIENT_FLOAT64_ULP
+    return GRADIENT_FLOAT32_ULP[function] if dtype == np.float32 else HALF_ULP
+
+
+def gradient(function, grad, x, y, axis=-1, *, temperature=1.0, where=True):
+    """Return the gradient in longdouble and the scale of its error, from x and y as they are."""
+    g, x, y, t = (np.asarray(a).astype(np.longdouble) for a in (grad, x, y, temperature))
+    axes = _axes(axis, x.ndim)
+    with np.errstate(all="ignore"):
+        z = x / t
+        if function == "logsumexp":
+            g, y = (np.expand_dims(a, axes) for a in (g, y))
+            d = np.where(np.logical_and(where, z > -np.inf), g * np.exp(z - y), 0) / t
+            return d, np.abs(d)
+        is_log = function.startswith("log")
+        taken = np.logical_and(where, y != (-np.inf if is_log else 0))
+        g = np.where(taken, g, 0)
+        p = np.where(taken, np.exp(y) if is_log else y, 0)
+        terms = g if is_log else p * g
+        total, size = (a.sum(axes, keepdims=True) for a in (terms, np.abs(terms)))
+        if is_log:
+            d, scale = g - p * total, np.abs(g) + p * size
+        else:
+            d, scale = p * (g - total), p * (np.abs(g) + size)
+        factor = 1 / (t * (1 + np.abs(z)) if "stable" in function else t)
+        return np.where(taken, d * factor, 0), np.where(taken, scale * factor, 0)
+
+
+def mp_gradient(function, grad, x, y):
+    """Return the same for one row of finite numbers, from 300 bits."""
+    with mpmath.workprec(300):
+        g, x, y = ([mpmath.mpf(float(v)) for v in a] for a in (grad, x, y))
+        is_log = function.startswith("log")
+        p = [mpmath.exp(v) for v in y] if is_log else y
+        terms = g if is_log else [a * b for a, b in zip(p, g, strict=True)]
+        total, size = mpmath.fsum(terms), mpmath.fsum(terms, absolute=True)
+        factor = [1 / (1 + abs(v)) if "stable" in function else mpmath.mpf(1) for v in x]
+        if is_log:
+            d = [a - b * total for a, b in zip(g, p, strict=True)]
+            scale = [abs(a) + b * size for a, b in zip(g, p, strict=True)]
+        else:
+            d = [b * (a - total) for a, b in zip(g, p, strict=True)]
+            scale = [b * (abs(a) + size) for a, b in zip(g, p, strict=True)]
+        return tuple(
+            np.array([_to_longdouble(v * f) for v, f in zip(values, factor, strict=True)])
+            for values in (d, scale)
+        )
+
+
+def gradient_error(actual, exact, scale, dtype):
+    """Return how many ULP of its scale a gradient is off; inf where it is of another kind."""
+    actual = np.asarray(actual).astype(np.longdouble)
+    with np.errstate(all="ignore"):
+        error = np.abs(actual - exact) / unit_of(scale, dtype)
+    same = (actual == exact) | (np.isnan(actual) & np.isnan(exact))
+    return np.where(same, 0, np.where(np.isfinite(actual) & np.isfinite(exact), error, np.inf))
+
+
 def _to_longdouble(value):
     return np.longdouble(mpmath.nstr(value, 25))
+
+
+def unit_of(exact, dtype):
+    """Return the unit in the last place of dtype at each value."""
+    bits, least, _ = FORMATS[np.dtype(dtype).name]
+    exponent = np.where(exact == 0, least, np.frexp(exact)[1] - 1)
+    return np.ldexp(np.longdouble(1), np.maximum(exponent, least) - (bits - 1))
 
 
 def ulp_error(actual, exact, dtype):
@@ -174,13 +247,11 @@ def ulp_error(actual, exact, dtype):
     The ULP is that of the exact value: below the normal numbers that of the subnormals, and an
     infinity is right where the exact value rounds to it.
     """
-    bits, least, largest = FORMATS[np.dtype(dtype).name]
+    bits, _, largest = FORMATS[np.dtype(dtype).name]
     actual = np.asarray(actual).astype(np.longdouble)
     exact = np.asarray(exact, np.longdouble)
     with np.errstate(all="ignore"):
-        exponent = np.where(exact == 0, least, np.frexp(exact)[1] - 1)
-        ulp = np.ldexp(np.longdouble(1), np.maximum(exponent, least) - (bits - 1))
-        error = np.abs(actual - exact) / ulp
+        error = np.abs(actual - exact) / unit_of(exact, dtype)
         too_large = np.longdouble(2) ** (largest + 1) - np.longdouble(2) ** (largest - bits)
         overflowed = np.isinf(actual) & (np.sign(actual) == np.sign(exact))
         overflowed &= np.abs(exact) >= too_large

@@ -7,10 +7,12 @@
 //   log_stablemax  (G - e^log_y sum of G) scale / (1 + |z|)
 //
 // Exactly 0 where y is 0 (log_y -inf) or `where` is false: such elements are not in the sum either,
-// whatever G holds there. Sums and products are in double, rounded once.
+// whatever G holds there. Sums and products are in double, rounded once; log_softmax of floats
+// without temperature subtracts in float: what cancels does so exactly.
 #pragma once
 
-#include "kernels/state.hpp"
+#include "kernels/softmax_pipelined.hpp"
+#include "math/stable.hpp"
 
 namespace softmaxlib {
 namespace SOFTMAX_ISA {
@@ -26,16 +28,33 @@ struct GradientOf {
   static constexpr bool kReadsX = kStable || kReduces;
 };
 
+// What Exp's results are multiplied by.
+template <class V>
+inline double exp_unit() {
+  return power_of_two(-Exp<V, true>::kBias);
+}
+
 // e^(hi + lo) in double.
-inline InLanes<f32x16> exp_wide(Pair<f32x16> x) {
-  using E = Exp<f32x16, true>;
-  const Pair<f32x16> e = E(0)(x);
-  const f64x8 unit = f64x8::set1(power_of_two(-E::kBias));
+SOFTMAXLIB_INLINE InLanes<f32x16> exp_wide(const Exp<f32x16, true>& exp, Pair<f32x16> x) {
+  const Pair<f32x16> e = exp(x);
+  const f64x8 unit = f64x8::set1(exp_unit<f32x16>());
   return {(widen_low(e.hi) + widen_low(e.lo)) * unit, (widen_high(e.hi) + widen_high(e.lo)) * unit};
 }
-inline InLanes<f64x8> exp_wide(Pair<f64x8> x) {
-  using E = Exp<f64x8>;
-  return {E(0)(x) * f64x8::set1(power_of_two(-E::kBias))};
+SOFTMAXLIB_INLINE InLanes<f64x8> exp_wide(const Exp<f64x8, true>& exp, Pair<f64x8> x) {
+  return {exp(x) * f64x8::set1(exp_unit<f64x8>())};
+}
+
+// g - e^x total; e^x as a pair, so that near 1 what it lacks is not lost.
+SOFTMAXLIB_INLINE InLanes<f32x16> less_exp(f32x16 g, const Exp<f32x16, true>& exp, f32x16 x,
+                                           double total) {
+  const Pair<f32x16> e = exp(Pair<f32x16>{x, f32x16::set1(0)});
+  const f64x8 t = f64x8::set1(total * exp_unit<f32x16>());
+  return {fnma(widen_low(e.lo), t, fnma(widen_low(e.hi), t, widen_low(g))),
+          fnma(widen_high(e.lo), t, fnma(widen_high(e.hi), t, widen_high(g)))};
+}
+SOFTMAXLIB_INLINE InLanes<f64x8> less_exp(f64x8 g, const Exp<f64x8, true>& exp, f64x8 x,
+                                          double total) {
+  return {fnma(exp(x) * f64x8::set1(exp_unit<f64x8>()), f64x8::set1(total), g)};
 }
 
 // x scale - shift, no bit lost that counts.
@@ -59,82 +78,133 @@ inline void add_products(Lanes<f64x8>& lanes, f64x8 a, f64x8 b) {
 inline void add_values(Lanes<f32x16>& lanes, f32x16 a) { lanes.add(widen_low(a) + widen_high(a)); }
 inline void add_values(Lanes<f64x8>& lanes, f64x8 a) { lanes.add(a); }
 
-// One row; S: what its operands are in memory, all contiguous from `start` on.
+// The sum of a row, and what its elements are multiplied by.
+struct GradientFactors {
+  double sum;     // for logsumexp the gradient that comes in
+  Affine affine;  // its shift: logsumexp's result
+
+  // Whether float will do: nothing to multiply by, and the sum in units of an exponential is
+  // normal.
+  bool is_plain() const {
+    const double size = sum < 0 ? -sum : sum;
+    return affine.scale == 1 && size > 0x1p-64 && size < 0x1p64;
+  }
+};
+
+// Part of a row; S: what its operands are in memory, all contiguous.
 template <softmaxlib_function kFunction, class S>
 struct GradientPiece {
   using Of = GradientOf<kFunction>;
   using V = typename vector_of<S>::type;
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes;
+  static constexpr T kNone = static_cast<T>(Of::kLog ? -INFINITY : 0);
 
   const S *grad, *y, *x;  // those that the function has
   const uint8_t* where;   // NULL: all
 
-  static V load_some(const S* p, int64_t i, int64_t n, T fill) {
-    return n - i >= kLanes ? load(p + i) : load_n(p + i, static_cast<int>(n - i), fill);
-  }
-  // Whether each lane takes part, with zeros elsewhere.
-  V masked(V v, V result, int64_t i, int64_t n) const {
-    const T none = static_cast<T>(Of::kLog ? -INFINITY : 0);
-    v = select(eq(result, V::set1(none)), V::set1(0), v);
-    return visible(v, i, n);
-  }
-  V visible(V v, int64_t i, int64_t n) const {
-    if (!where) return v;
-    uint8_t bytes[kLanes] = {};
-    const int64_t count = n - i < kLanes ? n - i : kLanes;
-    for (int64_t j = 0; j < count; ++j) bytes[j] = where[i + j];
-    return select(load_mask(bytes, v), v, V::set1(0));
-  }
-
   void add_to(Total& total, int64_t n) const {
     Lanes<V> lanes;
-    for (int64_t i = 0; i < n; i += kLanes) {
-      const V result = load_some(y, i, n, static_cast<T>(Of::kLog ? -INFINITY : 0));
-      const V g = masked(load_some(grad, i, n, 0), result, i, n);
-      if constexpr (Of::kLog) add_values(lanes, g);
-      else add_products(lanes, g, result);
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      // The row before is written meanwhile.
+      prefetch(y + i + kVectorsPerChunk * kLanes);
+      prefetch(grad + i + kVectorsPerChunk * kLanes);
+      if constexpr (Of::kReadsX) prefetch(x + i + kVectorsPerChunk * kLanes);
+      add_vector(lanes, i, kLanes);
     }
+    if (i < n) add_vector(lanes, i, static_cast<int>(n - i));
     lanes.fold_into(total);
   }
 
-  // sum: of the row; for logsumexp the gradient that comes in. affine.shift: logsumexp's result.
+  // out: n elements, streamed from the first aligned vector on; what is left at the ends: to edge.
   template <class D>
-  void write(D* out, int64_t n, double sum, const Affine& affine) const {
-    const InLanes<V> total = in_all(sum, V()), scale = in_all(affine.scale, V());
-    for (int64_t i = 0; i < n; i += kLanes) {
-      InLanes<V> d;
-      V result = V::set1(1);
-      if constexpr (Of::kReduces) {
-        const V v = load_some(x, i, n, 0);
-        d = total * exp_wide(moved_argument(v, affine));
-        result = select(eq(v, V::set1(static_cast<T>(-INFINITY))), V::set1(0), V::set1(1));
-      } else {
-        result = load_some(y, i, n, 0);
-        const auto g = InLanes<V>::of(load_some(grad, i, n, 0));
-        if constexpr (Of::kLog) {
-          d = g - exp_wide(Pair<V>{result, V::set1(0)}) * total;
-        } else {
-          d = InLanes<V>::of(result) * (g - total);
-        }
+  void write(D* out, int64_t n, const GradientFactors& f, Edge<D>* edge) const {
+    const Exp<V, true> exp(0);
+    if constexpr (kFunction == SOFTMAXLIB_LOG_SOFTMAX && sizeof(T) == 4) {
+      if (f.is_plain()) {
+        const double sum = f.sum * exp_unit<V>();
+        const T hi = static_cast<T>(sum), lo = static_cast<T>(sum - static_cast<double>(hi));
+        return write_each(out, n, edge, [=](V g, V result, V) SOFTMAXLIB_INLINE_LAMBDA {
+          const Pair<V> e = exp(Pair<V>{result, V::set1(0)});
+          return fnma(e.hi, V::set1(hi), g) - fma(e.lo, V::set1(hi), e.hi * V::set1(lo));
+        });
       }
-      d = d * scale;
-      if constexpr (Of::kStable) {
-        d = over_one_plus_magnitude(d, InLanes<V>::of(load_some(x, i, n, 0)) * scale);
-      }
-      V v = narrowed(d);
-      v = select(eq(v, v), v, V::set1(static_cast<T>(NAN)));  // NaNs have signs of their own
-      v = masked_out(v, result, i, n);
-      if (n - i >= kLanes) store(out + i, v);
-      else store_n(out + i, v, static_cast<int>(n - i));
     }
+    const double sum = f.sum;
+    const InLanes<V> total = in_all(sum, V()), scale = in_all(f.affine.scale, V());
+    const Affine affine = f.affine;
+    write_each(out, n, edge, [=](V g, V result, V z) SOFTMAXLIB_INLINE_LAMBDA {
+      InLanes<V> d;
+      if constexpr (Of::kReduces) d = total * exp_wide(exp, moved_argument(z, affine));
+      else if constexpr (Of::kLog) d = less_exp(g, exp, result, sum);
+      else d = InLanes<V>::of(result) * (InLanes<V>::of(g) - total);
+      d = d * scale;
+      if constexpr (Of::kStable) d = over_one_plus_magnitude(d, InLanes<V>::of(z) * scale);
+      return d.value();
+    });
   }
 
  private:
-  V masked_out(V v, V result, int64_t i, int64_t n) const {
-    if constexpr (Of::kReduces) return visible(select(eq(result, V::set1(0)), result, v), i, n);
-    else return masked(v, result, i, n);
+  static V load_some(const S* p, int64_t i, int n, T fill) {
+    return n == kLanes ? load(p + i) : load_n(p + i, n, fill);
   }
+  // Zeros where an element takes no part.
+  V masked(V v, V result, int64_t i, int n) const {
+    v = select(eq(result, V::set1(kNone)), V::set1(0), v);
+    if (!where) return v;
+    if (n == kLanes) return select(load_mask(where + i, v), v, V::set1(0));
+    uint8_t bytes[kLanes] = {};
+    for (int j = 0; j < n; ++j) bytes[j] = where[i + j];
+    return select(load_mask(bytes, v), v, V::set1(0));
+  }
+  SOFTMAXLIB_INLINE void add_vector(Lanes<V>& lanes, int64_t i, int n) const {
+    const V result = load_some(y, i, n, kNone);
+    const V g = masked(load_some(grad, i, n, 0), result, i, n);
+    if constexpr (Of::kLog) add_values(lanes, g);
+    else add_products(lanes, g, result);
+  }
+
+  // f(gradient, result, x) of every vector.
+  template <class D, class F>
+  SOFTMAXLIB_INLINE void write_each(D* out, int64_t n, Edge<D>* edge, F f) const {
+    const auto at = [f, piece = *this](int64_t i, int count) SOFTMAXLIB_INLINE_LAMBDA {
+      V g = V::set1(0), result = g, z = g;
+      if constexpr (!Of::kReduces) {
+        g = load_some(piece.grad, i, count, 0);
+        result = load_some(piece.y, i, count, 0);
+      }
+      if constexpr (Of::kReadsX) z = load_some(piece.x, i, count, 0);
+      const V d = f(g, result, z);
+      const V number = select(eq(d, d), d, V::set1(static_cast<T>(NAN)));  // its sign is not ours
+      if constexpr (Of::kReduces) {
+        const auto none = eq(z, V::set1(static_cast<T>(-INFINITY)));
+        result = select(none, V::set1(0), V::set1(1));
+      }
+      return piece.masked(number, result, i, count);
+    };
+    // A copy of at: the loop's own stays in registers only if its address goes nowhere.
+    const auto some = [at](int64_t i, int64_t count)
+                          SOFTMAXLIB_NOINLINE_LAMBDA { return at(i, static_cast<int>(count)); };
+    const bool streaming = edge;
+    int64_t i = 0;
+    constexpr int64_t kItem = sizeof(D), kVector = kLanes * kItem;
+    const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out)) % kVector;
+    if (streaming && past) {
+      i = (kVector - past) / kItem;
+      edge->end(out, some(0, i), static_cast<int>(i));
+    }
+    for (; i + kLanes <= n; i += kLanes) {
+      const V d = at(i, kLanes);
+      if (streaming) stream(out + i, d);
+      else store(out + i, d);
+    }
+    if (i == n) return;
+    const int count = static_cast<int>(n - i);
+    if (streaming) edge->begin(out + i, some(i, count), count);
+    else store_n(out + i, some(i, count), count);
+  }
+
   static f64x8 divided(f64x8 d, f64x8 z) { return d / (f64x8::set1(1) + magnitude(z).hi); }
   static InLanes<f32x16> over_one_plus_magnitude(InLanes<f32x16> d, InLanes<f32x16> z) {
     return {divided(d.low, z.low), divided(d.high, z.high)};
@@ -142,8 +212,16 @@ struct GradientPiece {
   static InLanes<f64x8> over_one_plus_magnitude(InLanes<f64x8> d, InLanes<f64x8> z) {
     return {divided(d.all, z.all)};
   }
-  static f32x16 narrowed(InLanes<f32x16> d) { return narrow(d.low, d.high); }
-  static f64x8 narrowed(InLanes<f64x8> d) { return d.all; }
+};
+
+// Where operands wait that cannot be read or written in place: a chunk, and what alignment adds.
+template <class D>
+struct GradientStage {
+  using V = typename vector_of<D>::type;
+  static constexpr int kSize = (kVectorsPerChunk + 1) * V::lanes;
+  alignas(64) typename V::elem grad[kSize], y[kSize], x[kSize];
+  alignas(64) D out[kSize];
+  uint8_t where[kSize];
 };
 
 template <softmaxlib_function kFunction, class D>
@@ -152,86 +230,112 @@ class GradientRow {
   using Of = GradientOf<kFunction>;
   using V = typename vector_of<D>::type;
   using T = typename V::elem;
-  static constexpr int kChunk = kVectorsPerChunk * V::lanes;
+  static constexpr int64_t kChunk = kVectorsPerChunk * V::lanes;
 
-  GradientRow(const Job& job, const Place& place) : job_(job), place_(place) {}
+  GradientRow(const Job& job, const Place& place, GradientStage<D>* stage, Edge<D>* edge)
+      : job_(&job), place_(place), stage_(stage), factors_{0, affine_of(job, place, 0)} {
+    const auto at = reinterpret_cast<uintptr_t>(job.base[kOut] + place.offset[kOut]);
+    const int64_t past = static_cast<int64_t>(at) % kVector;
+    if (!job.direct || !job.streaming || job.n < V::lanes || past % kItem) return;
+    edge_ = edge;
+    head_ = past ? (kVector - past) / kItem : 0;
+  }
 
-  void run() {
-    Affine affine = affine_of(job_, place_, 0);
-    double sum = 0;
+  // Chunk by chunk, so that this row is read while the one before is written.
+  void read_beside(const GradientRow* before) {
     if constexpr (Of::kReduces) {
-      affine.shift = row_operand(job_, place_, kResult, 0);
-      sum = row_operand(job_, place_, kGrad, 0);
-    } else {
-      Total total;
-      total.reference = 0;
-      for_chunks([&](const auto& piece, int64_t, int64_t n) { piece.add_to(total, n); });
-      sum = total.value();
+      factors_.affine.shift = row_operand(*job_, place_, kResult, 0);
+      factors_.sum = row_operand(*job_, place_, kGrad, 0);
     }
-    for_chunks([&](const auto& piece, int64_t start, int64_t n) {
-      if (job_.direct) {
-        piece.write(at<D>(kOut) + start, n, sum, affine);
-      } else {
-        piece.write(out_, n, sum, affine);
-        for_runs(job_, place_, kOut, start, n,
-                 [&](char* p, int64_t stride, int64_t done, int64_t count) {
-                   for (int64_t i = 0; i < count; ++i)
-                     memcpy(p + i * stride, out_ + done + i, sizeof(D));
-                 });
-      }
-    });
+    Total total;
+    total.reference = 0;
+    for (int64_t start = 0; start < job_->n; start += kChunk) {
+      const int64_t n = job_->n - start < kChunk ? job_->n - start : kChunk;
+      if constexpr (!Of::kReduces)
+        with_piece(start, n, [&](const auto& piece) { piece.add_to(total, n); });
+      if (before) before->write_chunk(start);
+    }
+    if constexpr (!Of::kReduces) factors_.sum = total.value();
+  }
+  void write() const {
+    for (int64_t start = 0; start < job_->n; start += kChunk) write_chunk(start);
   }
 
  private:
+  static constexpr int64_t kItem = sizeof(D), kVector = V::lanes * kItem;
+
+  void write_chunk(int64_t start) const {
+    const int64_t end = start + kChunk + head_ < job_->n ? start + kChunk + head_ : job_->n;
+    if (start) start += head_;
+    const int64_t n = end - start;
+    if (n <= 0) return;
+    with_piece(start, n, [&](const auto& piece) {
+      if (job_->direct) return piece.write(at<D>(kOut) + start, n, factors_, edge_);
+      piece.write(stage_->out, n, factors_, static_cast<Edge<D>*>(nullptr));
+      for_runs(*job_, place_, kOut, start, n,
+               [&](char* p, int64_t stride, int64_t done, int64_t count) {
+                 for (int64_t i = 0; i < count; ++i)
+                   memcpy(p + i * stride, stage_->out + done + i, sizeof(D));
+               });
+    });
+  }
+
   template <class S>
   S* at(Operand k) const {
-    return reinterpret_cast<S*>(job_.base[k] + place_.offset[k]);
+    return reinterpret_cast<S*>(job_->base[k] + place_.offset[k]);
   }
-  // f(piece, first element, count) for every chunk.
   template <class F>
-  void for_chunks(F f) {
-    for (int64_t start = 0; start < job_.n; start += kChunk) {
-      const int64_t n = job_.n - start < kChunk ? job_.n - start : kChunk;
-      const uint8_t* where = nullptr;
-      if (job_.base[kWhere]) {
-        for_runs(job_, place_, kWhere, start, n,
-                 [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                   gather<uint8_t>(p, stride, count, where_ + done);
-                 });
-        where = where_;
-      }
-      if (job_.direct) {
-        f(GradientPiece<kFunction, D>{Of::kReduces ? nullptr : at<const D>(kGrad) + start,
-                                      Of::kReduces ? nullptr : at<const D>(kResult) + start,
-                                      at<const D>(kX) + start, where},
-          start, n);
-      } else {
-        if (!Of::kReduces) fetch(kGrad, start, n, grad_), fetch(kResult, start, n, y_);
-        if (Of::kReadsX) fetch(kX, start, n, x_);
-        f(GradientPiece<kFunction, T>{grad_, y_, x_, where}, start, n);
-      }
+  void with_piece(int64_t start, int64_t n, F f) const {
+    const uint8_t* where = nullptr;
+    if (job_->base[kWhere]) {
+      for_runs(*job_, place_, kWhere, start, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather<uint8_t>(p, stride, count, stage_->where + done);
+               });
+      where = stage_->where;
     }
+    if (job_->direct) {
+      return f(GradientPiece<kFunction, D>{Of::kReduces ? nullptr : at<const D>(kGrad) + start,
+                                           Of::kReduces ? nullptr : at<const D>(kResult) + start,
+                                           at<const D>(kX) + start, where});
+    }
+    if (!Of::kReduces) fetch(kGrad, start, n, stage_->grad), fetch(kResult, start, n, stage_->y);
+    if (Of::kReadsX) fetch(kX, start, n, stage_->x);
+    f(GradientPiece<kFunction, T>{stage_->grad, stage_->y, stage_->x, where});
   }
   void fetch(Operand k, int64_t start, int64_t n, T* to) const {
-    for_runs(job_, place_, k, start, n,
+    for_runs(*job_, place_, k, start, n,
              [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-               gather_any(job_.dtype[k], p, stride, count, to + done);
+               gather_any(job_->dtype[k], p, stride, count, to + done);
              });
   }
 
-  const Job& job_;
-  const Place& place_;
-  alignas(64) T grad_[kChunk], y_[kChunk], x_[kChunk];
-  alignas(64) D out_[kChunk];
-  uint8_t where_[kChunk];
+  const Job* job_;
+  Place place_;
+  GradientStage<D>* stage_;
+  Edge<D>* edge_ = nullptr;
+  int64_t head_ = 0;
+  GradientFactors factors_;
 };
 
 template <softmaxlib_function kFunction, class D>
 void gradient_rows(const Job& job, int64_t start, int64_t stop, char*) {
+  using Row = GradientRow<kFunction, D>;
   const DefaultFloatingPoint environment;
+  GradientStage<D> stage;
+  Edge<D> edge;
   Rows rows(job, start);
-  for (int64_t r = start; r < stop; ++r, rows.next())
-    GradientRow<kFunction, D>(job, rows.place()).run();
+  Row before(job, rows.place(), &stage, &edge);
+  before.read_beside(nullptr);
+  for (int64_t r = start + 1; r < stop; ++r) {
+    rows.next();
+    Row row(job, rows.place(), &stage, &edge);
+    row.read_beside(&before);
+    before = row;
+  }
+  before.write();
+  edge.flush();
+  stream_fence();
 }
 
 }  // namespace
