@@ -304,8 +304,10 @@ def test_any_call(data):
             grad[y == (-np.inf if name.startswith("log") else 0)] = draw(
                 st.sampled_from([np.nan, np.inf, 1.0])
             )
-        arrays = [laid_out(a, draw(st.sampled_from("C fortran reversed spread".split())))
-                  for a in (grad, x, np.asarray(y))]
+        arrays = [
+            laid_out(a, draw(st.sampled_from("C fortran reversed spread".split())))
+            for a in (grad, x, np.asarray(y))
+        ]
         out = draw(st.sampled_from([None, "new", 0, 1, 2]))
         if out == "new":
             out = laid_out(np.zeros(shape, dtype), draw(st.sampled_from(["C", "spread"])))

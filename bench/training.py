@@ -1,0 +1,257 @@
+"""What training asks for, next to torch and to the limits of the machine, in one interleaved run.
+
+    pip install -e '.[bench]' torch && python bench/training.py [--quick] [--rounds 15]
+
+Every round calls all parts of a case once, in turn, so that whatever else the machine does falls on
+all of them; times are medians over the rounds, on one thread. The same inputs for all: torch's
+tensors share the memory of the arrays. "fresh" allocates the gradient in the call, as torch does
+(its logits.grad is None before each call, its default of zero_grad); "given" writes into an array
+that is there. Floors are of the traffic alone, from a read pass (read) and a copy with streaming
+stores (copy) of the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+import softmaxlib as sml
+from softmaxlib import _core
+
+try:
+    import torch
+except ImportError:
+    torch = None
+
+Array = np.ndarray[Any, Any]
+Call = Callable[[], object]
+
+SAMPLE_NS = 3e6
+TARGETS = {"torch": 1.5, "float64": 5.0, "floor": 1.2}
+
+
+@dataclass
+class Case:
+    name: str
+    ours: dict[str, Call]
+    theirs: dict[str, Call]
+    x: Array  # as large as what is read
+    floor: tuple[int, int] | None = None  # so many reads and copies of x
+    target: str = ""
+
+
+def array(shape: tuple[int, ...], seed: int = 2020) -> Array:
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def published(logits: Any, labels: Any) -> Any:
+    """StableMax's cross entropy as its paper's users write it, in float64."""
+    x = logits.to(torch.float64)
+    s = torch.where(x < 0, 1 / (1 - x), x + 1)
+    log_p = torch.log(s / s.sum(-1, keepdim=True))
+    return -log_p.gather(-1, labels[:, None]).mean()
+
+
+def projected(grad: Any, weights: Any) -> Any:
+    """The orthogonal gradient, plainly."""
+    g, w = grad.view(-1), weights.view(-1)
+    rest = g - torch.dot(w, g) / torch.dot(w, w) * w
+    return (rest * (g.norm() / rest.norm())).view_as(grad)
+
+
+def losses(shape: tuple[int, int], activation: str) -> Case:
+    x, out = 4 * array(shape), np.zeros(shape, np.float32)
+    labels = np.random.default_rng(1).integers(0, shape[1], shape[0])
+
+    def ours(grad_out: Array | None) -> Call:
+        return lambda: sml.cross_entropy(
+            x, labels, activation=activation, return_grad=True, grad_out=grad_out
+        )
+
+    theirs: dict[str, Call] = {}
+    if torch:
+        logits, targets = torch.from_numpy(x).requires_grad_(), torch.from_numpy(labels)
+        loss = published if activation == "stablemax" else torch.nn.functional.cross_entropy
+
+        def forward_and_backward() -> None:
+            logits.grad = None
+            loss(logits, targets).backward()
+
+        name = "torch, float64 formula" if activation == "stablemax" else "torch"
+        theirs[name] = forward_and_backward
+    return Case(
+        f"cross_entropy, {activation}, loss and gradient, {shape}",
+        {"fresh": ours(None), "given": ours(out)},
+        theirs,
+        x,
+        (0 if fits(2 * x[0].nbytes) else 1, 1),
+        "float64" if activation == "stablemax" else "torch",
+    )
+
+
+def fits(row_bytes: int) -> bool:
+    """Tell whether what a row needs twice stays in the second level cache."""
+    return row_bytes <= (_core.cache_sizes()[1] or 1 << 20)
+
+
+def backwards(name: str, shape: tuple[int, int]) -> Case:
+    x, grad, out = array(shape), array(shape, 1), np.zeros(shape, np.float32)
+    y = getattr(sml, name)(x)
+    ours = getattr(sml, f"{name}_backward")
+    theirs: dict[str, Call] = {}
+    if torch:
+        leaf, incoming = torch.from_numpy(x).requires_grad_(), torch.from_numpy(grad)
+        result = getattr(torch, name)(leaf, -1)
+        theirs["torch"] = lambda: torch.autograd.grad(result, leaf, incoming, retain_graph=True)
+    return Case(
+        f"{name}_backward, {shape}",
+        {"fresh": lambda: ours(grad, y), "given": lambda: ours(grad, y, out=out)},
+        theirs,
+        x,
+        (1 if fits(2 * x[0].nbytes) else 3, 1),
+        "floor",
+    )
+
+
+def selected(shape: tuple[int, int]) -> Case:
+    x = 4 * array(shape)
+    indices = np.random.default_rng(1).integers(0, shape[1], (shape[0], 1))
+    theirs: dict[str, Call] = {}
+    if torch:
+        logits, places = torch.from_numpy(x), torch.from_numpy(indices)
+        theirs["torch"] = lambda: torch.log_softmax(logits, -1).gather(-1, places)
+    return Case(
+        f"take_log_softmax, one of each row, {shape}",
+        {"fresh": lambda: sml.take_log_softmax(x, indices)},
+        theirs,
+        x,
+        (1, 0),
+        "floor",
+    )
+
+
+def orthogonal(shape: tuple[int, int]) -> Case:
+    grad, weights, out = array(shape), array(shape, 1), np.zeros(shape, np.float32)
+    theirs: dict[str, Call] = {}
+    if torch:
+        g, w = torch.from_numpy(grad), torch.from_numpy(weights)
+        theirs["torch"] = lambda: projected(g, w)
+    return Case(
+        f"orthogonal_gradient, {shape}",
+        {
+            "fresh": lambda: sml.orthogonal_gradient(grad, weights),
+            "given": lambda: sml.orthogonal_gradient(grad, weights, out=out),
+        },
+        theirs,
+        grad,
+        (1 if fits(2 * grad.nbytes) else 3, 1),
+    )
+
+
+def cases(quick: bool) -> Iterator[Case]:
+    """Make them one at a time: together they would not fit in memory."""
+    share = 8 if quick else 1
+    logits = [(8192 // share, 512), (512 // share, 32000), (64 // share, 128256)]
+    for shape in logits:
+        yield losses(shape, "softmax")
+    for shape in logits:
+        yield losses(shape, "stablemax")
+    for name in ("softmax", "log_softmax"):
+        yield backwards(name, (8192 // share, 4096))
+        yield backwards(name, (64 // share, 1 << 20))
+    for shape in logits[1:]:
+        yield selected(shape)
+    yield orthogonal((4096 // share, 4096))
+
+
+def timer(call: Call) -> Callable[[], float]:
+    """Return what gives ns per call, of as many calls as last some milliseconds."""
+    call()
+    start = time.perf_counter_ns()
+    call()
+    repeats = max(1, round(SAMPLE_NS / max(time.perf_counter_ns() - start, 1)))
+
+    def sample() -> float:
+        begin = time.perf_counter_ns()
+        for _ in range(repeats):
+            call()
+        return (time.perf_counter_ns() - begin) / repeats
+
+    return sample
+
+
+def limit(x: Array, kind: str) -> Callable[[], float]:
+    out, isa = np.zeros_like(x), _core.isas[sml.available_isas()[0]]
+    return lambda: _core.time_roofline(_core.rooflines[kind], isa, x, out, 1)
+
+
+def measure(case: Case, rounds: int) -> dict[str, float]:
+    timers = {name: timer(call) for name, call in {**case.ours, **case.theirs}.items()}
+    timers |= {"read": limit(case.x, "read"), "copy": limit(case.x, "streaming_copy")}
+    samples: dict[str, list[float]] = {name: [] for name in timers}
+    for _ in range(rounds):
+        for name, sample in timers.items():
+            samples[name].append(sample())
+    return {name: statistics.median(times) for name, times in samples.items()}
+
+
+def row_of(case: Case, found: dict[str, float]) -> list[str]:
+    """Return name, times, ratio to torch, floor, ratio to it, target and verdict."""
+    times = ", ".join(f"{name} {found[name] / 1e6:.3f}" for name in (*case.ours, *case.theirs))
+    faster = floor = ratio = target = verdict = ""
+    best = found["given" if "given" in case.ours else "fresh"]
+    if case.theirs:
+        theirs = found[next(iter(case.theirs))]
+        faster = " ".join(f"{theirs / found[name]:.2f}x" for name in case.ours)
+    if case.floor:
+        reads, copies = case.floor
+        below = reads * found["read"] + copies * found["copy"]
+        parts = [f"{reads} read"] * (reads > 0) + ["copy"] * (copies > 0)
+        floor = f"{below / 1e6:.3f} ({' + '.join(parts)})"
+        ratio = f"{best / below:.2f}"
+    if case.target:
+        wanted = TARGETS[case.target]
+        if case.target == "floor":
+            target, met = f"<= {wanted} of the floor", best <= wanted * below
+        else:
+            target = f">= {wanted}x torch"
+            met = bool(case.theirs) and found["fresh"] * wanted <= theirs
+        verdict = "met" if met else "MISSED" if case.theirs or case.target == "floor" else ""
+    return [case.name, times, faster, floor, ratio, target, verdict]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="an eighth of the rows, 5 rounds")
+    parser.add_argument("--rounds", type=int, help="of each case (default: 15)")
+    args = parser.parse_args()
+    rounds = args.rounds or (5 if args.quick else 15)
+    table = Table(title=f"{sml.info()['cpu']}, float32, 1 thread, medians of {rounds} rounds")
+    for column in ("case", "ms", "torch / ours", "floor, ms", "ours / floor", "target", ""):
+        table.add_column(column, justify="left" if column in ("case", "target", "") else "right")
+    if torch:
+        torch.set_num_threads(1)
+        table.caption = f"torch {torch.__version__}. "
+    else:
+        table.caption = "torch is not installed: nothing to compare with. "
+    table.caption += "ours / floor: with the gradient's memory given, where it can be."
+    with sml.threads(1):
+        for case in cases(args.quick):
+            row = row_of(case, measure(case, rounds))
+            print("; ".join(part for part in row if part), file=sys.stderr)
+            table.add_row(*row)
+    Console(width=170).print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
