@@ -39,6 +39,11 @@ ACCURACY = {
     ("log_stablemax", "float32"): (4.0, 4.0, 0.0),
     ("softmax", "float64"): (5.0, 5.0, 0.0),
 }
+# Largest error of a gradient in ULP of the sum of its terms' magnitudes.
+GRADIENTS = {
+    **{(function, "float32"): 2.0 if function == "log_softmax" else 1.0 for function in FUNCTIONS},
+    **{(function, "float64"): 8.0 for function in FUNCTIONS},
+}
 SUM_BOUND = 1e-6
 
 
@@ -384,6 +389,80 @@ def accuracy(function: str, dtype: str, quick: bool, seed: int) -> Check:
     return check
 
 
+def backward(function: str, grad: Array, x: Array, y: Array) -> Array:
+    """Call the gradient of a function."""
+    reads_x = function not in ("softmax", "log_softmax")
+    arguments = (grad, x, y) if reads_x else (grad, y)
+    result: Array = getattr(softmaxlib, f"{function}_backward")(*arguments)
+    return result
+
+
+def gradient_reference(
+    function: str, grad: Array, x: Array, y: Array
+) -> tuple[npt.NDArray[np.longdouble], npt.NDArray[np.longdouble]]:
+    """Compute the gradient of rows in long double, and the sum of its terms' magnitudes."""
+    grad, x, y = (a.astype(np.longdouble) for a in (grad, x, y))
+    if function == "logsumexp":
+        exact = grad[:, None] * np.exp(x - y[:, None])
+        return exact, np.abs(exact)
+    if function.startswith("log"):
+        p, terms = np.exp(y), grad
+        exact = grad - p * terms.sum(-1, keepdims=True)
+        size = np.abs(grad) + p * np.abs(terms).sum(-1, keepdims=True)
+    else:
+        terms = y * grad
+        exact = y * (grad - terms.sum(-1, keepdims=True))
+        size = y * (np.abs(grad) + np.abs(terms).sum(-1, keepdims=True))
+    slope = 1 / (1 + np.abs(x)) if "stablemax" in function else 1
+    return exact * slope, size * slope
+
+
+def gradients(function: str, dtype: str, quick: bool, seed: int) -> Check:
+    """Check accuracy and, on every ISA, the same bits."""
+
+    def check(advance: Advance) -> str:
+        bound = GRADIENTS[function, dtype]
+        cases = list(itertools.product((0.1, 1, 5, 30), (100, 1003, 20_000)))
+        worst, isas = 0.0, _core.isas_available()
+        for done, (scale, n) in enumerate(cases):
+            advance(done / len(cases))
+            rng = np.random.default_rng([seed, n])
+            x = (
+                rng.standard_normal((max(2, (50_000 if quick else 500_000) // n), n)) * scale
+            ).astype(dtype)
+            y = getattr(softmaxlib, function)(x)
+            grad = rng.standard_normal(y.shape).astype(dtype)
+            found = []
+            for isa in isas:
+                with softmaxlib.use_isa(isa):
+                    found.append(backward(function, grad, x, y))
+            exact, size = gradient_reference(function, grad, x, y)
+            error = float((np.abs(found[0] - exact) / np.spacing(size.astype(dtype))).max())
+            worst = max(worst, error)
+            differ = [
+                isa for isa, other in zip(isas, found, strict=True) if (other != found[0]).any()
+            ]
+            if differ or not error <= bound:
+                raise ContractError(
+                    f"N(0, {scale}^2), n = {n:,}: {error:.2f} ULP; other bits: {differ or 'none'}",
+                    "import numpy as np, softmaxlib\n"
+                    "from softmaxlib._verify import backward, gradient_reference\n"
+                    f"rng = np.random.default_rng([{seed}, {n}])\n"
+                    f"x = (rng.standard_normal({x.shape}) * {scale}).astype(np.{dtype})\n"
+                    f"y = softmaxlib.{function}(x)\n"
+                    f"grad = rng.standard_normal(y.shape).astype(np.{dtype})\n"
+                    f"exact, size = gradient_reference({function!r}, grad, x, y)\n"
+                    f"error = np.abs(backward({function!r}, grad, x, y) - exact)\n"
+                    f"print((error / np.spacing(size.astype(np.{dtype}))).max())\n"
+                    f"for isa in {list(isas)}:\n"
+                    "    with softmaxlib.use_isa(isa):\n"
+                    f"        print(isa, hash(backward({function!r}, grad, x, y).tobytes()))",
+                )
+        return f"{worst:.2f} ULP (bound {bound:g}), {len(isas)} ISAs alike"
+
+    return check
+
+
 def sums(quick: bool, seed: int) -> Check:
     def check(advance: Advance) -> str:
         n = 1 << (22 if quick else 28)
@@ -425,6 +504,11 @@ def checks(quick: bool, seed: int, seconds: float) -> list[tuple[str, Check]]:
     found += [
         (f"accuracy: {function} {dtype}", accuracy(function, dtype, quick, seed))
         for function, dtype in ACCURACY
+        if dtype == "float32" or wide
+    ]
+    found += [
+        (f"gradient: {function} {dtype}", gradients(function, dtype, quick, seed))
+        for function, dtype in GRADIENTS
         if dtype == "float32" or wide
     ]
     found.append(("outputs sum to 1", sums(quick, seed)))

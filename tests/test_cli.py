@@ -257,7 +257,8 @@ def test_verify(here, capsys):
     assert "FAIL" not in capsys.readouterr().out
     report = json.loads(Path("a.json").read_text())
     assert report["passed"] and report["complete"]
-    assert {check["check"].split()[0] for check in report["checks"]} >= {"exp", "same", "accuracy:"}
+    kinds = {check["check"].split()[0] for check in report["checks"]}
+    assert kinds >= {"exp", "same", "accuracy:", "gradient:"}
 
 
 def test_exp_pieces_cover():
@@ -316,6 +317,25 @@ def test_verify_finds_inaccuracy(few_exps, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert printed.count("FAIL") == 3  # float32, float64, the sum
     assert "N(0, 0.1^2), n = 100" in printed
+
+
+def test_verify_finds_a_wrong_gradient(few_exps, monkeypatch, capsys):
+    if len(_core.isas_available()) < 2:
+        pytest.skip("one ISA")
+    backward = _verify.softmaxlib.stablemax_backward
+
+    def tampered(*arguments):
+        gradient = backward(*arguments)
+        if _verify.softmaxlib.info()["isa"] == "scalar":
+            gradient[-1, -1] *= 1 + np.finfo(gradient.dtype).eps
+        return gradient
+
+    monkeypatch.setattr(_verify.softmaxlib, "stablemax_backward", tampered)
+    assert cli.main(["verify", "--quick", "--seconds", "0.1"]) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("FAIL") == 2  # float32, float64
+    assert "gradient: stablemax" in printed
+    assert "other bits: ['scalar']" in printed
 
 
 def test_cases_are_reproducible_and_varied():

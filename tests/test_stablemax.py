@@ -103,3 +103,20 @@ def test_loss_near_zero(isa):
         exact = np.expm1(mp_row("log_stablemax", x)[1]) / (1 + np.longdouble(gap))
         assert got[1] < 0
         assert ulp_error(got[1], exact, np.float32) <= 10
+
+
+def test_published_formula_at_one():
+    """With its guard, float32's autograd gives NaN; float64's agrees with our float32."""
+    torch = pytest.importorskip("torch")
+    values = np.array([1.0, -2.0, 0.5, 3.0], np.float32)
+    grad = np.array([0.5, -1.0, 2.0, 0.25], np.float32)
+
+    def published(dtype):
+        x = torch.tensor(values, dtype=dtype, requires_grad=True)
+        s = torch.where(x < 0, 1 / (1 - x + 1e-30), x + 1)
+        (s / s.sum()).backward(torch.tensor(grad, dtype=dtype))
+        return x.grad.numpy()
+
+    assert np.isnan(published(torch.float32)[0])
+    got = sml.stablemax_backward(grad, values, sml.stablemax(values))
+    np.testing.assert_allclose(got, published(torch.float64), rtol=1e-6)

@@ -12,7 +12,7 @@
 #pragma once
 
 #include "kernels/softmax_pipelined.hpp"
-#include "math/stable.hpp"
+#include "kernels/state.hpp"
 
 namespace softmaxlib {
 namespace SOFTMAX_ISA {
@@ -35,26 +35,25 @@ inline double exp_unit() {
 }
 
 // e^(hi + lo) in double.
-SOFTMAXLIB_INLINE InLanes<f32x16> exp_wide(const Exp<f32x16, true>& exp, Pair<f32x16> x) {
-  const Pair<f32x16> e = exp(x);
+SOFTMAXLIB_INLINE InLanes<f32x16> exp_wide(Pair<f32x16> x) {
+  const Pair<f32x16> e = Exp<f32x16, true>(0)(x);
   const f64x8 unit = f64x8::set1(exp_unit<f32x16>());
   return {(widen_low(e.hi) + widen_low(e.lo)) * unit, (widen_high(e.hi) + widen_high(e.lo)) * unit};
 }
-SOFTMAXLIB_INLINE InLanes<f64x8> exp_wide(const Exp<f64x8, true>& exp, Pair<f64x8> x) {
-  return {exp(x) * f64x8::set1(exp_unit<f64x8>())};
+SOFTMAXLIB_INLINE InLanes<f64x8> exp_wide(Pair<f64x8> x) {
+  return {Exp<f64x8, true>(0)(x) * f64x8::set1(exp_unit<f64x8>())};
 }
 
 // g - e^x total; e^x as a pair, so that near 1 what it lacks is not lost.
-SOFTMAXLIB_INLINE InLanes<f32x16> less_exp(f32x16 g, const Exp<f32x16, true>& exp, f32x16 x,
-                                           double total) {
-  const Pair<f32x16> e = exp(Pair<f32x16>{x, f32x16::set1(0)});
+SOFTMAXLIB_INLINE InLanes<f32x16> less_exp(f32x16 g, f32x16 x, double total) {
+  const Pair<f32x16> e = Exp<f32x16, true>(0)(Pair<f32x16>{x, f32x16::set1(0)});
   const f64x8 t = f64x8::set1(total * exp_unit<f32x16>());
   return {fnma(widen_low(e.lo), t, fnma(widen_low(e.hi), t, widen_low(g))),
           fnma(widen_high(e.lo), t, fnma(widen_high(e.hi), t, widen_high(g)))};
 }
-SOFTMAXLIB_INLINE InLanes<f64x8> less_exp(f64x8 g, const Exp<f64x8, true>& exp, f64x8 x,
-                                          double total) {
-  return {fnma(exp(x) * f64x8::set1(exp_unit<f64x8>()), f64x8::set1(total), g)};
+SOFTMAXLIB_INLINE InLanes<f64x8> less_exp(f64x8 g, f64x8 x, double total) {
+  const InLanes<f64x8> e = exp_wide(Pair<f64x8>{x, f64x8::set1(0)});
+  return {fnma(e.all, f64x8::set1(total), g)};
 }
 
 // x scale - shift, no bit lost that counts.
@@ -120,13 +119,12 @@ struct GradientPiece {
   // out: n elements, streamed from the first aligned vector on; what is left at the ends: to edge.
   template <class D>
   void write(D* out, int64_t n, const GradientFactors& f, Edge<D>* edge) const {
-    const Exp<V, true> exp(0);
     if constexpr (kFunction == SOFTMAXLIB_LOG_SOFTMAX && sizeof(T) == 4) {
       if (f.is_plain()) {
         const double sum = f.sum * exp_unit<V>();
         const T hi = static_cast<T>(sum), lo = static_cast<T>(sum - static_cast<double>(hi));
         return write_each(out, n, edge, [=](V g, V result, V) SOFTMAXLIB_INLINE_LAMBDA {
-          const Pair<V> e = exp(Pair<V>{result, V::set1(0)});
+          const Pair<V> e = Exp<V, true>(0)(Pair<V>{result, V::set1(0)});
           return fnma(e.hi, V::set1(hi), g) - fma(e.lo, V::set1(hi), e.hi * V::set1(lo));
         });
       }
@@ -136,8 +134,8 @@ struct GradientPiece {
     const Affine affine = f.affine;
     write_each(out, n, edge, [=](V g, V result, V z) SOFTMAXLIB_INLINE_LAMBDA {
       InLanes<V> d;
-      if constexpr (Of::kReduces) d = total * exp_wide(exp, moved_argument(z, affine));
-      else if constexpr (Of::kLog) d = less_exp(g, exp, result, sum);
+      if constexpr (Of::kReduces) d = total * exp_wide(moved_argument(z, affine));
+      else if constexpr (Of::kLog) d = less_exp(g, result, sum);
       else d = InLanes<V>::of(result) * (InLanes<V>::of(g) - total);
       d = d * scale;
       if constexpr (Of::kStable) d = over_one_plus_magnitude(d, InLanes<V>::of(z) * scale);

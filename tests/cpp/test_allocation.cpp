@@ -201,7 +201,7 @@ TEST(Allocation, NoneInAnyCall) {
     })) << schedule;
 }
 
-TEST(Allocation, NoneInStatesAndSampling) {
+TEST(Allocation, NoneInStatesGradientsAndSampling) {
   softmaxlib_pool* pool = nullptr;
   ASSERT_EQ(softmaxlib_pool_create(3, &pool), SOFTMAXLIB_OK);
   Options o;
@@ -224,7 +224,7 @@ TEST(Allocation, NoneInStatesAndSampling) {
     const softmaxlib_array ta = {indices.data(), SOFTMAXLIB_I64, 2, top_shape, nullptr};
     const softmaxlib_filter filter = {sizeof(filter), 50, 0.9, 0.01};
     const int32_t axis = 1;
-    softmaxlib_status s[9] = {};
+    softmaxlib_status s[10] = {};
     int64_t asked;
     {
       const Count count;
@@ -239,6 +239,10 @@ TEST(Allocation, NoneInStatesAndSampling) {
       s[6] = softmaxlib_topk_softmax(&xa, &wa, &ta, axis, 0, &o);
       s[7] = softmaxlib_topk_softmax(&xa, &wa, &ta, axis, 1, &o);
       s[8] = softmaxlib_state_finish(kRows, states.data(), numbers.data());
+      for (const softmaxlib_function function : kFunctionList) {
+        const softmaxlib_array& of_row = function == SOFTMAXLIB_LOGSUMEXP ? na : xa;
+        s[9] |= softmaxlib_backward(function, &of_row, &xa, &of_row, &ya, 1, &axis, &o);
+      }
       asked = allocations;
     }
     for (const softmaxlib_status status : s) ASSERT_EQ(status, SOFTMAXLIB_OK);

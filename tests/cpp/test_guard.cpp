@@ -171,5 +171,68 @@ TEST_F(Guard, Operands) {
         }
 }
 
+// Gradients: each operand by itself, out also in the place of grad, streamed and not.
+TEST_F(Guard, Gradients) {
+  Arena grads(1 << 17), results(1 << 17);
+  int turn = 0;
+  for (const softmaxlib_function function : kFunctionList)
+    for (const softmaxlib_dtype to : kFloatTypes)
+      for (const int64_t n : {1, 7, 16, 33, 100, 1024, 1040, 2100}) {
+        ++turn;
+        const bool reduces = function == SOFTMAXLIB_LOGSUMEXP, masks = turn % 3 == 1;
+        const softmaxlib_dtype from = turn % 4 ? to : kFloatTypes[turn / 4 % 4];
+        const bool in_place = from == to && !reduces && turn % 2;
+        const int64_t rows = 3, shape[] = {rows, n};
+        const int32_t axis = 1, ndim = reduces ? 1 : 2;
+        const int64_t elements = rows * n, seen = reduces ? rows : elements;
+        const auto x = encode_all(make_row(Pattern::kNormal, elements, from, 3), from);
+        const auto y = encode_all(make_row(Pattern::kTiny, seen, to, 4), to);
+        const auto grad = encode_all(make_row(Pattern::kNormal, seen, from, 5), from);
+        std::vector<char> where(static_cast<size_t>(elements));
+        for (size_t i = 0; i < where.size(); ++i) where[i] = i % 5 != 2;
+        const size_t bytes = static_cast<size_t>(elements * item_size_of(to));
+        const auto run = [&](Options o, const char* pg, const char* px, const char* py,
+                             const char* pw, char* out) {
+          const auto view = [&](const char* p, softmaxlib_dtype dtype, int32_t dims) {
+            return softmaxlib_array{const_cast<char*>(p), dtype, dims, shape, nullptr};
+          };
+          const softmaxlib_array ga = view(pg, from, ndim), xa = view(px, from, 2),
+                                 ya = view(py, to, ndim), oa = view(out, to, 2),
+                                 wa = view(pw, SOFTMAXLIB_BOOL, 2);
+          if (masks) o.where = &wa;
+          return softmaxlib_backward(function, &ga, &xa, &ya, &oa, 1, &axis, &o);
+        };
+        std::vector<char> wanted(bytes);
+        ASSERT_EQ(run(Options(SOFTMAXLIB_ISA_SCALAR, SOFTMAXLIB_ALGORITHM_AUTO), grad.data(),
+                      x.data(), y.data(), where.data(), wanted.data()),
+                  SOFTMAXLIB_OK);
+        for (const softmaxlib_isa isa : isas())
+          for (const auto store : {SOFTMAXLIB_STORE_PLAIN, SOFTMAXLIB_STORE_STREAMING})
+            for (size_t gap = 0; gap < 64; ++gap)
+              for (const Against side : {Against::kFront, Against::kBack}) {
+                const auto place = [&](Arena& arena, const std::vector<char>& from_bytes,
+                                       size_t at) {
+                  return static_cast<char*>(memcpy(arena.place(from_bytes.size(), side, at % 64),
+                                                   from_bytes.data(), from_bytes.size()));
+                };
+                char* const pg = place(grads, grad, gap);
+                const char* const px = place(xs_, x, 3 * gap);
+                const char* const py = place(results, y, 5 * gap);
+                const char* const pw = place(wheres_, where, 7 * gap);
+                char* const out = in_place ? pg : ys_.place(bytes, side, 9 * gap % 64);
+                const Options o(isa, SOFTMAXLIB_ALGORITHM_AUTO, store);
+                ASSERT_EQ(run(o, pg, px, py, pw, out), SOFTMAXLIB_OK);
+                ASSERT_FALSE(memcmp(out, wanted.data(), bytes))
+                    << kFunctionNames[function] << " " << kDtypeNames[to] << " rows of " << n
+                    << " gap " << gap << ": " << test::describe(o);
+                ASSERT_TRUE(grads.intact() && xs_.intact() && results.intact() &&
+                            wheres_.intact() && (in_place || ys_.intact()))
+                    << kFunctionNames[function] << " rows of " << n << " gap " << gap;
+                ASSERT_FALSE(memcmp(px, x.data(), x.size())) << "x was written to";
+                ASSERT_TRUE(in_place || !memcmp(pg, grad.data(), grad.size()));
+              }
+      }
+}
+
 }  // namespace
 }  // namespace softmaxlib::test
