@@ -263,7 +263,7 @@ def laid_out(array, layout):
     if layout == "fortran":
         return np.array(array, order="F")
     if layout == "reversed":
-        return np.ascontiguousarray(array[::-1])[::-1] if array.ndim else array
+        return array[::-1].copy()[::-1] if array.ndim else array.copy()
     if layout == "spread":
         wide = np.zeros((*array.shape, 2), array.dtype)
         wide[..., 0] = array
