@@ -11,6 +11,7 @@ from softmaxlib._gradients import (
     softmax_backward,
     stablemax_backward,
 )
+from softmaxlib._orthogonal import orthogonal_gradient
 from softmaxlib._runtime import (
     available_isas,
     get_num_threads,
@@ -40,6 +41,7 @@ __all__ = [
     "log_stablemax_backward",
     "logsumexp",
     "logsumexp_backward",
+    "orthogonal_gradient",
     "sample",
     "set_num_threads",
     "softmax",

@@ -325,6 +325,22 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_backward(
     const softmaxlib_array* y, const softmaxlib_array* out, int32_t naxes, const int32_t* axes,
     const softmaxlib_options* options);
 
+/* out = grad less its part along weights, all elements as one vector:
+ *   d = grad - (weights.grad / weights.weights) weights,
+ * times |grad| / |d| where rescale is not 0 (Prieto et al., 2025). One shape, float dtypes; F64
+ * only where out is F64. out may be grad, or weights.
+ *
+ * Where |d| is at most the machine epsilon of the coarser input times |grad|, d is rounding noise
+ * and out is 0. Weights of 0 leave grad as it is. A NaN or an infinity anywhere: all of out is NaN.
+ *
+ * Options: isa, store, threads, report; the others are ignored. The same bits on every ISA and
+ * thread count. */
+SOFTMAXLIB_API softmaxlib_status softmaxlib_orthogonal_gradient(const softmaxlib_array* grad,
+                                                                const softmaxlib_array* weights,
+                                                                const softmaxlib_array* out,
+                                                                int32_t rescale,
+                                                                const softmaxlib_options* options);
+
 /* ---- Language models
  *
  * Rows are along one axis. Options: isa, threads, temperature and scale (also per row), bias,
