@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from softmaxlib import _core, _runtime
-from softmaxlib._arrays import Array, as_input, can_write_directly, check_out, is_float
+from softmaxlib._arrays import Array, can_write_directly, check_out
+from softmaxlib._gradients import _floating
 
 _FLOAT64 = np.dtype(np.float64)
 
@@ -39,8 +40,8 @@ def orthogonal_gradient(
 ) -> Any:
     """Return the part of a gradient that is orthogonal to the weights.
 
-    A step along the weights scales the logits of a homogeneous network and nothing else; without it
-    training does not run into softmax collapse [1]_.
+    A step along the weights of a homogeneous network only scales its logits: the loss falls,
+    nothing is learned, and training ends in softmax collapse [1]_. This is the gradient without it.
 
     Parameters
     ----------
@@ -181,15 +182,6 @@ class _Projection:
         if target is not self.out:
             self.out[...] = target
         return self.given  # type: ignore[no-any-return]
-
-
-def _floating(name: str, value: Any) -> tuple[Array, int]:
-    array, code = as_input(name, value)
-    if not is_float(code):
-        raise TypeError(
-            f"{name} has dtype {array.dtype}; it must be float16, bfloat16, float32 or float64"
-        )
-    return array, code
 
 
 def _order(array: Array) -> list[int]:

@@ -94,8 +94,9 @@ class OrthogonalGradient {
       units_ = {};
       return write(0, 0, 1);
     }
-    const double c = s.wd.value() / ww;
-    double low = 0, dd = gg - c * s.wd.value();
+    const double wd = s.wd.value(), c = wd / ww;
+    double low = (fma_scalar(-c, ww, wd) + (tail(s.wd) - c * tail(s.ww))) / ww;
+    double dd = gg - c * wd;
     if (!(dd > kShort * gg)) {
       const f64x8 all = f64x8::set1(c);
       s = sum([all](In w, In g) { return less(g, w, all); });
@@ -113,7 +114,7 @@ class OrthogonalGradient {
   // Runs of whole blocks, the same for any number of threads, summed each by itself.
   static constexpr int64_t kMostParts = 256;
   // The share of g.g from which on g.g - (w.g)^2 / w.w is as good as d.d.
-  static constexpr double kShort = sizeof(T) == 8 ? 0.5 : 0x1p-16;
+  static constexpr double kShort = sizeof(T) == 8 ? 0.875 : 0x1p-16;
 
   struct Sums {
     Total wd, ww, dd;
@@ -132,6 +133,8 @@ class OrthogonalGradient {
     static double larger(double a, double b) { return a != a || a > b ? a : b; }
   };
 
+  // What value() rounds away.
+  static double tail(const Total& total) { return (total.sum - total.value()) + total.error; }
   // Squares of which neither the sum overflows nor, where it counts, an element underflows.
   static bool in_range(double square) { return square >= 0x1p-800 && square <= 0x1p1000; }
   // Takes the largest element to about 2^400; its reciprocal is normal too.

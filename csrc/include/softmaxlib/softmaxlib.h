@@ -328,7 +328,7 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_backward(
 /* out = grad less its part along weights, all elements as one vector:
  *   d = grad - (weights.grad / weights.weights) weights,
  * times |grad| / |d| where rescale is not 0 (Prieto et al., 2025). One shape, float dtypes; F64
- * only where out is F64. out may be grad, or weights.
+ * only where out is F64. out may be grad itself; any other overlap is the caller's error.
  *
  * Where |d| is at most the machine epsilon of the coarser input times |grad|, d is rounding noise
  * and out is 0. Weights of 0 leave grad as it is. A NaN or an infinity anywhere: all of out is NaN.
