@@ -11,6 +11,7 @@ from softmaxlib._gradients import (
     softmax_backward,
     stablemax_backward,
 )
+from softmaxlib._losses import cross_entropy, take_log_softmax
 from softmaxlib._orthogonal import orthogonal_gradient
 from softmaxlib._runtime import (
     available_isas,
@@ -28,6 +29,7 @@ __version__: str = _core.version()
 __all__ = [
     "Explanation",
     "available_isas",
+    "cross_entropy",
     "explain",
     "get_cmake_dir",
     "get_include",
@@ -48,6 +50,7 @@ __all__ = [
     "softmax_backward",
     "stablemax",
     "stablemax_backward",
+    "take_log_softmax",
     "threads",
     "topk_softmax",
     "use_isa",
