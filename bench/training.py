@@ -7,12 +7,14 @@ all of them; times are medians over the rounds, on one thread. The same inputs f
 tensors share the memory of the arrays. "fresh" allocates the gradient in the call, as torch does
 (its logits.grad is None before each call, its default of zero_grad); "given" writes into an array
 that is there. Floors are of the traffic alone, from a read pass (read) and a copy with streaming
-stores (copy) of the same run.
+stores (copy) of the same run. torch has its large arrays from the system anew in every call;
+--kept lets the C library keep them, as a process with an allocator for that would.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import statistics
 import sys
 import time
@@ -159,7 +161,7 @@ def orthogonal(shape: tuple[int, int]) -> Case:
 
 def cases(quick: bool) -> Iterator[Case]:
     """Make them one at a time: together they would not fit in memory."""
-    share = 8 if quick else 1
+    share = 4 if quick else 1
     logits = [(8192 // share, 512), (512 // share, 32000), (64 // share, 128256)]
     for shape in logits:
         yield losses(shape, "softmax")
@@ -229,12 +231,27 @@ def row_of(case: Case, found: dict[str, float]) -> list[str]:
     return [case.name, times, faster, floor, ratio, target, verdict]
 
 
+def keep_memory() -> None:
+    """Have glibc neither map large blocks by themselves nor give memory back."""
+    m_trim_threshold, m_mmap_max = -1, -4
+    libc = ctypes.CDLL(None)
+    if not (libc.mallopt(m_mmap_max, 0) and libc.mallopt(m_trim_threshold, 2**31 - 1)):
+        raise RuntimeError("this C library cannot be told to keep memory")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--quick", action="store_true", help="an eighth of the rows, 5 rounds")
+    parser.add_argument(
+        "--quick", action="store_true", help="a quarter of the rows (some stay in cache), 5 rounds"
+    )
+    parser.add_argument(
+        "--kept", action="store_true", help="glibc: freed memory stays with the process"
+    )
     parser.add_argument("--rounds", type=int, help="of each case (default: 15)")
     args = parser.parse_args()
     rounds = args.rounds or (5 if args.quick else 15)
+    if args.kept:
+        keep_memory()
     table = Table(title=f"{sml.info()['cpu']}, float32, 1 thread, medians of {rounds} rounds")
     for column in ("case", "ms", "torch / ours", "floor, ms", "ours / floor", "target", ""):
         table.add_column(column, justify="left" if column in ("case", "target", "") else "right")
@@ -243,6 +260,8 @@ def main() -> int:
         table.caption = f"torch {torch.__version__}. "
     else:
         table.caption = "torch is not installed: nothing to compare with. "
+    if args.kept:
+        table.caption += "Freed memory is kept. "
     table.caption += "ours / floor: with the gradient's memory given, where it can be."
     with sml.threads(1):
         for case in cases(args.quick):
