@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 import softmaxlib as sml
 from softmaxlib import _core
@@ -198,6 +199,9 @@ def cross_entropy(
     backward pass.
     """
     _check(input, temperature)
+    if dim is None:
+        dim = min(input.ndim - 1, 1)
+    _check_dim(input, dim)
     needs_grad = torch.is_grad_enabled()
     for name, tensor in (("target", target), ("weight", weight)):
         if needs_grad and tensor is not None and tensor.requires_grad:
@@ -210,7 +214,7 @@ def cross_entropy(
         input,
         target,
         weight,
-        min(input.ndim - 1, 1) if dim is None else dim,
+        dim,
         activation,
         label_smoothing,
         ignore_index,
@@ -250,6 +254,7 @@ def take_log_softmax(
     For a loss take `cross_entropy`: its gradient keeps its accuracy where a probability is near 1.
     """
     _check(input, temperature)
+    _check_dim(input, dim)
     one_each = indices.ndim == input.ndim - 1
     y: Tensor
     y, _ = _take(
@@ -358,8 +363,15 @@ def _check(input: Tensor, temperature: float = 1.0, name: str = "input") -> None
         )
     if input.layout != torch.strided:
         raise TypeError(f"{name} has layout {input.layout}; it must be dense (torch.strided)")
+    if not torch.compiler.is_compiling() and unpack_dual(input).tangent is not None:
+        raise NotImplementedError("forward-mode derivatives are not supported")
     if isinstance(temperature, Tensor):  # torch would make it a number, without its gradient
         raise TypeError("temperature is a Tensor; it must be a float: else divide input by it")
+
+
+def _check_dim(input: Tensor, dim: int) -> None:
+    if not -input.ndim <= dim < input.ndim:
+        raise IndexError(f"dim is {dim}; input has {input.ndim} dimensions")
 
 
 # ---- tensors and arrays --------------------------------------------------------------------------
@@ -402,7 +414,7 @@ def _activation(
     y = _reduced(x, dim) if reduces else _empty_like(x)
     getattr(sml, function)(
         _array(x),
-        tuple(dim),
+        dim[0] if len(dim) == 1 else tuple(dim),  # the faster call
         temperature=temperature,
         where=_array_or_none(where),
         out=_array(y),
@@ -572,7 +584,7 @@ def _scatter(ctx: Any, grad: Tensor, grad_sums: Tensor) -> tuple[Any, ...]:
     x, indices, sums, where = ctx.saved_tensors
     of_sums = grad_sums - grad.sum(ctx.dim, keepdim=True)
     grad_x = _activation_backward("logsumexp", of_sums, x, sums, [ctx.dim], ctx.temperature, where)
-    places = (indices % x.shape[ctx.dim]).expand(grad.shape)
+    places = (indices % x.shape[ctx.dim]).to(torch.int64).expand(grad.shape)
     grad_x = grad_x.scatter_add(ctx.dim, places, grad / ctx.temperature)
     return grad_x, None, None, None, None
 

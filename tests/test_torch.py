@@ -23,6 +23,7 @@ DIMS = (((5,), 0), ((3, 4), -1), ((3, 4), 0), ((2, 3, 4), 1), ((2, 3, 4), (0, 2)
 of_functions = pytest.mark.parametrize("name", FUNCTIONS)
 of_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 of_activations = pytest.mark.parametrize("activation", ["softmax", "stablemax"])
+in_torch_deprecated = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 @pytest.fixture(autouse=True)
@@ -239,18 +240,13 @@ def test_take_log_softmax_derivatives():
 
 
 def problem(shape, kind, dtype=torch.float64):
-    """Logits, target and weight; some labels ignored."""
-    classes = shape[1] if len(shape) > 1 else shape[0]
-    rows = shape[:1] + shape[2:] if len(shape) > 1 else ()
+    """Logits, target and weight; one row ignored."""
+    dim = min(len(shape) - 1, 1)
     x = (2 * torch.randn(shape)).to(dtype).requires_grad_()
-    weight = torch.rand(classes).to(dtype)
+    weight = torch.rand(shape[dim]).to(dtype)
     if kind == "probabilities":
-        return (
-            x,
-            torch.randn(shape, dtype=torch.float64).softmax(min(len(shape) - 1, 1)).to(dtype),
-            weight,
-        )
-    target = torch.randint(classes, rows)
+        return x, torch.rand(shape).to(dtype).softmax(dim), weight
+    target = torch.randint(shape[dim], shape[:dim] + shape[dim + 1 :])
     if target.ndim:
         target.view(-1)[0] = -100
     return x, target, weight
@@ -289,14 +285,14 @@ def test_cross_entropy_options():
 @pytest.mark.parametrize("kind", ["indices", "probabilities"])
 def test_cross_entropy_derivative(kind, reduction, activation):
     x, target, weight = problem((4, 5, 3), kind)
-    for masked in (False, True):
-        where = (
-            (torch.rand(x.shape) > 0.3).scatter(1, target.clamp(0).unsqueeze(1), True)
-            if (masked and kind == "indices")
-            else None
-        )
+    where = torch.rand(x.shape) > 0.3
+    if kind == "indices":  # elsewhere the loss is infinite
+        where.scatter_(1, target.clamp(0).unsqueeze(1), True)
+    else:
+        target = target * where
+    for mask in (None, where):
 
-        def function(x, where=where):
+        def function(x, where=mask):
             return st.cross_entropy(
                 x,
                 target,
@@ -422,7 +418,7 @@ def model(x, where, target):
     return sum(s.square().sum() for s in scores) + 3 * losses[0] + (losses[1] + taken).mean()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inside of torch's compiler
+@in_torch_deprecated
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_compile(backend):
     compiled = torch.compile(model, fullgraph=True, backend=backend)
@@ -446,6 +442,21 @@ def test_vmap(name):
 
         mapped = torch.func.vmap(function, batch)(x)
         assert torch.equal(mapped, torch.stack([function(row) for row in x.unbind(batch)]))
+
+
+@in_torch_deprecated
+def test_no_forward_mode():
+    """Not a tangent that is silently lost; nor torch.func.grad, which torch itself refuses."""
+    x = torch.randn(3, 4)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jvp(st.softmax, (x,), (x,))
+    with (
+        torch.autograd.forward_ad.dual_level(),
+        pytest.raises(NotImplementedError, match="forward-mode"),
+    ):
+        st.cross_entropy(torch.autograd.forward_ad.make_dual(x, x), torch.tensor([0, 1, 2]))
+    with pytest.raises(RuntimeError):
+        torch.func.grad(lambda x: st.softmax(x).square().sum())(x)
 
 
 # ---- Errors
@@ -483,8 +494,11 @@ def test_errors_of_targets():
         st.cross_entropy(x, torch.tensor([0, 3]))
     with pytest.raises(ValueError, match="reduction"):
         st.cross_entropy(x, torch.tensor([0, 1]), reduction="max")
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="indices at .* is 3"):
         st.take_log_softmax(x, torch.tensor([0, 3]))
+    for function in st.cross_entropy, st.take_log_softmax:
+        with pytest.raises(IndexError, match="dim is 2; input has 2 dimensions"):
+            function(x, torch.tensor([0, 1]), dim=2)
     with pytest.raises(RuntimeError, match="with_grad=False"):
         loss, _ = OPERATORS.cross_entropy(
             x, torch.tensor([0, 1]), None, 1, "softmax", 0.0, -100, "mean", 1.0, None, False
