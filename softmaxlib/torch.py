@@ -282,6 +282,9 @@ class OrthogonalGradient(torch.optim.Optimizer):
     >>> schedule = torch.optim.lr_scheduler.LinearLR(optimizer)
     """
 
+    # GradScaler must unscale before step: its factor for a fused optimizer would end up here.
+    _step_supports_amp_scaling = False
+
     def __init__(self, optimizer: torch.optim.Optimizer, *, rescale: bool = True) -> None:
         # Not Optimizer.__init__: groups, state and hooks are those of the wrapped one.
         self.optimizer = optimizer

@@ -582,6 +582,21 @@ def test_it_is_the_optimizer():
     assert repr(optimizer).startswith("OrthogonalGradient(AdamW")
 
 
+def test_grad_scaler():
+    """Also around a fused optimizer, which would take over the unscaling."""
+    after = []
+    for scale in (1.0, 1024.0):
+        torch.manual_seed(1)
+        linear = torch.nn.Linear(4, 3)
+        inner = torch.optim.SGD(linear.parameters(), lr=0.1, fused=True)
+        optimizer = st.OrthogonalGradient(inner)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        scaler.scale(linear(torch.randn(5, 4)).square().mean()).backward()
+        scaler.step(optimizer)
+        after.append(linear.weight.detach())
+    torch.testing.assert_close(*after)
+
+
 def test_gradients_that_cannot_be_projected():
     table = torch.nn.Embedding(5, 3, sparse=True)
     table(torch.tensor([1, 2])).sum().backward()
