@@ -257,9 +257,7 @@ def take_log_softmax(
     _check_dim(input, dim)
     one_each = indices.ndim == input.ndim - 1
     y: Tensor
-    y, _ = _take(
-        input, indices.unsqueeze(dim) if one_each else indices, dim, float(temperature), where
-    )
+    y, _ = _take(input, indices.unsqueeze(dim) if one_each else indices, dim, temperature, where)
     return y.squeeze(dim) if one_each else y
 
 
