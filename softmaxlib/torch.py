@@ -666,11 +666,12 @@ def _(
 
 def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # no zeros for it
     ctx.save_for_backward(output[1])
     ctx.dim, ctx.with_grad = inputs[3], inputs[-1]
 
 
-def _scale_gradient(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _scale_gradient(ctx: Any, upstream: Tensor, _: None) -> tuple[Any, ...]:
     if not ctx.with_grad:
         raise RuntimeError("cross_entropy was called with_grad=False: it has no gradient")
     (grad,) = ctx.saved_tensors

@@ -372,6 +372,23 @@ def test_gradient_is_not_computed_in_vain(monkeypatch):
     assert wanted == [True, False, False, False]
 
 
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_gradient_is_not_copied(reduction, factor, monkeypatch):
+    written = []
+    function = sml.cross_entropy
+
+    def spy(*arguments, grad_out, **options):
+        written.append(grad_out.__array_interface__["data"][0])
+        return function(*arguments, grad_out=grad_out, **options)
+
+    monkeypatch.setattr(sml, "cross_entropy", spy)
+    x, target, _ = problem((600, 2000), "indices", torch.float32)
+    loss = factor * st.cross_entropy(x, target, reduction=reduction)
+    (grad,) = torch.autograd.grad(loss, x, torch.ones_like(loss))
+    assert [grad.data_ptr()] == written
+
+
 def test_no_second_derivative():
     x, target, _ = problem((6, 5), "indices")
     (grad,) = torch.autograd.grad(st.cross_entropy(x, target), x, create_graph=True)
