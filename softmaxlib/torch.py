@@ -671,7 +671,9 @@ def _save_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.dim, ctx.with_grad = inputs[3], inputs[-1]
 
 
-def _scale_gradient(ctx: Any, upstream: Tensor, _: None) -> tuple[Any, ...]:
+def _scale_gradient(ctx: Any, upstream: Tensor | None, _: None) -> tuple[Any, ...]:
+    if upstream is None:
+        return (None,) * 11
     if not ctx.with_grad:
         raise RuntimeError("cross_entropy was called with_grad=False: it has no gradient")
     (grad,) = ctx.saved_tensors
