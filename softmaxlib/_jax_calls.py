@@ -1,0 +1,220 @@
+"""One call of the library from JAX: of XLA's FFI, compiled at first use, else back into Python."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jaxlib
+import numpy as np
+
+from softmaxlib import _api, _core, _gradients, _runtime
+from softmaxlib._embedding import get_include, get_library_dir
+
+Shape: TypeAlias = tuple[int, ...]
+
+TARGETS = ("forward", "backward")
+_ABSENT = np.zeros(0, np.bool_)  # an operand that is not given
+_SECONDS = 300  # for the compiler
+
+_lock = threading.Lock()
+
+
+class Call(NamedTuple):
+    """What is known when JAX traces a call; of axes counted from the end, since vmap adds some."""
+
+    function: str
+    axes: tuple[int, ...]
+    temperature: float
+    isa: int
+    threads: int
+
+
+# ---- The two mechanisms
+
+
+def backend() -> str:
+    """Return how calls are made: "ffi" or "callback".
+
+    Returns
+    -------
+    str
+        ``"ffi"``: custom calls of XLA, compiled when first needed, which takes seconds, and kept in
+        the user's cache directory. ``"callback"``: the NumPy functions through
+        ``jax.pure_callback``, where that cannot be compiled. The environment variable
+        ``SOFTMAXLIB_JAX`` forces one of them.
+
+    Raises
+    ------
+    ValueError
+        If ``SOFTMAXLIB_JAX`` is neither.
+    RuntimeError
+        If it is "ffi" and that cannot be compiled.
+    """
+    with _lock:
+        return _backend()
+
+
+@functools.cache
+def _backend() -> str:
+    forced = os.environ.get("SOFTMAXLIB_JAX", "")
+    if forced not in ("", "ffi", "callback"):
+        raise ValueError(f'SOFTMAXLIB_JAX must be "ffi" or "callback", got {forced!r}')
+    if forced == "callback":
+        return forced
+    try:
+        _register(_built())
+    except Exception as error:  # of the compiler, the file system, the linker or JAX
+        if forced:
+            raise RuntimeError(f"SOFTMAXLIB_JAX=ffi, but {_reason(error)}") from error
+        warnings.warn(
+            f"softmaxlib.jax runs through jax.pure_callback, which is slower: {_reason(error)}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return "callback"
+    return "ffi"
+
+
+def _reason(error: Exception) -> str:
+    message = f"the custom calls of XLA cannot be built: {error}"
+    if isinstance(error, subprocess.CalledProcessError):
+        message += "\n" + str(error.stderr)[:2000]
+    return message
+
+
+def _built() -> Path:
+    """Return the compiled custom calls, from the user's cache if they are there."""
+    source = Path(__file__).with_name("_jax_ffi.cpp")
+    header = Path(get_include(), "softmaxlib", "softmaxlib.h")
+    # XLA's header names members after their types, which g++ only permits.
+    options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-fpermissive", "-w"]
+    versions = (_core.version(), jaxlib.__version__, platform.machine(), *options)
+    key = hashlib.sha256(source.read_bytes() + header.read_bytes() + repr(versions).encode())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "softmaxlib")
+    library = cache / f"jax-{jaxlib.__version__}-{key.hexdigest()[:20]}.so"
+    if not library.exists():
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as directory:
+            built = Path(directory, library.name)
+            subprocess.run(
+                [
+                    *(shlex.split(os.environ.get("CXX", "")) or ["c++"]),
+                    *options,
+                    f"-isystem{jax.ffi.include_dir()}",
+                    f"-I{get_include()}",
+                    *("-o", str(built), str(source), f"-L{get_library_dir()}", "-lsoftmaxlib"),
+                ],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=_SECONDS,
+            )
+            built.replace(library)  # whole or not at all, for other processes
+    return library
+
+
+def _register(library: Path) -> None:
+    # Found by its name when the next is loaded, which therefore keeps no path of an installation.
+    ctypes.CDLL(str(Path(get_library_dir(), "libsoftmaxlib.so")))
+    handlers = ctypes.CDLL(str(library))
+    for target in TARGETS:
+        name = f"softmaxlib_jax_{target}"
+        jax.ffi.register_ffi_target(
+            name, jax.ffi.pycapsule(getattr(handlers, name)), platform="cpu"
+        )
+
+
+# ---- One call
+
+
+def forward(call: Call, x: Any, where: Any, temperatures: Any) -> Any:
+    """Return the function of x; of length 1 along the axes that it reduces."""
+    result = jax.ShapeDtypeStruct(_of_result(call, x.shape), x.dtype)
+    return _call("forward", call, result, x, where, temperatures)
+
+
+def backward(call: Call, grad: Any, x: Any, y: Any, where: Any, temperatures: Any) -> Any:
+    """Return the gradient with respect to x, which may be None where y is enough."""
+    x = y if x is None else x
+    result = jax.ShapeDtypeStruct(x.shape, y.dtype)
+    return _call("backward", call, result, grad, x, y, where, temperatures)
+
+
+def _call(target: str, call: Call, result: Any, *operands: Any) -> Any:
+    if backend() == "callback":
+        back = _callback(target, call)
+        return jax.pure_callback(back, result, *operands, vmap_method="expand_dims")
+    custom_call = jax.ffi.ffi_call(f"softmaxlib_jax_{target}", result, vmap_method="expand_dims")
+    return custom_call(
+        *(_ABSENT if operand is None else operand for operand in operands),
+        function=np.int32(_core.functions[call.function]),
+        axes=np.array(call.axes, np.int32),
+        temperature=np.float64(call.temperature),
+        isa=np.int32(call.isa),
+        threads=np.int32(call.threads),
+    )
+
+
+# ---- The other end of callbacks
+
+
+@functools.cache  # the same function for the same call, or JAX would compile anew
+def _callback(target: str, call: Call) -> Any:
+    function = {"forward": _forward, "backward": _backward}[target]
+
+    def back(*operands: Any) -> Any:
+        given = [np.asarray(operand) for operand in operands if operand is not None]
+        shape = np.broadcast_shapes(*(array.shape for array in given))
+        arrays = iter(given)
+        with (
+            _runtime.setting(_runtime.chosen_isa, call.isa),
+            _runtime.setting(_runtime.chosen_threads, call.threads),
+        ):
+            return function(call, shape, *(None if x is None else next(arrays) for x in operands))
+
+    return back
+
+
+def _forward(call: Call, shape: Shape, x: Any, where: Any, temperatures: Any) -> Any:
+    function = getattr(_api, call.function)
+    keepdims = {"keepdims": True} if call.function == "logsumexp" else {}
+    temperature = call.temperature if temperatures is None else temperatures
+    x = np.broadcast_to(x, shape)
+    return function(x, call.axes, temperature=temperature, where=where, **keepdims)
+
+
+def _backward(
+    call: Call, shape: Shape, grad: Any, x: Any, y: Any, where: Any, temperatures: Any
+) -> Any:
+    of_result = _of_result(call, shape)
+    return _gradients._backward(
+        call.function,
+        np.broadcast_to(grad, of_result),
+        np.broadcast_to(x, shape),
+        "y",
+        np.broadcast_to(y, of_result),
+        call.axes,
+        call.temperature if temperatures is None else temperatures,
+        where,
+        None,
+    )
+
+
+def _of_result(call: Call, shape: Shape) -> Shape:
+    """Return the shape of the function's result: of length 1 along the axes that it reduces."""
+    if call.function != "logsumexp":
+        return shape
+    reduced = [len(shape) + axis for axis in call.axes]
+    return tuple(1 if d in reduced else n for d, n in enumerate(shape))

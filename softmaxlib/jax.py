@@ -1,0 +1,242 @@
+"""The functions for JAX: with derivatives, under ``jit``, ``grad`` and ``vmap``, on CPUs.
+
+Every function has a ``custom_vjp``, which is one fused call of the library: derivatives are in
+reverse mode and of first order. An axis that ``vmap`` adds is part of one call over the larger
+array. Results have the bits of the NumPy functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+try:
+    import jax
+    import jax.numpy as jnp
+except ImportError as error:
+    raise ImportError("softmaxlib.jax needs jax: pip install 'softmaxlib[jax]'") from error
+
+from softmaxlib import _jax_calls, _runtime
+from softmaxlib._arrays import as_temperature, as_where, normalize_axes
+from softmaxlib._jax_calls import Call, backend
+
+__all__ = ["backend", "log_softmax", "log_stablemax", "logsumexp", "softmax", "stablemax"]
+
+Axis: TypeAlias = int | tuple[int, ...] | None
+
+
+def softmax(x: Any, axis: Axis = -1, where: Any = None, *, temperature: Any = 1.0) -> jax.Array:
+    """Return ``exp(x) / sum(exp(x))``.
+
+    Parameters
+    ----------
+    x : array_like
+        float16, bfloat16, float32 or, where JAX has 64 bits enabled, float64.
+    axis : int, tuple of int or None, default -1
+        One distribution over these axes together; None: over the whole array.
+    where : array_like of bool, optional
+        True takes part; elsewhere result and derivative are 0. Broadcasts against x.
+    temperature : float or array_like, default 1.0
+        Divides x; positive and finite. An array, which may be traced and has a derivative,
+        broadcasts against x with length 1 along axis.
+
+    Returns
+    -------
+    jax.Array
+        Of the shape and dtype of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmaxlib.softmax`. What depends on traced values is an error of JAX when it runs.
+
+    See Also
+    --------
+    softmaxlib.softmax : errors and special values.
+    """
+    return _apply("softmax", x, axis, where, temperature)
+
+
+def log_softmax(x: Any, axis: Axis = -1, where: Any = None, *, temperature: Any = 1.0) -> jax.Array:
+    """Return ``log(softmax(x))``, accurate also where a probability is near 1.
+
+    Parameters
+    ----------
+    x, axis, where, temperature
+        As of `softmax`; where ``where`` is False the result is -inf and the derivative 0.
+
+    Returns
+    -------
+    jax.Array
+        Of the shape and dtype of x.
+
+    See Also
+    --------
+    softmaxlib.log_softmax : errors and special values.
+    """
+    return _apply("log_softmax", x, axis, where, temperature)
+
+
+def logsumexp(
+    x: Any, axis: Axis = -1, where: Any = None, *, keepdims: bool = False, temperature: Any = 1.0
+) -> jax.Array:
+    """Return ``log(sum(exp(x)))``.
+
+    Parameters
+    ----------
+    x, axis, where, temperature
+        As of `softmax`.
+    keepdims : bool, default False
+        Keep the reduced axes, with length 1.
+
+    Returns
+    -------
+    jax.Array
+        Of the dtype of x.
+
+    See Also
+    --------
+    softmaxlib.logsumexp : errors and special values.
+    """
+    return _apply("logsumexp", x, axis, where, temperature, keepdims)
+
+
+def stablemax(x: Any, axis: Axis = -1, where: Any = None, *, temperature: Any = 1.0) -> jax.Array:
+    """Return ``s(x) / sum(s(x))``, where s(x) is x + 1 for x >= 0, else 1 / (1 - x).
+
+    Parameters
+    ----------
+    x, axis, where, temperature
+        As of `softmax`.
+
+    Returns
+    -------
+    jax.Array
+        Of the shape and dtype of x. The derivative is finite also where x is 1.
+
+    See Also
+    --------
+    softmaxlib.stablemax : errors and special values.
+    """
+    return _apply("stablemax", x, axis, where, temperature)
+
+
+def log_stablemax(
+    x: Any, axis: Axis = -1, where: Any = None, *, temperature: Any = 1.0
+) -> jax.Array:
+    """Return ``log(stablemax(x))``.
+
+    Parameters
+    ----------
+    x, axis, where, temperature
+        As of `softmax`; where ``where`` is False the result is -inf and the derivative 0.
+
+    Returns
+    -------
+    jax.Array
+        Of the shape and dtype of x.
+
+    See Also
+    --------
+    softmaxlib.log_stablemax : errors and special values.
+    """
+    return _apply("log_stablemax", x, axis, where, temperature)
+
+
+def _apply(
+    function: str, x: Any, axis: Axis, where: Any, temperature: Any, keepdims: bool = True
+) -> Any:
+    x = _floating("x", x)
+    axes = normalize_axes(axis, x.ndim)
+    number, temperatures = _as_temperature(temperature, x, axes)
+    mask = _as_where(where, x)
+    if not axes:  # every element stands alone: along an axis of its own
+        x, mask, temperatures = (
+            None if a is None else a[..., None] for a in (x, mask, temperatures)
+        )
+    call = _call(function, [axis - x.ndim for axis in axes or (x.ndim - 1,)], number)
+    y = _differentiable(call, x, mask, temperatures)
+    if not axes:
+        return y[..., 0]
+    return y if keepdims else jnp.squeeze(y, axes)
+
+
+# ---- What callers pass
+
+
+def _floating(name: str, value: Any) -> Any:
+    array = jnp.asarray(value)
+    if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+        raise TypeError(
+            f"{name} has dtype {array.dtype}; it must be float16, bfloat16, float32 or float64"
+        )
+    return array
+
+
+def _without_values(array: Any) -> Any:
+    """Return an array of the same shape and dtype, for checks: a traced one has no values."""
+    return np.broadcast_to(np.ones((), array.dtype), array.shape)
+
+
+def _as_where(where: Any, x: Any) -> Any:
+    if where is None:
+        return None
+    traced = isinstance(where, jax.Array)
+    mask = as_where(_without_values(where) if traced else where, x.shape)
+    return _of_rank(where if traced else mask, x.ndim)
+
+
+def _as_temperature(value: Any, x: Any, axes: tuple[int, ...]) -> tuple[float, Any]:
+    """Return a number, or 1.0 and an array of temperatures of as many dimensions as x."""
+    if isinstance(value, jax.Array):
+        as_temperature(_without_values(_floating("temperature", value)), x.shape, axes)
+    else:
+        number, value = as_temperature(value, x.shape, axes)
+        if value is None:
+            return number, None
+    return 1.0, _of_rank(jnp.asarray(value, _arithmetic(x)), x.ndim)
+
+
+def _of_rank(array: Any, ndim: int) -> Any:
+    array = jnp.asarray(array)
+    return array.reshape((1,) * (ndim - array.ndim) + array.shape)
+
+
+def _arithmetic(x: Any) -> Any:
+    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+
+
+def _call(function: str, axes: Iterable[int], temperature: float) -> Call:
+    isa, threads = _runtime.current_isa(), _runtime.get_num_threads()
+    return Call(function, tuple(axes), temperature, isa, threads)
+
+
+# ---- Derivatives
+
+
+def _forward(call: Call, x: Any, where: Any, temperatures: Any) -> Any:
+    y = _jax_calls.forward(call, x, where, temperatures)
+    reads_x = call.function not in ("softmax", "log_softmax") or temperatures is not None
+    return y, (x if reads_x else None, y, where, temperatures)
+
+
+def _backward(call: Call, residuals: Any, grad: Any) -> Any:
+    x, y, where, temperatures = residuals
+    of_x = _jax_calls.backward(call, grad, x, y, where, temperatures)
+    return of_x, None, _of_temperatures(x, of_x, temperatures)
+
+
+def _of_temperatures(x: Any, of_x: Any, temperatures: Any) -> Any:
+    """Return the gradient with respect to the temperatures, by the chain rule of x / T."""
+    if temperatures is None:
+        return None
+    products = jnp.where(of_x == 0, 0, x * of_x.astype(temperatures.dtype))
+    rows = [d for d, n in enumerate(temperatures.shape) if n == 1]
+    return -jnp.sum(products, rows, keepdims=True) / temperatures
+
+
+_vjp = jax.custom_vjp(_jax_calls.forward, nondiff_argnums=(0,))
+_vjp.defvjp(_forward, _backward)
+_differentiable = jax.jit(_vjp, static_argnums=0)
