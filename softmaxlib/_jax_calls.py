@@ -20,11 +20,12 @@ import jaxlib
 import numpy as np
 
 from softmaxlib import _api, _core, _gradients, _runtime
+from softmaxlib import _losses as _losses_of_numpy
 from softmaxlib._embedding import get_include, get_library_dir
 
 Shape: TypeAlias = tuple[int, ...]
 
-TARGETS = ("forward", "backward")
+TARGETS = ("forward", "backward", "losses", "losses_and_gradient")
 _ABSENT = np.zeros(0, np.bool_)  # an operand that is not given
 _SECONDS = 300  # for the compiler
 
@@ -39,6 +40,8 @@ class Call(NamedTuple):
     temperature: float
     isa: int
     threads: int
+    label_smoothing: float = 0.0
+    ignore_index: int = -100
 
 
 # ---- The two mechanisms
@@ -141,8 +144,8 @@ def _register(library: Path) -> None:
 
 def forward(call: Call, x: Any, where: Any, temperatures: Any) -> Any:
     """Return the function of x; of length 1 along the axes that it reduces."""
-    result = jax.ShapeDtypeStruct(_of_result(call, x.shape), x.dtype)
-    return _call("forward", call, result, x, where, temperatures)
+    shape = _reduced(x.shape, call) if call.function == "logsumexp" else x.shape
+    return _call("forward", call, jax.ShapeDtypeStruct(shape, x.dtype), x, where, temperatures)
 
 
 def backward(call: Call, grad: Any, x: Any, y: Any, where: Any, temperatures: Any) -> Any:
@@ -150,6 +153,30 @@ def backward(call: Call, grad: Any, x: Any, y: Any, where: Any, temperatures: An
     x = y if x is None else x
     result = jax.ShapeDtypeStruct(x.shape, y.dtype)
     return _call("backward", call, result, grad, x, y, where, temperatures)
+
+
+def losses(call: Call, x: Any, target: Any, weight: Any, where: Any, temperatures: Any) -> Any:
+    """Return the cross-entropy of every row; of length 1 along the axis, as a target of classes."""
+    wide = np.float64 if x.dtype == np.float64 else np.float32
+    result = jax.ShapeDtypeStruct(_reduced(x.shape, call), wide)
+    return _call("losses", call, result, x, target, weight, where, temperatures)
+
+
+def losses_and_gradient(
+    call: Call, x: Any, target: Any, weight: Any, where: Any, temperatures: Any
+) -> Any:
+    """Return that, and the gradient of its sum with respect to x."""
+    wide = np.float64 if x.dtype == np.float64 else np.float32
+    results = (
+        jax.ShapeDtypeStruct(_reduced(x.shape, call), wide),
+        jax.ShapeDtypeStruct(x.shape, x.dtype),
+    )
+    return _call("losses_and_gradient", call, results, x, target, weight, where, temperatures)
+
+
+def _reduced(shape: Shape, call: Call) -> Shape:
+    axes = [len(shape) + axis for axis in call.axes]
+    return tuple(1 if d in axes else n for d, n in enumerate(shape))
 
 
 def _call(target: str, call: Call, result: Any, *operands: Any) -> Any:
@@ -164,6 +191,8 @@ def _call(target: str, call: Call, result: Any, *operands: Any) -> Any:
         temperature=np.float64(call.temperature),
         isa=np.int32(call.isa),
         threads=np.int32(call.threads),
+        label_smoothing=np.float64(call.label_smoothing),
+        ignore_index=np.int64(call.ignore_index),
     )
 
 
@@ -172,37 +201,39 @@ def _call(target: str, call: Call, result: Any, *operands: Any) -> Any:
 
 @functools.cache  # the same function for the same call, or JAX would compile anew
 def _callback(target: str, call: Call) -> Any:
-    function = {"forward": _forward, "backward": _backward}[target]
+    function: Any = globals()[f"_{target}"]
 
     def back(*operands: Any) -> Any:
-        given = [np.asarray(operand) for operand in operands if operand is not None]
-        shape = np.broadcast_shapes(*(array.shape for array in given))
-        arrays = iter(given)
         with (
             _runtime.setting(_runtime.chosen_isa, call.isa),
             _runtime.setting(_runtime.chosen_threads, call.threads),
         ):
-            return function(call, shape, *(None if x is None else next(arrays) for x in operands))
+            return function(call, *(None if x is None else np.asarray(x) for x in operands))
 
     return back
 
 
-def _forward(call: Call, shape: Shape, x: Any, where: Any, temperatures: Any) -> Any:
-    function = getattr(_api, call.function)
-    keepdims = {"keepdims": True} if call.function == "logsumexp" else {}
-    temperature = call.temperature if temperatures is None else temperatures
-    x = np.broadcast_to(x, shape)
-    return function(x, call.axes, temperature=temperature, where=where, **keepdims)
+def _whole(*operands: Any) -> Shape:
+    return np.broadcast_shapes(*(operand.shape for operand in operands if operand is not None))
 
 
-def _backward(
-    call: Call, shape: Shape, grad: Any, x: Any, y: Any, where: Any, temperatures: Any
-) -> Any:
-    of_result = _of_result(call, shape)
+def _forward(call: Call, x: Any, where: Any, temperatures: Any) -> Any:
+    return getattr(_api, call.function)(
+        np.broadcast_to(x, _whole(x, where, temperatures)),
+        call.axes,
+        temperature=call.temperature if temperatures is None else temperatures,
+        where=where,
+        **({"keepdims": True} if call.function == "logsumexp" else {}),
+    )
+
+
+def _backward(call: Call, grad: Any, x: Any, y: Any, where: Any, temperatures: Any) -> Any:
+    whole = _whole(grad, x, y, where, temperatures)
+    of_result = _reduced(whole, call) if call.function == "logsumexp" else whole
     return _gradients._backward(
         call.function,
         np.broadcast_to(grad, of_result),
-        np.broadcast_to(x, shape),
+        np.broadcast_to(x, whole),
         "y",
         np.broadcast_to(y, of_result),
         call.axes,
@@ -212,9 +243,35 @@ def _backward(
     )
 
 
-def _of_result(call: Call, shape: Shape) -> Shape:
-    """Return the shape of the function's result: of length 1 along the axes that it reduces."""
-    if call.function != "logsumexp":
-        return shape
-    reduced = [len(shape) + axis for axis in call.axes]
-    return tuple(1 if d in reduced else n for d, n in enumerate(shape))
+def _losses(
+    call: Call, x: Any, target: Any, weight: Any, where: Any, temperatures: Any, **options: Any
+) -> Any:
+    whole = _whole(x, target, where, temperatures)
+    (axis,) = call.axes
+    if np.issubdtype(target.dtype, np.integer):
+        target = np.broadcast_to(target, _reduced(whole, call)).squeeze(axis)
+    else:
+        target = np.broadcast_to(target, whole)
+    if weight is not None and weight.size != whole[axis]:
+        raise ValueError("weight is one for each class: vmap cannot map it")
+    result = _losses_of_numpy.cross_entropy(
+        # Halves are computed as float32 anyway; so, their losses are not rounded to halves.
+        np.broadcast_to(x, whole).astype(np.promote_types(x.dtype, np.float32)),
+        target,
+        axis=axis,
+        activation=call.function,
+        label_smoothing=call.label_smoothing,
+        weight=None if weight is None else weight.reshape(-1),
+        ignore_index=call.ignore_index,
+        reduction="none",
+        temperature=call.temperature if temperatures is None else temperatures,
+        where=where,
+        **options,
+    )
+    if not options:
+        return np.expand_dims(result, axis)
+    losses, gradient = result
+    return np.expand_dims(losses, axis), gradient.astype(x.dtype)
+
+
+_losses_and_gradient = functools.partial(_losses, return_grad=True)

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -29,6 +30,8 @@ struct Call {
   double temperature;
   int32_t isa;
   int32_t threads;
+  double label_smoothing;
+  int64_t ignore_index;
 
   Axes reduced() const { return function == SOFTMAXLIB_LOGSUMEXP ? axes : Axes(); }
 };
@@ -63,18 +66,23 @@ std::vector<int64_t> whole_shape(const Buffer& x, const Buffer& result, Axes axe
 class View {
  public:
   View(const Buffer& buffer, const std::vector<int64_t>& whole, Axes lost = {})
+      : View(buffer, buffer.untyped_data(), dtype_of(buffer.element_type()),
+             ffi::ByteWidth(buffer.element_type()), whole, lost) {}
+
+  // Its elements are elsewhere, of another type.
+  View(const Buffer& buffer, void* data, softmaxlib_dtype dtype, size_t item,
+       const std::vector<int64_t>& whole, Axes lost)
       : given_(buffer.element_count() > 0) {
     const auto own = buffer.dimensions();
     if (own.size() == whole.size()) {
-      int64_t stride = int64_t(ffi::ByteWidth(buffer.element_type()));
+      int64_t stride = int64_t(item);
       for (size_t d = own.size(); d-- > 0; stride *= own[d]) {
         if (contains(lost, own.size(), d)) continue;
         shape_.insert(shape_.begin(), whole[d]);
         strides_.insert(strides_.begin(), own[d] == whole[d] ? stride : 0);
       }
     }
-    array_ = {buffer.untyped_data(), dtype_of(buffer.element_type()), int32_t(shape_.size()),
-              shape_.data(), strides_.data()};
+    array_ = {data, dtype, int32_t(shape_.size()), shape_.data(), strides_.data()};
   }
   View(const View&) = delete;
   View& operator=(const View&) = delete;
@@ -87,6 +95,23 @@ class View {
   std::vector<int64_t> shape_, strides_;
   softmaxlib_array array_;
 };
+
+template <class To, class From>
+std::vector<To> converted(const Buffer& buffer) {
+  const From* first = static_cast<const From*>(buffer.untyped_data());
+  return std::vector<To>(first, first + buffer.element_count());
+}
+
+// What the library takes as 64 bits, and JAX may have as 32.
+std::vector<int64_t> integers(const Buffer& buffer) {
+  return buffer.element_type() == ffi::S64 ? converted<int64_t, int64_t>(buffer)
+                                           : converted<int64_t, int32_t>(buffer);
+}
+
+std::vector<double> doubles(const Buffer& buffer) {
+  return buffer.element_type() == ffi::F64 ? converted<double, double>(buffer)
+                                           : converted<double, float>(buffer);
+}
 
 // The tasks of one call, taken one by one by whoever is free.
 class Tasks {
@@ -196,13 +221,72 @@ ffi::Error backward(ffi::ThreadPool pool, Call call, Buffer grad, Buffer x, Buff
                                       &options));
 }
 
+ffi::Error wrong_class(const std::vector<int64_t>& classes, int64_t n, int64_t ignored) {
+  for (size_t row = 0; row < classes.size(); ++row)
+    if ((classes[row] < 0 || classes[row] >= n) && classes[row] != ignored)
+      return ffi::Error::InvalidArgument("target of row " + std::to_string(row) + " is " +
+                                         std::to_string(classes[row]) + "; it must be in [0, " +
+                                         std::to_string(n) + ") or ignore_index");
+  return error_of(SOFTMAXLIB_ERROR_TARGET);
+}
+
+ffi::Error cross_entropy(ffi::ThreadPool pool, const Call& call, const Buffer& x,
+                         const Buffer& target, const Buffer& weight, const Buffer& where,
+                         const Buffer& temperatures, Buffer losses, const Buffer* grad) {
+  const auto whole = whole_shape(x, losses, call.axes);
+  const int32_t axis = call.axes[0];
+  const int64_t n = whole[whole.size() + size_t(int64_t(axis))];
+  const View x_view(x, whole), where_view(where, whole), temperature_view(temperatures, whole);
+  const View grad_view(grad ? *grad : x, whole);
+  Options options(pool, call, where_view, temperature_view);
+
+  std::vector<double> sums(losses.element_count());
+  const View losses_view(losses, sums.data(), SOFTMAXLIB_F64, sizeof(double), whole, call.axes);
+  const bool probabilities = dtype_of(target.element_type()) >= 0;
+  auto classes = probabilities ? std::vector<int64_t>() : integers(target);
+  const View labels(target, classes.data(), SOFTMAXLIB_I64, sizeof(int64_t), whole, call.axes);
+  const View shares(target, whole);
+
+  softmaxlib_loss_options loss_options = SOFTMAXLIB_LOSS_OPTIONS_INIT;
+  loss_options.label_smoothing = call.label_smoothing;
+  loss_options.ignore_index = call.ignore_index;
+  const std::vector<double> weights = doubles(weight);
+  if (!weights.empty() && int64_t(weights.size()) != n)
+    return ffi::Error::InvalidArgument("weight is one for each class: vmap cannot map it");
+  if (!weights.empty()) loss_options.weight = weights.data();
+
+  const softmaxlib_status status = softmaxlib_cross_entropy(
+      call.function, x_view.get(), probabilities ? shares.get() : labels.get(), losses_view.get(),
+      grad ? grad_view.get() : nullptr, axis, &loss_options, &options);
+  if (status == SOFTMAXLIB_ERROR_TARGET) return wrong_class(classes, n, call.ignore_index);
+  if (losses.element_type() == ffi::F64)
+    std::copy(sums.begin(), sums.end(), static_cast<double*>(losses.untyped_data()));
+  else
+    std::transform(sums.begin(), sums.end(), static_cast<float*>(losses.untyped_data()),
+                   [](double sum) { return float(sum); });
+  return error_of(status);
+}
+
+ffi::Error losses_alone(ffi::ThreadPool pool, Call call, Buffer x, Buffer target, Buffer weight,
+                        Buffer where, Buffer temperatures, Result losses) {
+  return cross_entropy(pool, call, x, target, weight, where, temperatures, *losses, nullptr);
+}
+
+ffi::Error losses_and_gradient(ffi::ThreadPool pool, Call call, Buffer x, Buffer target,
+                               Buffer weight, Buffer where, Buffer temperatures, Result losses,
+                               Result grad) {
+  return cross_entropy(pool, call, x, target, weight, where, temperatures, *losses, &*grad);
+}
+
 }  // namespace
 
 XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(Call, ffi::StructMember<int32_t>("function"),
                                       ffi::StructMember<Axes>("axes"),
                                       ffi::StructMember<double>("temperature"),
                                       ffi::StructMember<int32_t>("isa"),
-                                      ffi::StructMember<int32_t>("threads"));
+                                      ffi::StructMember<int32_t>("threads"),
+                                      ffi::StructMember<double>("label_smoothing"),
+                                      ffi::StructMember<int64_t>("ignore_index"));
 
 namespace {
 auto call() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attrs<Call>(); }
@@ -222,4 +306,23 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(softmaxlib_jax_backward, backward,
                                   .Arg<Buffer>()  // y
                                   .Arg<Buffer>()  // where
                                   .Arg<Buffer>()  // temperatures
+                                  .Ret<Buffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(softmaxlib_jax_losses, losses_alone,
+                              call()
+                                  .Arg<Buffer>()  // x
+                                  .Arg<Buffer>()  // target
+                                  .Arg<Buffer>()  // weight
+                                  .Arg<Buffer>()  // where
+                                  .Arg<Buffer>()  // temperatures
+                                  .Ret<Buffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(softmaxlib_jax_losses_and_gradient, losses_and_gradient,
+                              call()
+                                  .Arg<Buffer>()  // x
+                                  .Arg<Buffer>()  // target
+                                  .Arg<Buffer>()  // weight
+                                  .Arg<Buffer>()  // where
+                                  .Arg<Buffer>()  // temperatures
+                                  .Ret<Buffer>()
                                   .Ret<Buffer>());

@@ -7,6 +7,7 @@ array. Results have the bits of the NumPy functions.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
@@ -157,7 +158,7 @@ def _apply(
             None if a is None else a[..., None] for a in (x, mask, temperatures)
         )
     call = _call(function, [axis - x.ndim for axis in axes or (x.ndim - 1,)], number)
-    y = _differentiable(call, x, mask, temperatures)
+    y = _compiled(call, x, mask, temperatures)
     if not axes:
         return y[..., 0]
     return y if keepdims else jnp.squeeze(y, axes)
@@ -217,14 +218,14 @@ def _call(function: str, axes: Iterable[int], temperature: float) -> Call:
 
 
 def _forward(call: Call, x: Any, where: Any, temperatures: Any) -> Any:
-    y = _jax_calls.forward(call, x, where, temperatures)
+    y = _function(call, x, where, temperatures)
     reads_x = call.function not in ("softmax", "log_softmax") or temperatures is not None
     return y, (x if reads_x else None, y, where, temperatures)
 
 
 def _backward(call: Call, residuals: Any, grad: Any) -> Any:
     x, y, where, temperatures = residuals
-    of_x = _jax_calls.backward(call, grad, x, y, where, temperatures)
+    of_x = _gradient(call, grad, x, y, where, temperatures)
     return of_x, None, _of_temperatures(x, of_x, temperatures)
 
 
@@ -237,6 +238,41 @@ def _of_temperatures(x: Any, of_x: Any, temperatures: Any) -> Any:
     return -jnp.sum(products, rows, keepdims=True) / temperatures
 
 
-_vjp = jax.custom_vjp(_jax_calls.forward, nondiff_argnums=(0,))
-_vjp.defvjp(_forward, _backward)
-_differentiable = jax.jit(_vjp, static_argnums=0)
+def _gradient_forward(call: Call, *operands: Any) -> Any:
+    return _gradient(call, *operands), operands
+
+
+def _gradient_backward(call: Call, operands: Any, grad: Any) -> Any:
+    """Return second derivatives, which the library does not have, by JAX's own operations."""
+    *differentiated, where, temperatures = operands
+    _, pull = jax.vjp(functools.partial(_formula, call, where), *differentiated, temperatures)
+    *of_differentiated, of_temperatures = pull(grad)
+    return *of_differentiated, None, of_temperatures
+
+
+def _formula(call: Call, where: Any, grad: Any, x: Any, y: Any, temperatures: Any) -> Any:
+    """Return what `_gradient` does; by no path of differentiation NaN where it is 0."""
+    dtype = y.dtype
+    t = call.temperature if temperatures is None else temperatures
+    grad, x, y = (None if a is None else a.astype(_arithmetic(y)) for a in (grad, x, y))
+    log = call.function.startswith("log")
+    counts = (x if call.function == "logsumexp" else y) != (-jnp.inf if log else 0)
+    if where is not None:
+        counts = counts & where
+    x = None if x is None else jnp.where(counts, x, 0)
+    if call.function == "logsumexp":
+        result = grad * jnp.exp(x / t - jnp.where(counts, y, 0))
+    else:
+        grad, y = jnp.where(counts, grad, 0), jnp.where(counts, y, 0)
+        total = functools.partial(jnp.sum, axis=call.axes, keepdims=True)
+        result = grad - jnp.exp(y) * total(grad) if log else y * (grad - total(y * grad))
+    if "stable" in call.function:
+        result = result / (1 + jnp.abs(x / t))
+    return jnp.where(counts, result / t, 0).astype(dtype)
+
+
+_function = jax.custom_vjp(_jax_calls.forward, nondiff_argnums=(0,))
+_function.defvjp(_forward, _backward)
+_gradient = jax.custom_vjp(_jax_calls.backward, nondiff_argnums=(0,))
+_gradient.defvjp(_gradient_forward, _gradient_backward)
+_compiled = jax.jit(_function, static_argnums=0)
