@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -20,10 +20,27 @@ except ImportError as error:
     raise ImportError("softmaxlib.jax needs jax: pip install 'softmaxlib[jax]'") from error
 
 from softmaxlib import _jax_calls, _runtime
-from softmaxlib._arrays import as_temperature, as_where, normalize_axes
+from softmaxlib._arrays import (
+    as_integer,
+    as_number,
+    as_temperature,
+    as_where,
+    normalize_axes,
+    one_axis,
+)
 from softmaxlib._jax_calls import Call, backend
+from softmaxlib._losses import _as_target as as_target
+from softmaxlib._losses import _as_weight as as_weight
 
-__all__ = ["backend", "log_softmax", "log_stablemax", "logsumexp", "softmax", "stablemax"]
+__all__ = [
+    "backend",
+    "cross_entropy",
+    "log_softmax",
+    "log_stablemax",
+    "logsumexp",
+    "softmax",
+    "stablemax",
+]
 
 Axis: TypeAlias = int | tuple[int, ...] | None
 
@@ -146,6 +163,111 @@ def log_stablemax(
     return _apply("log_stablemax", x, axis, where, temperature)
 
 
+def cross_entropy(
+    logits: Any,
+    target: Any,
+    *,
+    axis: int = -1,
+    activation: Literal["softmax", "stablemax"] = "softmax",
+    label_smoothing: float = 0.0,
+    weight: Any = None,
+    ignore_index: int = -100,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    temperature: Any = 1.0,
+    where: Any = None,
+) -> jax.Array:
+    """Return the cross-entropy of logits with targets.
+
+    The gradient comes from the same sums as the loss, when that is computed, and neither collapses:
+    where the label has nearly all of the probability, both keep their relative accuracy.
+
+    Parameters
+    ----------
+    logits : array_like
+        As x of `softmax`.
+    target : array_like
+        Classes: integers of the shape of logits without axis. Or probabilities: floating, of the
+        shape of logits.
+    axis : int, default -1
+        Along which the classes lie.
+    activation : {"softmax", "stablemax"}, default "softmax"
+        What makes probabilities of logits.
+    label_smoothing : float, default 0.0
+        In [0, 1]: this share of the target is spread evenly over the classes.
+    weight : array_like, optional
+        One factor for each class, not negative; a constant: no derivative with respect to it, and
+        ``vmap`` cannot map it.
+    ignore_index : int, default -100
+        A class that counts for nothing: loss and gradient of its row are 0.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum by the weights of the labels that count, or with probabilities by
+        the number of rows; "none" gives the loss of each row.
+    temperature : float or array_like, default 1.0
+        As of `softmax`.
+    where : array_like of bool, optional
+        Broadcasts against logits. Where False there is no class.
+
+    Returns
+    -------
+    jax.Array
+        Of the dtype of logits: a scalar, or with "none" of the shape of logits without axis.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmaxlib.cross_entropy`. What depends on traced values or on classes is an error of
+        JAX when it runs.
+
+    See Also
+    --------
+    softmaxlib.cross_entropy : definition, errors and special values.
+    """
+    x = _floating("logits", logits)
+    along = one_axis("logits", axis, x.ndim)
+    if activation not in ("softmax", "stablemax"):
+        raise ValueError(f'activation must be "softmax" or "stablemax", got {activation!r}')
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+    smoothing = as_number("label_smoothing", label_smoothing)
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    ignored = as_integer("ignore_index", ignore_index, -(2**63), 2**63 - 1)
+    number, temperatures = _as_temperature(temperature, x, (along,))
+    call = _call(activation, [along - x.ndim], number)
+    call = call._replace(label_smoothing=smoothing, ignore_index=ignored)
+
+    targets = jnp.asarray(target)
+    as_target(_without_values(targets), x.shape, along)
+    classes = jnp.issubdtype(targets.dtype, jnp.integer)
+    if classes:
+        targets = targets.astype(jnp.int64 if targets.dtype.itemsize == 8 else jnp.int32)
+    weights = None
+    if weight is not None:
+        traced = isinstance(weight, jax.Array)
+        checked = as_weight(_without_values(weight) if traced else weight, x.shape[along])
+        widest = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+        weights = jax.lax.stop_gradient(jnp.asarray(weight if traced else checked, widest))
+    losses = _compiled_losses(
+        call,
+        x,
+        jnp.expand_dims(targets, along) if classes else targets,
+        weights,
+        _as_where(where, x),
+        temperatures,
+    )
+    losses = jnp.squeeze(losses, along)
+    if reduction == "none":
+        return losses.astype(x.dtype)
+    total = losses.sum()
+    if reduction == "mean" and classes:
+        counts = targets != ignored
+        of_rows = 1 if weights is None else weights[jnp.where(counts, targets, 0)]
+        total = total / jnp.where(counts, of_rows, 0).sum().astype(total.dtype)
+    elif reduction == "mean":
+        total = total / losses.size
+    return total.astype(x.dtype)
+
+
 def _apply(
     function: str, x: Any, axis: Axis, where: Any, temperature: Any, keepdims: bool = True
 ) -> Any:
@@ -238,6 +360,33 @@ def _of_temperatures(x: Any, of_x: Any, temperatures: Any) -> Any:
     return -jnp.sum(products, rows, keepdims=True) / temperatures
 
 
+def _losses_forward(
+    call: Call, x: Any, target: Any, weight: Any, where: Any, temperatures: Any
+) -> Any:
+    losses, of_x = _jax_calls.losses_and_gradient(call, x, target, weight, where, temperatures)
+    shares = target if jnp.issubdtype(target.dtype, jnp.floating) else None
+    reads_x = shares is not None or temperatures is not None
+    return losses, (of_x, x if reads_x else None, shares, weight, where, temperatures)
+
+
+def _losses_backward(call: Call, residuals: Any, grad: Any) -> Any:
+    of_x, x, shares, weight, where, temperatures = residuals
+    dtype = of_x.dtype
+    of_x = jnp.where(of_x == 0, 0, grad * of_x.astype(grad.dtype))
+    of_target = None
+    if shares is not None:
+        log_p = _function(call._replace(function=f"log_{call.function}"), x, where, temperatures)
+        of_target = (call.label_smoothing - 1) * grad * log_p.astype(grad.dtype)
+        if weight is not None:
+            rest = -1 - call.axes[0]  # axes after that of the classes
+            of_target *= weight.reshape(weight.shape + (1,) * rest).astype(grad.dtype)
+        if where is not None:
+            of_target = jnp.where(where, of_target, 0)
+        of_target = of_target.astype(shares.dtype)
+    of_temperatures = _of_temperatures(x, of_x, temperatures)
+    return of_x.astype(dtype), of_target, None, None, of_temperatures
+
+
 def _gradient_forward(call: Call, *operands: Any) -> Any:
     return _gradient(call, *operands), operands
 
@@ -276,3 +425,6 @@ _function.defvjp(_forward, _backward)
 _gradient = jax.custom_vjp(_jax_calls.backward, nondiff_argnums=(0,))
 _gradient.defvjp(_gradient_forward, _gradient_backward)
 _compiled = jax.jit(_function, static_argnums=0)
+_losses = jax.custom_vjp(_jax_calls.losses, nondiff_argnums=(0,))
+_losses.defvjp(_losses_forward, _losses_backward)
+_compiled_losses = jax.jit(_losses, static_argnums=0)

@@ -2,30 +2,12 @@
 
 import itertools
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from oracle import DTYPES
 
 import softmaxlib as sml
-
-
-def test_core_does_not_import_jax():
-    loaded = (
-        "import sys, softmaxlib, softmaxlib.cli; assert not {'jax', 'jaxlib'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", loaded], check=True)
-
-
-def test_without_jax():
-    """A module that is None in sys.modules cannot be imported."""
-    code = "import sys; sys.modules['jax'] = None; import softmaxlib.jax"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "ImportError: softmaxlib.jax needs jax: pip install 'softmaxlib[jax]'" in done.stderr
-
 
 jax = pytest.importorskip("jax")
 jax.config.update("jax_enable_x64", True)
@@ -195,6 +177,193 @@ def test_stablemax_where_x_is_1(dtype):
     np.testing.assert_allclose(
         np.asarray(gradient, np.float64), expected, rtol=4 * float(jnp.finfo(dtype).eps)
     )
+
+
+@of_functions
+def test_second_derivatives(function):
+    ours, theirs = getattr(smj, function), in_jax(function)
+    x, where = logits(2, 5), np.array([True, True, False, True, True])
+    weights = logits(2, 5, seed=1)
+
+    def total(f, x):
+        y = f(x, where=where)
+        return jnp.sum(jnp.where(where, y * weights, 0) if y.ndim == 2 else y**2)
+
+    hessians = [
+        jax.jit(jax.jacrev(jax.grad(lambda x, f=f: total(f, x))))(x) for f in (ours, theirs)
+    ]
+    near(*hessians)
+
+    def of_temperature(x, t):
+        return jnp.exp(ours(jnp.append(x, -jnp.inf), temperature=t)).sum()
+
+    test_util.check_grads(of_temperature, (x[0], 1.3), 2, modes=["rev"])
+
+
+# ---- Cross-entropy
+
+LOSSES = (
+    {},
+    {"reduction": "sum", "label_smoothing": 0.1},
+    {"reduction": "none", "weight": np.arange(5) / 2},
+    {"weight": np.arange(5) / 2, "label_smoothing": 0.3, "ignore_index": 3, "temperature": 0.7},
+    {"activation": "stablemax"},
+    {"activation": "stablemax", "reduction": "none", "label_smoothing": 1.0, "temperature": 2},
+    {"where": np.array([True, True, True, False, True]), "ignore_index": 3},
+)
+of_losses = pytest.mark.parametrize("options", LOSSES, ids=lambda options: "-".join(options))
+
+
+def targets(*shape):
+    return np.random.default_rng(5).integers(0, 5, shape)
+
+
+def shares(*shape):
+    weights = np.random.default_rng(6).random(shape)
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def cross_entropy_in_jax(
+    x,
+    target,
+    activation="softmax",
+    label_smoothing=0.0,
+    weight=None,
+    ignore_index=-100,
+    reduction="mean",
+    temperature=1.0,
+    where=True,
+):
+    log_p = in_jax(f"log_{activation}")(x / temperature, where=jnp.broadcast_to(where, x.shape))
+    log_p = jnp.where(where, log_p, 0)
+    weight = jnp.ones(x.shape[-1]) if weight is None else weight
+    rows = jnp.ones(x.shape[:-1])
+    counts = rows
+    if jnp.issubdtype(target.dtype, jnp.integer):
+        rows = jnp.where(target == ignore_index, 0, 1)
+        counts = rows * weight[target]
+        target = jax.nn.one_hot(target, x.shape[-1], dtype=x.dtype)
+    spread = jnp.where(where, 1, 0) / jnp.sum(jnp.broadcast_to(where, x.shape[-1:]))
+    q = weight * ((1 - label_smoothing) * target + label_smoothing * spread)
+    losses = -jnp.sum(q * log_p, -1) * rows
+    if reduction == "none":
+        return losses
+    return losses.sum() / (counts.sum() if reduction == "mean" else 1)
+
+
+@of_losses
+@pytest.mark.parametrize("target", [targets(3, 4), shares(3, 4, 5)], ids=["classes", "shares"])
+def test_cross_entropy(options, target):
+    """Values and gradients, of the temperature and the shares too."""
+    x = logits(3, 4, 5)
+    if target.ndim == 3 and "where" in options:
+        target = np.where(options["where"], target, 0)
+
+    def derivative(f, **more):
+        of = jax.jit(jax.jacrev(lambda x: f(x, target, **options | more)))
+        return jax.jit(lambda x: f(x, target, **options | more))(x), of(x)
+
+    for ours, theirs in zip(
+        derivative(smj.cross_entropy), derivative(cross_entropy_in_jax), strict=True
+    ):
+        near(ours, theirs)
+    moved, moved_target = (
+        np.moveaxis(x, -1, 1),
+        np.moveaxis(target, -1, 1 if target.ndim == 3 else -1),
+    )
+    if "where" not in options:
+        near(
+            smj.cross_entropy(moved, moved_target, axis=1, **options),
+            cross_entropy_in_jax(x, target, **options),
+        )
+    temperature = jnp.array([[0.5], [0.7], [1.0], [2.0]])
+    free = {name: value for name, value in options.items() if name != "temperature"}
+    differentiated = (x, temperature) if target.ndim == 2 else (x, temperature, target)
+    test_util.check_grads(
+        lambda x, t, q=target: smj.cross_entropy(x, q, temperature=t, **free),
+        differentiated,
+        1,
+        modes=["rev"],
+    )
+
+
+@of_losses
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cross_entropy_has_the_bits_of_numpy(options, dtype):
+    x, target = logits(7, 5, dtype=dtype), targets(7)
+    options = options | {"reduction": "none"}
+    y, pull = jax.vjp(lambda x: smj.cross_entropy(x, target, **options), x)
+    loss, gradient = sml.cross_entropy(x, target, **options, return_grad=True)
+    same_bits(y, loss)
+    same_bits(pull(jnp.ones_like(y))[0], gradient)
+    for small in (np.int8, np.int32):
+        same_bits(smj.cross_entropy(x, target.astype(small), **options), loss)
+
+
+@of_losses
+def test_cross_entropy_under_vmap(options):
+    options = options | {"reduction": "none"}
+    x, target = logits(3, 4, 5), targets(3, 4)
+
+    def loss(x, target):
+        return smj.cross_entropy(x, target, **options)
+
+    rows = np.stack([sml.cross_entropy(*of, **options) for of in zip(x, target, strict=True)])
+    same_bits(jax.jit(jax.vmap(loss))(x, target), rows)
+    of_target = jax.vmap(loss, (None, 0))(x[0], target)
+    same_bits(of_target, np.stack([sml.cross_entropy(x[0], t, **options) for t in target]))
+    gradient = jax.vmap(jax.grad(lambda x, target: loss(x, target).sum()), (None, 0))
+    _, gradients = zip(
+        *(sml.cross_entropy(x[0], t, **options, return_grad=True) for t in target), strict=True
+    )
+    same_bits(gradient(x[0], target), np.stack(gradients))
+
+
+def test_cross_entropy_does_not_collapse():
+    """At a gap of 17 float32's softmax of the label is 1, its logarithm 0."""
+    x = jnp.array([17.0, 0.0], jnp.float32)
+    loss, gradient = jax.jit(jax.value_and_grad(lambda x: smj.cross_entropy(x, 0)))(x)
+    exact = np.log1p(np.exp(-17.0))
+    np.testing.assert_allclose(loss, exact, rtol=3e-7)
+    np.testing.assert_allclose(gradient, [-exact, exact], rtol=3e-7)
+
+
+def test_cross_entropy_of_ignored_rows():
+    x, target = logits(4, 5), np.full(4, -100)
+    loss, gradient = jax.value_and_grad(smj.cross_entropy)(x, target)
+    assert np.isnan(loss)
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "error", "words"),
+    [
+        (np.zeros(3, int), {}, ValueError, "target has dtype int64 and shape"),
+        (np.zeros((2, 4)), {}, ValueError, "probabilities must have the shape"),
+        (np.zeros(2, bool), {}, TypeError, "target has dtype bool"),
+        (np.zeros(2, int), {"weight": np.ones(2)}, ValueError, "weight has shape"),
+        (np.zeros(2, int), {"weight": -np.ones(3)}, ValueError, "weight must be finite"),
+        (np.zeros(2, int), {"label_smoothing": 2}, ValueError, "label_smoothing must be in"),
+        (np.zeros(2, int), {"reduction": "all"}, ValueError, "reduction must be"),
+        (np.zeros(2, int), {"activation": "max"}, ValueError, "activation must be"),
+        (np.zeros(2, int), {"axis": 2}, np.exceptions.AxisError, "axis 2 is out of bounds"),
+        (np.array([0, 3]), {}, jax.errors.JaxRuntimeError, "target .*1.* is 3; it must be"),
+    ],
+)
+def test_cross_entropy_errors(target, options, error, words):
+    with pytest.raises(error, match=words):
+        jax.block_until_ready(smj.cross_entropy(jnp.ones((2, 3)), target, **options))
+
+
+def test_weights_are_not_mapped():
+    loss = jax.vmap(
+        lambda weight: smj.cross_entropy(jnp.ones((2, 3)), np.zeros(2, int), weight=weight)
+    )
+    with pytest.raises(jax.errors.JaxRuntimeError, match="vmap cannot map it"):
+        jax.block_until_ready(loss(jnp.ones((4, 3))))
+
+
+# ---- Errors
 
 
 @pytest.mark.parametrize(
