@@ -25,7 +25,7 @@ from softmaxlib._embedding import get_include, get_library_dir
 
 Shape: TypeAlias = tuple[int, ...]
 
-TARGETS = ("forward", "backward", "losses", "losses_and_gradient")
+TARGETS = ("forward", "backward", "losses", "losses_and_gradient", "take")
 _ABSENT = np.zeros(0, np.bool_)  # an operand that is not given
 _SECONDS = 300  # for the compiler
 
@@ -174,9 +174,17 @@ def losses_and_gradient(
     return _call("losses_and_gradient", call, results, x, target, weight, where, temperatures)
 
 
-def _reduced(shape: Shape, call: Call) -> Shape:
+def take(call: Call, x: Any, indices: Any, where: Any, temperatures: Any) -> Any:
+    """Return elements of log_softmax(x), as take_along_axis with these indices."""
+    shape = _reduced(x.shape, call, indices.shape[call.axes[0]])
+    result = jax.ShapeDtypeStruct(shape, x.dtype)
+    return _call("take", call, result, x, indices, where, temperatures)
+
+
+def _reduced(shape: Shape, call: Call, length: int = 1) -> Shape:
+    """Return a shape with this length along the axes of the call."""
     axes = [len(shape) + axis for axis in call.axes]
-    return tuple(1 if d in axes else n for d, n in enumerate(shape))
+    return tuple(length if d in axes else n for d, n in enumerate(shape))
 
 
 def _call(target: str, call: Call, result: Any, *operands: Any) -> Any:
@@ -275,3 +283,16 @@ def _losses(
 
 
 _losses_and_gradient = functools.partial(_losses, return_grad=True)
+
+
+def _take(call: Call, x: Any, indices: Any, where: Any, temperatures: Any) -> Any:
+    (axis,) = call.axes
+    rows = np.empty(_reduced(indices.shape, call, 0)).sum(axis, keepdims=True)
+    whole = _whole(x, rows, where, temperatures)
+    return _losses_of_numpy.take_log_softmax(
+        np.broadcast_to(x, whole),
+        np.broadcast_to(indices, _reduced(whole, call, indices.shape[axis])),
+        axis,
+        temperature=call.temperature if temperatures is None else temperatures,
+        where=where,
+    )

@@ -278,6 +278,20 @@ ffi::Error losses_and_gradient(ffi::ThreadPool pool, Call call, Buffer x, Buffer
   return cross_entropy(pool, call, x, target, weight, where, temperatures, *losses, &*grad);
 }
 
+ffi::Error take(ffi::ThreadPool pool, Call call, Buffer x, Buffer indices, Buffer where,
+                Buffer temperatures, Result out) {
+  const auto whole = whole_shape(x, *out, call.axes);
+  const auto dims = out->dimensions();
+  const std::vector<int64_t> taken(dims.begin(), dims.end());
+  std::vector<int64_t> places = integers(indices);
+  const View place_view(indices, places.data(), SOFTMAXLIB_I64, sizeof(int64_t), taken, {});
+  const View x_view(x, whole), out_view(*out, taken);
+  const View where_view(where, whole), temperature_view(temperatures, whole);
+  const Options options(pool, call, where_view, temperature_view);
+  return error_of(softmaxlib_take_log_softmax(x_view.get(), place_view.get(), out_view.get(),
+                                              nullptr, call.axes[0], &options));
+}
+
 }  // namespace
 
 XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(Call, ffi::StructMember<int32_t>("function"),
@@ -325,4 +339,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(softmaxlib_jax_losses_and_gradient, losses_and_gra
                                   .Arg<Buffer>()  // where
                                   .Arg<Buffer>()  // temperatures
                                   .Ret<Buffer>()
+                                  .Ret<Buffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(softmaxlib_jax_take, take,
+                              call()
+                                  .Arg<Buffer>()  // x
+                                  .Arg<Buffer>()  // indices
+                                  .Arg<Buffer>()  // where
+                                  .Arg<Buffer>()  // temperatures
                                   .Ret<Buffer>());

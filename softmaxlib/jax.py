@@ -40,6 +40,7 @@ __all__ = [
     "logsumexp",
     "softmax",
     "stablemax",
+    "take_log_softmax",
 ]
 
 Axis: TypeAlias = int | tuple[int, ...] | None
@@ -268,6 +269,58 @@ def cross_entropy(
     return total.astype(x.dtype)
 
 
+def take_log_softmax(
+    x: Any, indices: Any, axis: int = -1, where: Any = None, *, temperature: Any = 1.0
+) -> jax.Array:
+    """Return selected elements of ``log_softmax(x)``, in one read of x.
+
+    Parameters
+    ----------
+    x, where, temperature
+        As of `softmax`.
+    indices : array_like of int
+        Places along axis; negative ones count from its end. Of the shape of x without axis: one
+        for each row. Or of the shape of x with length k along axis: k for each row.
+    axis : int, default -1
+        Along which the distributions lie.
+
+    Returns
+    -------
+    jax.Array
+        Of the shape of indices and the dtype of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax`; if indices are no integers, or have another shape. A wrong index is an error
+        of JAX when it runs.
+
+    See Also
+    --------
+    softmaxlib.take_log_softmax : errors and special values.
+    """
+    x = _floating("x", x)
+    along = one_axis("x", axis, x.ndim)
+    places = jnp.asarray(indices)
+    if not jnp.issubdtype(places.dtype, jnp.integer):
+        raise TypeError(f"indices has dtype {places.dtype}; it must be an integer type")
+    rows = x.shape[:along] + x.shape[along + 1 :]
+    one_each = places.shape == rows
+    if one_each:
+        places = jnp.expand_dims(places, along)
+    if places.ndim != x.ndim or places.shape[:along] + places.shape[along + 1 :] != rows:
+        raise ValueError(
+            f"indices has shape {places.shape}; it must have the shape {rows} or be k along "
+            f"axis {axis} of x of shape {x.shape}"
+        )
+    places = places.astype(jnp.int64 if places.dtype.itemsize == 8 else jnp.int32)
+    places = jnp.where(places < 0, places + x.shape[along], places)
+    number, temperatures = _as_temperature(temperature, x, (along,))
+    call = _call("softmax", [along - x.ndim], number)
+    y = _compiled_take(call, x, places, _as_where(where, x), temperatures)
+    return jnp.squeeze(y, along) if one_each else y
+
+
 def _apply(
     function: str, x: Any, axis: Axis, where: Any, temperature: Any, keepdims: bool = True
 ) -> Any:
@@ -420,6 +473,23 @@ def _formula(call: Call, where: Any, grad: Any, x: Any, y: Any, temperatures: An
     return jnp.where(counts, result / t, 0).astype(dtype)
 
 
+def _take_forward(call: Call, x: Any, places: Any, where: Any, temperatures: Any) -> Any:
+    return _take(call, x, places, where, temperatures), (x, places, where, temperatures)
+
+
+def _take_backward(call: Call, residuals: Any, grad: Any) -> Any:
+    x, places, where, temperatures = residuals
+    (axis,) = call.axes
+    p = _function(call, x, where, temperatures)
+    grad = grad.astype(_arithmetic(x))
+    at = list(jnp.indices(places.shape, sparse=True))
+    at[axis] = places
+    of_x = (-p * grad.sum(axis, keepdims=True)).at[tuple(at)].add(grad)
+    counts = x > -jnp.inf if where is None else where & (x > -jnp.inf)
+    of_x = jnp.where(counts, of_x / (call.temperature if temperatures is None else temperatures), 0)
+    return of_x.astype(x.dtype), None, None, _of_temperatures(x, of_x, temperatures)
+
+
 _function = jax.custom_vjp(_jax_calls.forward, nondiff_argnums=(0,))
 _function.defvjp(_forward, _backward)
 _gradient = jax.custom_vjp(_jax_calls.backward, nondiff_argnums=(0,))
@@ -428,3 +498,6 @@ _compiled = jax.jit(_function, static_argnums=0)
 _losses = jax.custom_vjp(_jax_calls.losses, nondiff_argnums=(0,))
 _losses.defvjp(_losses_forward, _losses_backward)
 _compiled_losses = jax.jit(_losses, static_argnums=0)
+_take = jax.custom_vjp(_jax_calls.take, nondiff_argnums=(0,))
+_take.defvjp(_take_forward, _take_backward)
+_compiled_take = jax.jit(_take, static_argnums=0)
