@@ -13,7 +13,7 @@ import tempfile
 import threading
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
 import jaxlib
@@ -267,7 +267,7 @@ def _losses(
         np.broadcast_to(x, whole).astype(np.promote_types(x.dtype, np.float32)),
         target,
         axis=axis,
-        activation=call.function,
+        activation=cast(Any, call.function),
         label_smoothing=call.label_smoothing,
         weight=None if weight is None else weight.reshape(-1),
         ignore_index=call.ignore_index,
