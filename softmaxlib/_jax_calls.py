@@ -93,7 +93,7 @@ def _backend() -> str:
 def _reason(error: Exception) -> str:
     message = f"the custom calls of XLA cannot be built: {error}"
     if isinstance(error, subprocess.CalledProcessError):
-        message += "\n" + str(error.stderr)[:2000]
+        message += f"\n{error.stderr[:2000]}"
     return message
 
 
@@ -152,7 +152,14 @@ def backward(call: Call, grad: Any, x: Any, y: Any, where: Any, temperatures: An
     """Return the gradient with respect to x, which may be None where y is enough."""
     x = y if x is None else x
     result = jax.ShapeDtypeStruct(x.shape, y.dtype)
-    return _call("backward", call, result, grad, x, y, where, temperatures)
+    # In the memory of grad, which is seldom of use afterwards: one large array less to allocate.
+    # Under vmap that takes a grad of the whole shape.
+    means = (
+        {}
+        if grad.shape != x.shape
+        else {"vmap_method": "broadcast_all", "input_output_aliases": {0: 0}}
+    )
+    return _call("backward", call, result, grad, x, y, where, temperatures, **means)
 
 
 def losses(call: Call, x: Any, target: Any, weight: Any, where: Any, temperatures: Any) -> Any:
@@ -187,12 +194,12 @@ def _reduced(shape: Shape, call: Call, length: int = 1) -> Shape:
     return tuple(length if d in axes else n for d, n in enumerate(shape))
 
 
-def _call(target: str, call: Call, result: Any, *operands: Any) -> Any:
+def _call(target: str, call: Call, result: Any, *operands: Any, **means: Any) -> Any:
     if backend() == "callback":
         back = _callback(target, call)
         return jax.pure_callback(back, result, *operands, vmap_method="expand_dims")
-    custom_call = jax.ffi.ffi_call(f"softmaxlib_jax_{target}", result, vmap_method="expand_dims")
-    return custom_call(
+    means = {"vmap_method": "expand_dims"} | means
+    return jax.ffi.ffi_call(f"softmaxlib_jax_{target}", result, **means)(
         *(_ABSENT if operand is None else operand for operand in operands),
         function=np.int32(_core.functions[call.function]),
         axes=np.array(call.axes, np.int32),
