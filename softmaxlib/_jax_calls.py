@@ -152,13 +152,11 @@ def backward(call: Call, grad: Any, x: Any, y: Any, where: Any, temperatures: An
     """Return the gradient with respect to x, which may be None where y is enough."""
     x = y if x is None else x
     result = jax.ShapeDtypeStruct(x.shape, y.dtype)
-    # In the memory of grad, which is seldom of use afterwards: one large array less to allocate.
-    # Under vmap that takes a grad of the whole shape.
-    means = (
-        {}
-        if grad.shape != x.shape
-        else {"vmap_method": "broadcast_all", "input_output_aliases": {0: 0}}
-    )
+    means = {}
+    if grad.shape == x.shape:
+        # In its memory, which is seldom of use afterwards: one large array less to allocate. Under
+        # vmap that takes a grad of the whole shape.
+        means = {"vmap_method": "broadcast_all", "input_output_aliases": {0: 0}}
     return _call("backward", call, result, grad, x, y, where, temperatures, **means)
 
 

@@ -1,8 +1,7 @@
-"""The functions for JAX: with derivatives, under ``jit``, ``grad`` and ``vmap``, on CPUs.
+"""The functions for JAX: differentiable, under ``jit``, ``grad`` and ``vmap``, on CPUs.
 
-Every function has a ``custom_vjp``, which is one fused call of the library: derivatives are in
-reverse mode and of first order. An axis that ``vmap`` adds is part of one call over the larger
-array. Results have the bits of the NumPy functions.
+Each is a ``custom_vjp`` around calls of the library; an axis that ``vmap`` adds is part of one call
+over the larger array. docs/frameworks.md has more.
 """
 
 from __future__ import annotations
