@@ -35,8 +35,15 @@ bool are_weights(const double* weight, int64_t n) {
   return true;
 }
 
+// A label's element is written again, behind its row: after streaming stores to the same line that
+// takes as long as this much of a row.
+constexpr int64_t kStreamedRow = 8192;
+
 softmaxlib_status finish(Call& call, Kernel kernel, const softmaxlib_options& o) {
   call.schedule = share_rows(call.job, o);
+  if (o.store == SOFTMAXLIB_STORE_AUTO &&
+      call.job.n * item_size(call.job.dtype[kOut]) < kStreamedRow)
+    call.schedule.streaming = false;
   return run(call, kernel, {o.parallel_for, o.parallel_context, nullptr, nullptr, 0});
 }
 

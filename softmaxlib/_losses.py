@@ -204,8 +204,10 @@ def cross_entropy(
             )
         raise
     result = _reduced(losses, reduction, count).astype(dtype)
-    if grad is not None and count == 0 and not is_float(target_code):  # 0 / 0 but where ignored
-        np.copyto(grad, np.nan, where=np.expand_dims(targets != ignored, along))
+    if grad is not None and count == 0 and not is_float(target_code):
+        counted = targets != ignored
+        if counted.any():  # and all of weight 0
+            np.copyto(grad, np.nan, where=np.expand_dims(counted, along))
     if out is not None:
         out[...] = result
     loss = out if out is not None else result if result.ndim else result[()]

@@ -38,8 +38,8 @@ inline InLanes<f64x8> map_halves(Pair<f64x8> z, F f) {
   return {f(z)};
 }
 
-// ---- The two kinds of p, each of one row: log p, s(z) / s(largest), (log s)'(z), and all of p by
-// a factor, times (log s)'.
+// ---- The two kinds of p, each of one row: log p, s(z) / s(largest), (log s)'(z), and as a
+// function of z what the gradient is but for q: p (log s)' factor.
 
 template <class D>
 class SoftmaxOf {
@@ -67,10 +67,10 @@ class SoftmaxOf {
 
   InLanes<V> relative(Pair<V> z) const { return exp_wide(less_held(z, hi_, lo_)); }
   InLanes<V> slope(Pair<V>) const { return in_all(1, V()); }
-  void write(const Row<D>& row, double factor) const {
+  auto gradient(double factor) const {
     using E = Exp<V>;
     const double scale = power_of_two(Exp<f64x8>::kBias - E::kBias) / sum_ * factor;
-    row.map(0, Scaled<E>{E(reference_), static_cast<T>(scale)});
+    return Scaled<E>{E(reference_), static_cast<T>(scale)};
   }
 
  private:
@@ -114,14 +114,14 @@ class StablemaxOf {
     });
   }
   // s(z) / (1 + |z|) is 1 for z >= 0, else 1 / (1 - z)^2.
-  void write(const Row<D>& row, double factor) const {
+  auto gradient(double factor) const {
     const double sum = s_held_ * (1 + ratio);
     const T k = static_cast<T>(factor * power_of_two(-reference_) / sum);
-    row.map(0, [k](auto z) SOFTMAXLIB_INLINE_LAMBDA {
+    return [k](auto z) SOFTMAXLIB_INLINE_LAMBDA {
       const Pair<V> a = magnitude(z);
       const V u = (V::set1(1) + a.hi) + a.lo;
       return select(gt(V::set1(0), high(z)), V::set1(k) / u / u, V::set1(k));
-    });
+    };
   }
 
  private:
@@ -294,15 +294,18 @@ class CrossEntropyRow {
     if (loss_.writes) {
       const double others = is_held(z, rest) ? p.ratio : (1 + p.ratio) - first_of(p.relative(z));
       const double g = 0 - others / (1 + p.ratio) * weight * factor() * first_of(p.slope(z));
-      p.write(row, weight * factor());
-      if (is_visible(job_, place_, target)) put(target, static_cast<T>(g));
+      write(row, p.gradient(weight * factor()), target,
+            is_visible(job_, place_, target) ? static_cast<T>(g) : T(0));
     }
     return weight == 0 ? 0 : (0 - static_cast<double>(first(p.log_p(z)))) * weight;
   }
 
-  void put(int64_t i, T value) {
+  // y = f(z), but `value` at one element.
+  template <class F>
+  void write(const Row<D>& row, F f, int64_t element, T value) {
+    row.map(0, f);
     const D narrow = narrow_one<D>(value);
-    for_runs(job_, place_, kOut, i, 1,
+    for_runs(job_, place_, kOut, element, 1,
              [&](char* p, int64_t, int64_t, int64_t) { memcpy(p, &narrow, sizeof(D)); });
   }
 

@@ -113,7 +113,7 @@ TEST_P(Losses, SelectTheBitsOfLogSoftmax) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Isa, Losses, testing::ValuesIn(isas()),
-                         [](const auto& info) { return softmaxlib_isa_name(info.param); });
+                         [](const auto& isa) { return softmaxlib_isa_name(isa.param); });
 
 // Strided, with options, threads and any ISA: the same bytes.
 TEST(LossBits, DoNotDependOnHow) {
