@@ -224,6 +224,82 @@ def test_same_bits_on_isas_threads_and_layouts(activation, smoothing, probabilit
         np.testing.assert_array_equal(place, grad)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_memory_that_overlaps_is_as_if_it_did_not(activation):
+    n = 1500  # more than a chunk
+    rng = np.random.default_rng(6)
+    x, labels = logits_and_labels((2, n), np.float64)
+    q = rng.random((2, n))
+    warmth = rng.uniform(0.5, 2, (2, 1))
+    mask = rng.random((2, n)) < 0.8
+
+    def run(logits, target, **options):
+        options = {"activation": activation, "reduction": "none", "return_grad": True} | options
+        return sml.cross_entropy(logits, target, **options)
+
+    def at(memory, start, array):  # a copy of array in memory, from byte 8 * start on
+        view = memory[start:].view(array.dtype)[: array.size].reshape(array.shape)
+        view[...] = array
+        return view
+
+    for shift in (0, 1, 700, n):
+        for place in ("logits", "probabilities", "labels", "temperature", "where", "both"):
+            memory = np.zeros(4 * n)
+            grad_out = memory[: n * 2].reshape(2, n)
+            if place == "logits":
+                want = run(x, labels)
+                got = run(at(memory, shift, x), labels, grad_out=grad_out)
+            elif place == "probabilities":
+                want = run(x, q)
+                got = run(x, at(memory, shift, q), grad_out=grad_out)
+            elif place == "labels":
+                want = run(x, labels)
+                got = run(x, at(memory, shift, labels), grad_out=grad_out)
+            elif place == "temperature":
+                want = run(x, labels, temperature=warmth)
+                got = run(x, labels, temperature=at(memory, shift, warmth), grad_out=grad_out)
+            elif place == "where":
+                want = run(x, labels, where=mask)
+                got = run(x, labels, where=at(memory, shift, mask), grad_out=grad_out)
+            else:
+                want = run(x, x)
+                both = at(memory, shift, x)
+                got = run(both, both, grad_out=grad_out)
+            assert got[1] is grad_out
+            np.testing.assert_array_equal(got[0], want[0])
+            np.testing.assert_array_equal(got[1], want[1])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("n", [2, 17, 1025, 16385])  # beyond a vector, a chunk, a block
+def test_one_special_value_anywhere(activation, dtype, n):
+    rng = np.random.default_rng(7)
+    for value in (np.nan, np.inf, -np.inf):
+        for place in (0, n // 2, n - 1):
+            x = rng.standard_normal(n).astype(dtype)
+            x[place] = value
+            label = (place + 1) % n
+            others = np.arange(n) != place
+            for options in ({}, {"temperature": 0.5}, {"where": np.ones(n, bool)}):
+                loss, grad = sml.cross_entropy(
+                    x, label, activation=activation, return_grad=True, **options
+                )
+                if value == -np.inf:
+                    assert np.isfinite(loss)
+                    assert np.isfinite(grad).all()
+                    assert grad[place] == 0
+                else:
+                    assert np.isnan(loss)
+                    assert np.isnan(grad).all()
+            loss, grad = sml.cross_entropy(
+                x, label, activation=activation, return_grad=True, where=others, label_smoothing=0.1
+            )
+            assert np.isfinite(loss)
+            assert np.isfinite(grad).all()
+            assert grad[place] == 0
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_properties(data):
