@@ -27,7 +27,8 @@ _process_threads = 0
 
 
 @contextmanager
-def _setting(variable: ContextVar[_T], value: _T) -> Iterator[None]:
+def setting(variable: ContextVar[_T], value: _T) -> Iterator[None]:
+    """Give a context variable a value inside a ``with`` block."""
     token = variable.set(value)
     try:
         yield
@@ -74,7 +75,7 @@ def use_isa(name: str) -> AbstractContextManager[None]:
     """
     if not isinstance(name, str):
         raise TypeError(f"the name of an ISA must be a str, got {type(name).__name__}")
-    return _setting(chosen_isa, _isa_code(name, "ISA"))
+    return setting(chosen_isa, _isa_code(name, "ISA"))
 
 
 def _isa_code(name: str, what: str) -> int:
@@ -162,7 +163,7 @@ def threads(n: int) -> AbstractContextManager[None]:
     >>> with softmaxlib.threads(1):
     ...     y = softmaxlib.softmax(x)
     """
-    return _setting(chosen_threads, _check_threads(n))
+    return setting(chosen_threads, _check_threads(n))
 
 
 def get_num_threads() -> int:

@@ -4,6 +4,7 @@ import ctypes
 import inspect
 import itertools
 import pickle
+import subprocess
 import sys
 from decimal import Decimal
 
@@ -922,3 +923,10 @@ def test_plain_calls_keep_no_reference(function, shape):
     assert sys.getrefcount(y) == sys.getrefcount(other)
     del y
     assert counts() == before
+
+
+def test_no_framework_is_imported():
+    """softmaxlib.torch and softmaxlib.jax are imported by name only."""
+    code = "import softmaxlib, sys; print(sorted({'torch', 'jax'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -1,0 +1,303 @@
+"""One call of the library from JAX: of XLA's FFI, compiled at first use, else back into Python."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+import threading
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import jax
+import jaxlib
+import numpy as np
+
+from softmaxlib import _api, _core, _gradients, _runtime
+from softmaxlib import _losses as _losses_of_numpy
+from softmaxlib._embedding import get_include, get_library_dir
+
+Shape: TypeAlias = tuple[int, ...]
+
+TARGETS = ("forward", "backward", "losses", "losses_and_gradient", "take")
+_ABSENT = np.zeros(0, np.bool_)  # an operand that is not given
+_SECONDS = 300  # for the compiler
+
+_lock = threading.Lock()
+
+
+class Call(NamedTuple):
+    """What is known when JAX traces a call; of axes counted from the end, since vmap adds some."""
+
+    function: str
+    axes: tuple[int, ...]
+    temperature: float
+    isa: int
+    threads: int
+    label_smoothing: float = 0.0
+    ignore_index: int = -100
+
+
+# ---- The two mechanisms
+
+
+def backend() -> str:
+    """Return how calls are made: "ffi" or "callback".
+
+    Returns
+    -------
+    str
+        ``"ffi"``: custom calls of XLA, compiled when first needed, which takes seconds, and kept in
+        the user's cache directory. ``"callback"``: the NumPy functions through
+        ``jax.pure_callback``, where that cannot be compiled. The environment variable
+        ``SOFTMAXLIB_JAX`` forces one of them.
+
+    Raises
+    ------
+    ValueError
+        If ``SOFTMAXLIB_JAX`` is neither.
+    RuntimeError
+        If it is "ffi" and that cannot be compiled.
+    """
+    with _lock:
+        return _backend()
+
+
+@functools.cache
+def _backend() -> str:
+    forced = os.environ.get("SOFTMAXLIB_JAX", "")
+    if forced not in ("", "ffi", "callback"):
+        raise ValueError(f'SOFTMAXLIB_JAX must be "ffi" or "callback", got {forced!r}')
+    if forced == "callback":
+        return forced
+    try:
+        _register(_built())
+    except Exception as error:  # of the compiler, the file system, the linker or JAX
+        if forced:
+            raise RuntimeError(f"SOFTMAXLIB_JAX=ffi, but {_reason(error)}") from error
+        warnings.warn(
+            f"softmaxlib.jax runs through jax.pure_callback, which is slower: {_reason(error)}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return "callback"
+    return "ffi"
+
+
+def _reason(error: Exception) -> str:
+    message = f"the custom calls of XLA cannot be built: {error}"
+    if isinstance(error, subprocess.CalledProcessError):
+        message += f"\n{error.stderr[:2000]}"
+    return message
+
+
+def _built() -> Path:
+    """Return the compiled custom calls, from the user's cache if they are there."""
+    source = Path(__file__).with_name("_jax_ffi.cpp")
+    header = Path(get_include(), "softmaxlib", "softmaxlib.h")
+    # XLA's header names members after their types, which g++ only permits.
+    options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-fpermissive", "-w"]
+    versions = (_core.version(), jaxlib.__version__, platform.machine(), *options)
+    key = hashlib.sha256(source.read_bytes() + header.read_bytes() + repr(versions).encode())
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "softmaxlib")
+    library = cache / f"jax-{jaxlib.__version__}-{key.hexdigest()[:20]}.so"
+    if not library.exists():
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache) as directory:
+            built = Path(directory, library.name)
+            subprocess.run(
+                [
+                    *(shlex.split(os.environ.get("CXX", "")) or ["c++"]),
+                    *options,
+                    f"-isystem{jax.ffi.include_dir()}",
+                    f"-I{get_include()}",
+                    *("-o", str(built), str(source), f"-L{get_library_dir()}", "-lsoftmaxlib"),
+                ],
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=_SECONDS,
+            )
+            built.replace(library)  # whole or not at all, for other processes
+    return library
+
+
+def _register(library: Path) -> None:
+    # Found by its name when the next is loaded, which therefore keeps no path of an installation.
+    ctypes.CDLL(str(Path(get_library_dir(), "libsoftmaxlib.so")))
+    handlers = ctypes.CDLL(str(library))
+    for target in TARGETS:
+        name = f"softmaxlib_jax_{target}"
+        jax.ffi.register_ffi_target(
+            name, jax.ffi.pycapsule(getattr(handlers, name)), platform="cpu"
+        )
+
+
+# ---- One call
+
+
+def forward(call: Call, x: Any, where: Any, temperatures: Any) -> Any:
+    """Return the function of x; of length 1 along the axes that it reduces."""
+    shape = _reduced(x.shape, call) if call.function == "logsumexp" else x.shape
+    return _call("forward", call, jax.ShapeDtypeStruct(shape, x.dtype), x, where, temperatures)
+
+
+def backward(call: Call, grad: Any, x: Any, y: Any, where: Any, temperatures: Any) -> Any:
+    """Return the gradient with respect to x, which may be None where y is enough."""
+    x = y if x is None else x
+    result = jax.ShapeDtypeStruct(x.shape, y.dtype)
+    means = {}
+    if grad.shape == x.shape:
+        # In its memory, which is seldom of use afterwards: one large array less to allocate. Under
+        # vmap that takes a grad of the whole shape.
+        means = {"vmap_method": "broadcast_all", "input_output_aliases": {0: 0}}
+    return _call("backward", call, result, grad, x, y, where, temperatures, **means)
+
+
+def losses(call: Call, x: Any, target: Any, weight: Any, where: Any, temperatures: Any) -> Any:
+    """Return the cross-entropy of every row; of length 1 along the axis, as a target of classes."""
+    wide = np.float64 if x.dtype == np.float64 else np.float32
+    result = jax.ShapeDtypeStruct(_reduced(x.shape, call), wide)
+    return _call("losses", call, result, x, target, weight, where, temperatures)
+
+
+def losses_and_gradient(
+    call: Call, x: Any, target: Any, weight: Any, where: Any, temperatures: Any
+) -> Any:
+    """Return that, and the gradient of its sum with respect to x."""
+    wide = np.float64 if x.dtype == np.float64 else np.float32
+    results = (
+        jax.ShapeDtypeStruct(_reduced(x.shape, call), wide),
+        jax.ShapeDtypeStruct(x.shape, x.dtype),
+    )
+    return _call("losses_and_gradient", call, results, x, target, weight, where, temperatures)
+
+
+def take(call: Call, x: Any, indices: Any, where: Any, temperatures: Any) -> Any:
+    """Return elements of log_softmax(x), as take_along_axis with these indices."""
+    shape = _reduced(x.shape, call, indices.shape[call.axes[0]])
+    result = jax.ShapeDtypeStruct(shape, x.dtype)
+    return _call("take", call, result, x, indices, where, temperatures)
+
+
+def _reduced(shape: Shape, call: Call, length: int = 1) -> Shape:
+    """Return a shape with this length along the axes of the call."""
+    axes = [len(shape) + axis for axis in call.axes]
+    return tuple(length if d in axes else n for d, n in enumerate(shape))
+
+
+def _call(target: str, call: Call, result: Any, *operands: Any, **means: Any) -> Any:
+    if backend() == "callback":
+        back = _callback(target, call)
+        return jax.pure_callback(back, result, *operands, vmap_method="expand_dims")
+    means = {"vmap_method": "expand_dims"} | means
+    return jax.ffi.ffi_call(f"softmaxlib_jax_{target}", result, **means)(
+        *(_ABSENT if operand is None else operand for operand in operands),
+        function=np.int32(_core.functions[call.function]),
+        axes=np.array(call.axes, np.int32),
+        temperature=np.float64(call.temperature),
+        isa=np.int32(call.isa),
+        threads=np.int32(call.threads),
+        label_smoothing=np.float64(call.label_smoothing),
+        ignore_index=np.int64(call.ignore_index),
+    )
+
+
+# ---- The other end of callbacks
+
+
+@functools.cache  # the same function for the same call, or JAX would compile anew
+def _callback(target: str, call: Call) -> Any:
+    function: Any = globals()[f"_{target}"]
+
+    def back(*operands: Any) -> Any:
+        with (
+            _runtime.setting(_runtime.chosen_isa, call.isa),
+            _runtime.setting(_runtime.chosen_threads, call.threads),
+        ):
+            return function(call, *(None if x is None else np.asarray(x) for x in operands))
+
+    return back
+
+
+def _whole(*operands: Any) -> Shape:
+    return np.broadcast_shapes(*(operand.shape for operand in operands if operand is not None))
+
+
+def _forward(call: Call, x: Any, where: Any, temperatures: Any) -> Any:
+    return getattr(_api, call.function)(
+        np.broadcast_to(x, _whole(x, where, temperatures)),
+        call.axes,
+        temperature=call.temperature if temperatures is None else temperatures,
+        where=where,
+        **({"keepdims": True} if call.function == "logsumexp" else {}),
+    )
+
+
+def _backward(call: Call, grad: Any, x: Any, y: Any, where: Any, temperatures: Any) -> Any:
+    whole = _whole(grad, x, y, where, temperatures)
+    of_result = _reduced(whole, call) if call.function == "logsumexp" else whole
+    return _gradients._backward(
+        call.function,
+        np.broadcast_to(grad, of_result),
+        np.broadcast_to(x, whole),
+        "y",
+        np.broadcast_to(y, of_result),
+        call.axes,
+        call.temperature if temperatures is None else temperatures,
+        where,
+        None,
+    )
+
+
+def _losses(
+    call: Call, x: Any, target: Any, weight: Any, where: Any, temperatures: Any, **options: Any
+) -> Any:
+    whole = _whole(x, target, where, temperatures)
+    (axis,) = call.axes
+    if np.issubdtype(target.dtype, np.integer):
+        target = np.broadcast_to(target, _reduced(whole, call)).squeeze(axis)
+    else:
+        target = np.broadcast_to(target, whole)
+    if weight is not None and weight.size != whole[axis]:
+        raise ValueError("weight is one for each class: vmap cannot map it")
+    result = _losses_of_numpy.cross_entropy(
+        # Halves are computed as float32 anyway; so, their losses are not rounded to halves.
+        np.broadcast_to(x, whole).astype(np.promote_types(x.dtype, np.float32)),
+        target,
+        axis=axis,
+        activation=cast(Any, call.function),
+        label_smoothing=call.label_smoothing,
+        weight=None if weight is None else weight.reshape(-1),
+        ignore_index=call.ignore_index,
+        reduction="none",
+        temperature=call.temperature if temperatures is None else temperatures,
+        where=where,
+        **options,
+    )
+    if not options:
+        return np.expand_dims(result, axis)
+    losses, gradient = result
+    return np.expand_dims(losses, axis), gradient.astype(x.dtype)
+
+
+_losses_and_gradient = functools.partial(_losses, return_grad=True)
+
+
+def _take(call: Call, x: Any, indices: Any, where: Any, temperatures: Any) -> Any:
+    (axis,) = call.axes
+    rows = np.empty(_reduced(indices.shape, call, 0)).sum(axis, keepdims=True)
+    whole = _whole(x, rows, where, temperatures)
+    return _losses_of_numpy.take_log_softmax(
+        np.broadcast_to(x, whole),
+        np.broadcast_to(indices, _reduced(whole, call, indices.shape[axis])),
+        axis,
+        temperature=call.temperature if temperatures is None else temperatures,
+        where=where,
+    )

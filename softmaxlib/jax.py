@@ -1,0 +1,502 @@
+"""The functions for JAX: differentiable, under ``jit``, ``grad`` and ``vmap``, on CPUs.
+
+Each is a ``custom_vjp`` around calls of the library; an axis that ``vmap`` adds is part of one call
+over the larger array. docs/frameworks.md has more.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+try:
+    import jax
+    import jax.numpy as jnp
+except ImportError as error:
+    raise ImportError("softmaxlib.jax needs jax: pip install 'softmaxlib[jax]'") from error
+
+from softmaxlib import _jax_calls, _runtime
+from softmaxlib._arrays import (
+    as_integer,
+    as_number,
+    as_temperature,
+    as_where,
+    normalize_axes,
+    one_axis,
+)
+from softmaxlib._jax_calls import Call, backend
+from softmaxlib._losses import _as_target as as_target
+from softmaxlib._losses import _as_weight as as_weight
+
+__all__ = [
+    "backend",
+    "cross_entropy",
+    "log_softmax",
+    "log_stablemax",
+    "logsumexp",
+    "softmax",
+    "stablemax",
+    "take_log_softmax",
+]
+
+Axis: TypeAlias = int | tuple[int, ...] | None
+
+
+def softmax(x: Any, axis: Axis = -1, where: Any = None, *, temperature: Any = 1.0) -> jax.Array:
+    """Return ``exp(x) / sum(exp(x))``.
+
+    Parameters
+    ----------
+    x : array_like
+        float16, bfloat16, float32 or, where JAX has 64 bits enabled, float64.
+    axis : int, tuple of int or None, default -1
+        One distribution over these axes together; None: over the whole array.
+    where : array_like of bool, optional
+        True takes part; elsewhere result and derivative are 0. Broadcasts against x.
+    temperature : float or array_like, default 1.0
+        Divides x; positive and finite. An array, which may be traced and has a derivative,
+        broadcasts against x with length 1 along axis.
+
+    Returns
+    -------
+    jax.Array
+        Of the shape and dtype of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmaxlib.softmax`. What depends on traced values is an error of JAX when it runs.
+
+    See Also
+    --------
+    softmaxlib.softmax : errors and special values.
+    """
+    return _apply("softmax", x, axis, where, temperature)
+
+
+def log_softmax(x: Any, axis: Axis = -1, where: Any = None, *, temperature: Any = 1.0) -> jax.Array:
+    """Return ``log(softmax(x))``, accurate also where a probability is near 1.
+
+    Parameters
+    ----------
+    x, axis, where, temperature
+        As of `softmax`; where ``where`` is False the result is -inf and the derivative 0.
+
+    Returns
+    -------
+    jax.Array
+        Of the shape and dtype of x.
+
+    See Also
+    --------
+    softmaxlib.log_softmax : errors and special values.
+    """
+    return _apply("log_softmax", x, axis, where, temperature)
+
+
+def logsumexp(
+    x: Any, axis: Axis = -1, where: Any = None, *, keepdims: bool = False, temperature: Any = 1.0
+) -> jax.Array:
+    """Return ``log(sum(exp(x)))``.
+
+    Parameters
+    ----------
+    x, axis, where, temperature
+        As of `softmax`.
+    keepdims : bool, default False
+        Keep the reduced axes, with length 1.
+
+    Returns
+    -------
+    jax.Array
+        Of the dtype of x.
+
+    See Also
+    --------
+    softmaxlib.logsumexp : errors and special values.
+    """
+    return _apply("logsumexp", x, axis, where, temperature, keepdims)
+
+
+def stablemax(x: Any, axis: Axis = -1, where: Any = None, *, temperature: Any = 1.0) -> jax.Array:
+    """Return ``s(x) / sum(s(x))``, where s(x) is x + 1 for x >= 0, else 1 / (1 - x).
+
+    Parameters
+    ----------
+    x, axis, where, temperature
+        As of `softmax`.
+
+    Returns
+    -------
+    jax.Array
+        Of the shape and dtype of x. The derivative is finite also where x is 1.
+
+    See Also
+    --------
+    softmaxlib.stablemax : errors and special values.
+    """
+    return _apply("stablemax", x, axis, where, temperature)
+
+
+def log_stablemax(
+    x: Any, axis: Axis = -1, where: Any = None, *, temperature: Any = 1.0
+) -> jax.Array:
+    """Return ``log(stablemax(x))``.
+
+    Parameters
+    ----------
+    x, axis, where, temperature
+        As of `softmax`; where ``where`` is False the result is -inf and the derivative 0.
+
+    Returns
+    -------
+    jax.Array
+        Of the shape and dtype of x.
+
+    See Also
+    --------
+    softmaxlib.log_stablemax : errors and special values.
+    """
+    return _apply("log_stablemax", x, axis, where, temperature)
+
+
+def cross_entropy(
+    logits: Any,
+    target: Any,
+    *,
+    axis: int = -1,
+    activation: Literal["softmax", "stablemax"] = "softmax",
+    label_smoothing: float = 0.0,
+    weight: Any = None,
+    ignore_index: int = -100,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+    temperature: Any = 1.0,
+    where: Any = None,
+) -> jax.Array:
+    """Return the cross-entropy of logits with targets.
+
+    The gradient comes from the same sums as the loss, when that is computed, and neither collapses:
+    where the label has nearly all of the probability, both keep their relative accuracy.
+
+    Parameters
+    ----------
+    logits : array_like
+        As x of `softmax`.
+    target : array_like
+        Classes: integers of the shape of logits without axis. Or probabilities: floating, of the
+        shape of logits.
+    axis : int, default -1
+        Along which the classes lie.
+    activation : {"softmax", "stablemax"}, default "softmax"
+        What makes probabilities of logits.
+    label_smoothing : float, default 0.0
+        In [0, 1]: this share of the target is spread evenly over the classes.
+    weight : array_like, optional
+        One factor for each class, not negative; a constant: no derivative with respect to it, and
+        ``vmap`` cannot map it.
+    ignore_index : int, default -100
+        A class that counts for nothing: loss and gradient of its row are 0.
+    reduction : {"mean", "sum", "none"}, default "mean"
+        "mean" divides the sum by the weights of the labels that count, or with probabilities by
+        the number of rows; "none" gives the loss of each row.
+    temperature : float or array_like, default 1.0
+        As of `softmax`.
+    where : array_like of bool, optional
+        Broadcasts against logits. Where False there is no class.
+
+    Returns
+    -------
+    jax.Array
+        Of the dtype of logits: a scalar, or with "none" of the shape of logits without axis.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmaxlib.cross_entropy`. What depends on traced values or on classes is an error of
+        JAX when it runs.
+
+    See Also
+    --------
+    softmaxlib.cross_entropy : definition, errors and special values.
+    """
+    x = _floating("logits", logits)
+    along = one_axis("logits", axis, x.ndim)
+    if activation not in ("softmax", "stablemax"):
+        raise ValueError(f'activation must be "softmax" or "stablemax", got {activation!r}')
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+    smoothing = as_number("label_smoothing", label_smoothing)
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
+    ignored = as_integer("ignore_index", ignore_index, -(2**63), 2**63 - 1)
+    number, temperatures = _as_temperature(temperature, x, (along,))
+    call = _call(activation, [along - x.ndim], number)
+    call = call._replace(label_smoothing=smoothing, ignore_index=ignored)
+
+    targets = jnp.asarray(target)
+    as_target(_without_values(targets), x.shape, along)
+    classes = jnp.issubdtype(targets.dtype, jnp.integer)
+    if classes:
+        targets = targets.astype(jnp.int64 if targets.dtype.itemsize == 8 else jnp.int32)
+    weights = None
+    if weight is not None:
+        traced = isinstance(weight, jax.Array)
+        checked = as_weight(_without_values(weight) if traced else weight, x.shape[along])
+        widest = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+        weights = jax.lax.stop_gradient(jnp.asarray(weight if traced else checked, widest))
+    losses = _compiled_losses(
+        call,
+        x,
+        jnp.expand_dims(targets, along) if classes else targets,
+        weights,
+        _as_where(where, x),
+        temperatures,
+    )
+    losses = jnp.squeeze(losses, along)
+    if reduction == "none":
+        return losses.astype(x.dtype)
+    total = losses.sum()
+    if reduction == "mean" and classes:
+        counts = targets != ignored
+        of_rows = 1 if weights is None else weights[jnp.where(counts, targets, 0)]
+        total = total / jnp.where(counts, of_rows, 0).sum().astype(total.dtype)
+    elif reduction == "mean":
+        total = total / losses.size
+    return total.astype(x.dtype)
+
+
+def take_log_softmax(
+    x: Any, indices: Any, axis: int = -1, where: Any = None, *, temperature: Any = 1.0
+) -> jax.Array:
+    """Return selected elements of ``log_softmax(x)``, in one read of x.
+
+    Parameters
+    ----------
+    x, where, temperature
+        As of `softmax`.
+    indices : array_like of int
+        Places along axis; negative ones count from its end. Of the shape of x without axis: one
+        for each row. Or of the shape of x with length k along axis: k for each row.
+    axis : int, default -1
+        Along which the distributions lie.
+
+    Returns
+    -------
+    jax.Array
+        Of the shape of indices and the dtype of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `softmax`; if indices are no integers, or have another shape. A wrong index is an error
+        of JAX when it runs.
+
+    See Also
+    --------
+    softmaxlib.take_log_softmax : errors and special values.
+    """
+    x = _floating("x", x)
+    along = one_axis("x", axis, x.ndim)
+    places = jnp.asarray(indices)
+    if not jnp.issubdtype(places.dtype, jnp.integer):
+        raise TypeError(f"indices has dtype {places.dtype}; it must be an integer type")
+    rows = x.shape[:along] + x.shape[along + 1 :]
+    one_each = places.shape == rows
+    if one_each:
+        places = jnp.expand_dims(places, along)
+    if places.ndim != x.ndim or places.shape[:along] + places.shape[along + 1 :] != rows:
+        raise ValueError(
+            f"indices has shape {places.shape}; it must have the shape {rows} or be k along "
+            f"axis {axis} of x of shape {x.shape}"
+        )
+    places = places.astype(jnp.int64 if places.dtype.itemsize == 8 else jnp.int32)
+    places = jnp.where(places < 0, places + x.shape[along], places)
+    number, temperatures = _as_temperature(temperature, x, (along,))
+    call = _call("softmax", [along - x.ndim], number)
+    y = _compiled_take(call, x, places, _as_where(where, x), temperatures)
+    return jnp.squeeze(y, along) if one_each else y
+
+
+def _apply(
+    function: str, x: Any, axis: Axis, where: Any, temperature: Any, keepdims: bool = True
+) -> Any:
+    x = _floating("x", x)
+    axes = normalize_axes(axis, x.ndim)
+    number, temperatures = _as_temperature(temperature, x, axes)
+    mask = _as_where(where, x)
+    if not axes:  # every element stands alone: along an axis of its own
+        x, mask, temperatures = (
+            None if a is None else a[..., None] for a in (x, mask, temperatures)
+        )
+    call = _call(function, [axis - x.ndim for axis in axes or (x.ndim - 1,)], number)
+    y = _compiled(call, x, mask, temperatures)
+    if not axes:
+        return y[..., 0]
+    return y if keepdims else jnp.squeeze(y, axes)
+
+
+# ---- What callers pass
+
+
+def _floating(name: str, value: Any) -> Any:
+    array = jnp.asarray(value)
+    if array.dtype.name not in ("float16", "bfloat16", "float32", "float64"):
+        raise TypeError(
+            f"{name} has dtype {array.dtype}; it must be float16, bfloat16, float32 or float64"
+        )
+    return array
+
+
+def _without_values(array: Any) -> Any:
+    """Return an array of the same shape and dtype, for checks: a traced one has no values."""
+    return np.broadcast_to(np.ones((), array.dtype), array.shape)
+
+
+def _as_where(where: Any, x: Any) -> Any:
+    if where is None:
+        return None
+    traced = isinstance(where, jax.Array)
+    mask = as_where(_without_values(where) if traced else where, x.shape)
+    return _of_rank(where if traced else mask, x.ndim)
+
+
+def _as_temperature(value: Any, x: Any, axes: tuple[int, ...]) -> tuple[float, Any]:
+    """Return a number, or 1.0 and an array of temperatures of as many dimensions as x."""
+    if isinstance(value, jax.Array):
+        as_temperature(_without_values(_floating("temperature", value)), x.shape, axes)
+    else:
+        number, value = as_temperature(value, x.shape, axes)
+        if value is None:
+            return number, None
+    return 1.0, _of_rank(jnp.asarray(value, _arithmetic(x)), x.ndim)
+
+
+def _of_rank(array: Any, ndim: int) -> Any:
+    array = jnp.asarray(array)
+    return array.reshape((1,) * (ndim - array.ndim) + array.shape)
+
+
+def _arithmetic(x: Any) -> Any:
+    return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+
+
+def _call(function: str, axes: Iterable[int], temperature: float) -> Call:
+    isa, threads = _runtime.current_isa(), _runtime.get_num_threads()
+    return Call(function, tuple(axes), temperature, isa, threads)
+
+
+# ---- Derivatives
+
+
+def _forward(call: Call, x: Any, where: Any, temperatures: Any) -> Any:
+    y = _function(call, x, where, temperatures)
+    reads_x = call.function not in ("softmax", "log_softmax") or temperatures is not None
+    return y, (x if reads_x else None, y, where, temperatures)
+
+
+def _backward(call: Call, residuals: Any, grad: Any) -> Any:
+    x, y, where, temperatures = residuals
+    of_x = _gradient(call, grad, x, y, where, temperatures)
+    return of_x, None, _of_temperatures(x, of_x, temperatures)
+
+
+def _of_temperatures(x: Any, of_x: Any, temperatures: Any) -> Any:
+    """Return the gradient with respect to the temperatures, by the chain rule of x / T."""
+    if temperatures is None:
+        return None
+    products = jnp.where(of_x == 0, 0, x * of_x.astype(temperatures.dtype))
+    rows = [d for d, n in enumerate(temperatures.shape) if n == 1]
+    return -jnp.sum(products, rows, keepdims=True) / temperatures
+
+
+def _losses_forward(
+    call: Call, x: Any, target: Any, weight: Any, where: Any, temperatures: Any
+) -> Any:
+    losses, of_x = _jax_calls.losses_and_gradient(call, x, target, weight, where, temperatures)
+    shares = target if jnp.issubdtype(target.dtype, jnp.floating) else None
+    reads_x = shares is not None or temperatures is not None
+    return losses, (of_x, x if reads_x else None, shares, weight, where, temperatures)
+
+
+def _losses_backward(call: Call, residuals: Any, grad: Any) -> Any:
+    of_x, x, shares, weight, where, temperatures = residuals
+    dtype = of_x.dtype
+    of_x = jnp.where(of_x == 0, 0, grad * of_x.astype(grad.dtype))
+    of_target = None
+    if shares is not None:
+        log_p = _function(call._replace(function=f"log_{call.function}"), x, where, temperatures)
+        of_target = (call.label_smoothing - 1) * grad * log_p.astype(grad.dtype)
+        if weight is not None:
+            rest = -1 - call.axes[0]  # axes after that of the classes
+            of_target *= weight.reshape(weight.shape + (1,) * rest).astype(grad.dtype)
+        if where is not None:
+            of_target = jnp.where(where, of_target, 0)
+        of_target = of_target.astype(shares.dtype)
+    of_temperatures = _of_temperatures(x, of_x, temperatures)
+    return of_x.astype(dtype), of_target, None, None, of_temperatures
+
+
+def _gradient_forward(call: Call, *operands: Any) -> Any:
+    return _gradient(call, *operands), operands
+
+
+def _gradient_backward(call: Call, operands: Any, grad: Any) -> Any:
+    """Return second derivatives, which the library does not have, by JAX's own operations."""
+    *differentiated, where, temperatures = operands
+    _, pull = jax.vjp(functools.partial(_formula, call, where), *differentiated, temperatures)
+    *of_differentiated, of_temperatures = pull(grad)
+    return *of_differentiated, None, of_temperatures
+
+
+def _formula(call: Call, where: Any, grad: Any, x: Any, y: Any, temperatures: Any) -> Any:
+    """Return what `_gradient` does; by no path of differentiation NaN where it is 0."""
+    dtype = y.dtype
+    t = call.temperature if temperatures is None else temperatures
+    grad, x, y = (None if a is None else a.astype(_arithmetic(y)) for a in (grad, x, y))
+    log = call.function.startswith("log")
+    counts = (x if call.function == "logsumexp" else y) != (-jnp.inf if log else 0)
+    if where is not None:
+        counts = counts & where
+    x = None if x is None else jnp.where(counts, x, 0)
+    if call.function == "logsumexp":
+        result = grad * jnp.exp(x / t - jnp.where(counts, y, 0))
+    else:
+        grad, y = jnp.where(counts, grad, 0), jnp.where(counts, y, 0)
+        total = functools.partial(jnp.sum, axis=call.axes, keepdims=True)
+        result = grad - jnp.exp(y) * total(grad) if log else y * (grad - total(y * grad))
+    if "stable" in call.function:
+        result = result / (1 + jnp.abs(x / t))
+    return jnp.where(counts, result / t, 0).astype(dtype)
+
+
+def _take_forward(call: Call, x: Any, places: Any, where: Any, temperatures: Any) -> Any:
+    return _take(call, x, places, where, temperatures), (x, places, where, temperatures)
+
+
+def _take_backward(call: Call, residuals: Any, grad: Any) -> Any:
+    x, places, where, temperatures = residuals
+    (axis,) = call.axes
+    p = _function(call, x, where, temperatures)
+    grad = grad.astype(_arithmetic(x))
+    at = list(jnp.indices(places.shape, sparse=True))
+    at[axis] = places
+    of_x = (-p * grad.sum(axis, keepdims=True)).at[tuple(at)].add(grad)
+    counts = x > -jnp.inf if where is None else where & (x > -jnp.inf)
+    of_x = jnp.where(counts, of_x / (call.temperature if temperatures is None else temperatures), 0)
+    return of_x.astype(x.dtype), None, None, _of_temperatures(x, of_x, temperatures)
+
+
+_function = jax.custom_vjp(_jax_calls.forward, nondiff_argnums=(0,))
+_function.defvjp(_forward, _backward)
+_gradient = jax.custom_vjp(_jax_calls.backward, nondiff_argnums=(0,))
+_gradient.defvjp(_gradient_forward, _gradient_backward)
+_compiled = jax.jit(_function, static_argnums=0)
+_losses = jax.custom_vjp(_jax_calls.losses, nondiff_argnums=(0,))
+_losses.defvjp(_losses_forward, _losses_backward)
+_compiled_losses = jax.jit(_losses, static_argnums=0)
+_take = jax.custom_vjp(_jax_calls.take, nondiff_argnums=(0,))
+_take.defvjp(_take_forward, _take_backward)
+_compiled_take = jax.jit(_take, static_argnums=0)
