@@ -91,6 +91,9 @@ softmaxlib_status softmaxlib_cross_entropy(
   if (const softmaxlib_status status = lay_out(request, *given, &call.job)) return status;
   if (const softmaxlib_status status = check_data(&call.job)) return status;
   if (call.job.rows == 0) return SOFTMAXLIB_OK;
+  if (overlap(*losses, *x) || overlap(*losses, *target) ||
+      (writes && (overlap(*losses, *grad) || overlap(*grad, *target, probabilities))))
+    return SOFTMAXLIB_ERROR_OVERLAP;
   if (!probabilities && !are_classes(*target, n, l.ignore_index)) return SOFTMAXLIB_ERROR_TARGET;
   if (l.weight && !are_weights(l.weight, n)) return SOFTMAXLIB_ERROR_LOSS;
   const Loss loss = {probabilities,    writes,   l.label_smoothing,
@@ -131,6 +134,10 @@ softmaxlib_status softmaxlib_take_log_softmax(const softmaxlib_array* x,
   }
   if (const softmaxlib_status status = check_data(&call.job)) return status;
   if (call.job.rows == 0) return SOFTMAXLIB_OK;
+  if (overlap(*out, *x) || overlap(*out, *indices) ||
+      (logsumexp &&
+       (overlap(*logsumexp, *x) || overlap(*logsumexp, *indices) || overlap(*logsumexp, *out))))
+    return SOFTMAXLIB_ERROR_OVERLAP;
   if (top.k && !are_classes(*indices, call.job.n, 0)) return SOFTMAXLIB_ERROR_TARGET;
   if (top.k && call.job.n == 0) return SOFTMAXLIB_ERROR_TARGET;
   call.job.top = &top;

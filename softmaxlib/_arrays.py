@@ -157,6 +157,8 @@ def as_integer(name: str, value: Any, low: int, high: int | None) -> int:
         number = operator.index(value)
     except TypeError:
         raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
     if number < low or (high is not None and number > high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}, the length of axis"
         raise ValueError(f"{name} must be {bounds}; got {number}")
@@ -167,7 +169,10 @@ def as_number(name: str, value: Any) -> float:
     """Return a real number."""
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.number)):
         raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} must be finite, got more than a float holds") from None
 
 
 def _check_broadcasts(name: str, array: Array, shape: Axes) -> None:

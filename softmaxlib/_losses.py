@@ -114,14 +114,16 @@ def cross_entropy(
     one-hot for a class, and Q the sum of q, the loss of a row is ``-sum(q * log(p))`` and its
     gradient ``(Q * p - q) / temperature``, for StableMax also divided by ``1 + |logits|``. Without
     smoothing and weights the loss of a label has the bits of ``-log_softmax`` (``-log_stablemax``).
-    In float32 the loss of a row has at most 4 ULP, and so has the gradient of a label, computed as
-    minus the sum of the other probabilities; the gradient of another class has at most 5 ULP. Any
-    other q: the loss 5 ULP, the gradient 5 ULP of ``Q p + q`` (float64: 8). Losses are
-    added in float64. Where the definitions agree, so do the results with those of
+    In float32 the loss of a label has at most 4 ULP, and so has its gradient, computed as minus the
+    sum of the other probabilities; the gradient of another class has at most 5 (StableMax: 7). For
+    any other q: the loss 5, the gradient 5 ULP of ``Q p + q``. In float64 all of these 8. That is
+    so where -log p itself is normal, before weights and temperature. Losses are added in float64.
+
+    Where the definitions agree, so do the results with those of
     torch.nn.functional.cross_entropy: rows that are all ignored have the mean NaN, and a label of
     logit -inf the loss inf; but a class with q = 0 and logit -inf adds 0, not NaN. Rows with NaN
-    or +inf, or of -inf alone, have loss and gradient NaN. The same bits on every instruction set
-    and number of threads.
+    or +inf, or of -inf alone, have loss and gradient NaN, unless they are ignored. The same bits on
+    every instruction set and number of threads.
 
     References
     ----------
@@ -138,14 +140,16 @@ def cross_entropy(
     """
     x, x_code = as_input("logits", logits)
     along = one_axis("logits", axis, x.ndim)
-    if activation not in ("softmax", "stablemax"):
+    if not isinstance(activation, str) or activation not in ("softmax", "stablemax"):
         raise ValueError(f'activation must be "softmax" or "stablemax", got {activation!r}')
-    if reduction not in ("mean", "sum", "none"):
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
     smoothing = as_number("label_smoothing", label_smoothing)
     if not 0 <= smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    ignored = as_integer("ignore_index", ignore_index, _INT64.min, _INT64.max)
+    ignored = as_integer("ignore_index", ignore_index, _INT64.min, None)
+    if ignored > _INT64.max:
+        raise ValueError(f"ignore_index must be within int64, got {ignored}")
     if not isinstance(return_grad, (bool, np.bool_)):
         raise TypeError(f"return_grad must be a bool, got {return_grad!r}")
     if grad_out is not None and not return_grad:
@@ -168,13 +172,17 @@ def cross_entropy(
             )
         else:
             grad = check_out(grad_out, x.shape, dtype, "grad_out")
-            others = (a for a in (targets, temperatures, mask) if a is not grad_out)
+            others = (a for a in (targets, weights, temperatures, mask) if a is not grad_out)
             if not can_write_directly(grad, x, *others):
                 grad = np.empty(x.shape, dtype)
 
     count = 1.0
-    if reduction == "mean":
-        count = float(np.prod(rows)) if is_float(target_code) else _count(targets, weights, ignored)
+    if reduction == "mean" and is_float(target_code):
+        count = float(np.prod(rows))
+    elif reduction == "mean":
+        if weights is not None and weights.any():  # their scale cancels, but may leave the range
+            weights = np.ldexp(weights, -np.frexp(weights.max())[1])
+        count = _count(targets, weights, ignored)
     losses = np.empty(rows, np.float64)
     try:
         _core.cross_entropy(
@@ -188,7 +196,7 @@ def cross_entropy(
             dtype_number,
             along,
             smoothing,
-            1 / count if count else 1.0,
+            _inverse(count) if return_grad else 1.0,
             weights,
             ignored,
             scalar,
@@ -203,7 +211,8 @@ def cross_entropy(
                 "target", targets, x.shape[along], f", or ignore_index {ignored}", ignored
             )
         raise
-    result = _reduced(losses, reduction, count).astype(dtype)
+    with np.errstate(over="ignore"):
+        result = _reduced(losses, reduction, count).astype(dtype)
     if grad is not None and count == 0 and not is_float(target_code):
         counted = targets != ignored
         if counted.any():  # and all of weight 0
@@ -402,6 +411,10 @@ def _count(targets: NDArray[np.int64], weights: NDArray[np.float64] | None, igno
     if weights is None:
         return float(np.count_nonzero(counted))
     return float(np.take(weights, targets[counted], mode="clip").sum()) if weights.size else 0.0
+
+
+def _inverse(count: float) -> float:
+    return 1 / count if count > np.finfo(float).tiny else 1.0
 
 
 def _check_classes(

@@ -38,8 +38,15 @@ inline InLanes<f64x8> map_halves(Pair<f64x8> z, F f) {
   return {f(z)};
 }
 
-// ---- The two kinds of p, each of one row: log p, s(z) / s(largest), (log s)'(z), and as a
-// function of z what the gradient is but for q: p (log s)' factor.
+// ---- The two kinds of p, each of one row: log p, s(z) / s(largest), (log s)'(z); and as a
+// function of z in T, (p factor - q) (log s)', if that keeps to the range of T.
+
+template <class V>
+inline bool is_normal_in(double x) {
+  constexpr bool kFloat = sizeof(typename V::elem) == 4;
+  const double size = x < 0 ? -x : x;
+  return size >= (kFloat ? 0x1p-126 : 0x1p-1022) && size <= (kFloat ? 0x1p100 : 0x1p1000);
+}
 
 template <class D>
 class SoftmaxOf {
@@ -67,13 +74,26 @@ class SoftmaxOf {
 
   InLanes<V> relative(Pair<V> z) const { return exp_wide(less_held(z, hi_, lo_)); }
   InLanes<V> slope(Pair<V>) const { return in_all(1, V()); }
+  bool fits(double factor) const {
+    // A small p is lost in T before a large factor would make it normal.
+    constexpr double kLargest = sizeof(T) == 4 ? 0x1p20 : 0x1p60;
+    return factor == 0 ||
+           (is_normal_in<V>(scale(factor)) && factor < kLargest && factor > -kLargest);
+  }
   auto gradient(double factor) const {
     using E = Exp<V>;
-    const double scale = power_of_two(Exp<f64x8>::kBias - E::kBias) / sum_ * factor;
-    return Scaled<E>{E(reference_), static_cast<T>(scale)};
+    return Scaled<E>{E(reference_), static_cast<T>(scale(factor))};
+  }
+  auto gradient(double factor, double q) const {
+    return [p = gradient(factor), q = static_cast<T>(q)](auto z)
+               SOFTMAXLIB_INLINE_LAMBDA { return p(z) - V::set1(q); };
   }
 
  private:
+  double scale(double factor) const {
+    return power_of_two(Exp<f64x8>::kBias - Exp<V>::kBias) / sum_ * factor;
+  }
+
   double hi_, lo_;
   int reference_;
   double sum_;  // in units of 2^(reference_ - kBias) of double
@@ -114,17 +134,28 @@ class StablemaxOf {
     });
   }
   // s(z) / (1 + |z|) is 1 for z >= 0, else 1 / (1 - z)^2.
+  bool fits(double factor) const { return factor == 0 || is_normal_in<V>(scale(factor)); }
   auto gradient(double factor) const {
-    const double sum = s_held_ * (1 + ratio);
-    const T k = static_cast<T>(factor * power_of_two(-reference_) / sum);
-    return [k](auto z) SOFTMAXLIB_INLINE_LAMBDA {
-      const Pair<V> a = magnitude(z);
-      const V u = (V::set1(1) + a.hi) + a.lo;
+    return [k = static_cast<T>(scale(factor))](auto z) SOFTMAXLIB_INLINE_LAMBDA {
+      const V u = one_over_slope(z);
       return select(gt(V::set1(0), high(z)), V::set1(k) / u / u, V::set1(k));
     };
   }
+  auto gradient(double factor, double q) const {
+    return [p = gradient(factor), q = static_cast<T>(q)](auto z)
+               SOFTMAXLIB_INLINE_LAMBDA { return p(z) - V::set1(q) / one_over_slope(z); };
+  }
 
  private:
+  template <class X>
+  static SOFTMAXLIB_INLINE V one_over_slope(X z) {
+    const Pair<V> a = magnitude(z);
+    return (V::set1(1) + a.hi) + a.lo;
+  }
+  double scale(double factor) const {
+    return factor * power_of_two(-reference_) / (s_held_ * (1 + ratio));
+  }
+
   int reference_;
   double s_held_;
 };
@@ -233,6 +264,7 @@ class ClassWeights {
 
 // ---- Rows
 
+inline double product_or_zero(double q, double y) { return q == 0 ? 0 : q * y; }
 inline f64x8 product_or_zero(f64x8 q, f64x8 y) { return select(eq(q, f64x8::set1(0)), q, q * y); }
 inline f64x8 sum_of_products(InLanes<f32x16> q, InLanes<f32x16> y) {
   return product_or_zero(q.low, y.low) + product_or_zero(q.high, y.high);
@@ -259,18 +291,27 @@ class CrossEntropyRow {
         if (loss_.writes) row_.fill_from(0, 0);
         return 0;
       }
+      // Checked before, but the caller's memory may have changed since.
+      if (target < 0 || target >= job_.n) return NAN;
     }
     if (job_.n == 0) return 0;
     double result = NAN;
     P::compute(
         row_,
         [&](const Row<D>& row, const P& p, const auto& rest) {
-          if (target >= 0 && loss_.smoothing == 0) result = of_class(row, p, rest, target);
+          const double weight = loss_.weight && target >= 0 ? loss_.weight[target] : 1;
+          const bool even = target >= 0 && !loss_.weight && !job_.base[kWhere];
+          if (target >= 0 && loss_.smoothing == 0 && p.fits(weight * factor()))
+            result = of_class(row, p, rest, target, weight);
+          else if (even && p.fits(factor())) result = of_smoothed(row, p, rest, target);
           else result = of_all(row, p, rest, target);
         },
         [&](const Row<D>& row, double) {
           if (loss_.writes) row.fill(static_cast<T>(NAN), 0);
-          if (row.terms() == 0) result = INFINITY;
+          if (row.terms() == 0) {  // no class: infinite, if any should be one
+            const double q = ClassWeights<D>(job_, place_, target, weight_sum_).sum();
+            result = q > 0 ? INFINITY : q;
+          }
         });
     return result == result ? result : static_cast<double>(NAN);
   }
@@ -287,23 +328,66 @@ class CrossEntropyRow {
   static f64x8 low_of(InLanes<f32x16> x) { return x.low; }
   static f64x8 low_of(InLanes<f64x8> x) { return x.all; }
 
+  // 1 - p
   template <class Rest>
-  double of_class(const Row<D>& row, const P& p, const Rest& rest, int64_t target) {
-    const double weight = loss_.weight ? loss_.weight[target] : 1;
-    const Pair<V> z = element_of(row, target);
-    if (loss_.writes) {
-      const double others = is_held(z, rest) ? p.ratio : (1 + p.ratio) - first_of(p.relative(z));
-      const double g = 0 - others / (1 + p.ratio) * weight * factor() * first_of(p.slope(z));
-      write(row, p.gradient(weight * factor()), target,
-            is_visible(job_, place_, target) ? static_cast<T>(g) : T(0));
-    }
-    return weight == 0 ? 0 : (0 - static_cast<double>(first(p.log_p(z)))) * weight;
+  double share_of_others(const P& p, const Rest& rest, Pair<V> z) const {
+    return (is_held(z, rest) ? p.ratio : (1 + p.ratio) - first_of(p.relative(z))) / (1 + p.ratio);
   }
 
-  // y = f(z), but `value` at one element.
-  template <class F>
-  void write(const Row<D>& row, F f, int64_t element, T value) {
-    row.map(0, f);
+  template <class Rest>
+  double of_class(const Row<D>& row, const P& p, const Rest& rest, int64_t target, double weight) {
+    const Pair<V> z = element_of(row, target);
+    if (loss_.writes) {
+      const double g = 0 - share_of_others(p, rest, z) * weight * factor() * first_of(p.slope(z));
+      row.map(0, p.gradient(weight * factor()));
+      if (is_visible(job_, place_, target)) put(target, static_cast<T>(g));
+    }
+    return product_or_zero(weight, minus_log(p, z));
+  }
+
+  // A class and a share of all, which are alike.
+  template <class Rest>
+  double of_smoothed(const Row<D>& row, const P& p, const Rest& rest, int64_t target) {
+    const double n = static_cast<double>(row.size()), q = loss_.smoothing / n;
+    const double keep = 1 - loss_.smoothing, sum = q * n + keep, c = factor();
+    const Pair<V> z = element_of(row, target);
+    const auto f = p.gradient(sum * c, q * c);
+    Total total;
+    total.reference = 0;
+    const auto add = [&](auto x, D* y, int64_t, int64_t size) {
+      for (int64_t i = 0; i < size; i += Row<D>::kChunk) {
+        const int64_t count = size - i < Row<D>::kChunk ? size - i : Row<D>::kChunk;
+        const auto chunk = x.at(i);
+        Lanes<V> lanes;
+        int64_t j = 0;
+        for (; j + V::lanes <= count; j += V::lanes)
+          lanes.add(widen_sum(V::set1(0) - p.log_p(chunk.load(j))));
+        if (j < count) {  // nothing beyond the end
+          T end[V::lanes];
+          store(end, V::set1(0) - p.log_p(load_up_to(chunk, j, count - j)));
+          lanes.add(widen_sum(load_n(end, static_cast<int>(count - j), T(0))));
+        }
+        lanes.fold_into(total);
+        if (y) Row<D>::map_elements(chunk, y + i, count, row.contiguous() && job_.streaming, f);
+      }
+    };
+    if (loss_.writes) {
+      const double g = (q * (n - 1) - sum * share_of_others(p, rest, z)) * c * first_of(p.slope(z));
+      row.read_write(0, row.size(), 0, add);
+      put(target, static_cast<T>(g));
+    } else {
+      row.read(0, row.size(),
+               [&](auto x, int64_t start, int64_t size) { add(x, nullptr, start, size); });
+    }
+    return product_or_zero(q, sum_of(total)) + product_or_zero(keep, minus_log(p, z));
+  }
+
+  static double minus_log(const P& p, Pair<V> z) {
+    return 0 - static_cast<double>(first(p.log_p(z)));
+  }
+  static double sum_of(const Total& total) { return finite(total.sum) ? total.value() : total.sum; }
+
+  void put(int64_t element, T value) {
     const D narrow = narrow_one<D>(value);
     for_runs(job_, place_, kOut, element, 1,
              [&](char* p, int64_t, int64_t, int64_t) { memcpy(p, &narrow, sizeof(D)); });
@@ -338,7 +422,7 @@ class CrossEntropyRow {
     } else {
       row.read(0, row.size(), [&](auto x, int64_t start, int64_t n) { add(x, nullptr, start, n); });
     }
-    return finite(total.sum) ? total.value() : total.sum;
+    return sum_of(total);
   }
 
   template <class Rest>
@@ -396,7 +480,9 @@ void take_of_rows(const Job& job, int64_t start, int64_t stop, char*) {
         int64_t element;
         memcpy(&element, job.base[kIndices] + place.offset[kIndices] + i * job.top->index_stride,
                sizeof(element));
-        const D narrow = narrow_one<D>(value(element));
+        // Checked before, but the caller's memory may have changed since.
+        const bool valid = element >= 0 && element < job.n;
+        const D narrow = narrow_one<D>(valid ? value(element) : static_cast<T>(NAN));
         memcpy(job.base[kOut] + place.offset[kOut] + i * job.top->weight_stride, &narrow,
                sizeof(D));
       }

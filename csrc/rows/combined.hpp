@@ -82,6 +82,7 @@ struct Combined {
     store(lo, v.lo);
     return {SOFTMAX_ISA::load_n(hi, n, fill), SOFTMAX_ISA::load_n(lo, n, T(0))};
   }
+  Combined at(int64_t i) const { return {x + i, terms, start + i}; }
 
  private:
   template <class Source>

@@ -340,4 +340,20 @@ softmaxlib_status check_data(Job* job) {
   return SOFTMAXLIB_OK;
 }
 
+bool overlap(const softmaxlib_array& a, const softmaxlib_array& b, bool unless_same) {
+  View va, vb;
+  if (!make_view(a, &va) || !make_view(b, &vb) || va.size == 0 || vb.size == 0) return false;
+  const auto is_dense = [](const softmaxlib_array& array, const View& view) {
+    return !view.repeats && view.range.span() == view.size * item_size(array.dtype);
+  };
+  const char *pa = static_cast<const char*>(a.data), *pb = static_cast<const char*>(b.data);
+  if (!is_dense(a, va) || !is_dense(b, vb) || pa + va.range.low >= pb + vb.range.high ||
+      pb + vb.range.low >= pa + va.range.high)
+    return false;
+  bool same = unless_same && pa == pb && a.dtype == b.dtype && va.ndim == vb.ndim;
+  for (int d = 0; same && d < va.ndim; ++d)
+    same = va.shape[d] == vb.shape[d] && (va.shape[d] == 1 || va.strides[d] == vb.strides[d]);
+  return !same;
+}
+
 }  // namespace softmaxlib

@@ -39,4 +39,7 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
 // finds in_place.
 softmaxlib_status check_data(Job* job);
 
+// Whether two arrays without gaps share memory; `unless_same`: but not if they are one.
+bool overlap(const softmaxlib_array& a, const softmaxlib_array& b, bool unless_same = false);
+
 }  // namespace softmaxlib

@@ -362,9 +362,10 @@ typedef struct softmaxlib_loss_options {
  * STABLEMAX. With q_j = weight_j times the (smoothed) target: sum of q_j (-log p_j).
  *
  * grad (floating, of the shape of x; NULL: none) = gradient of the losses' sum with respect to x,
- * times gradient_scale. It may be x or target. Both keep their relative accuracy where p is nearly
- * 1: the gradient of a label is minus the sum of the others. Where `where` is false it is 0, there
- * is no class to spread to, and a target there has an infinite loss. */
+ * times gradient_scale. It may be x, or target if those are probabilities. Both keep their relative
+ * accuracy where p is nearly 1: the gradient of a label is minus the sum of the others. Where
+ * `where` is false it is 0, there is no class to spread to, and a target there has an infinite
+ * loss. */
 SOFTMAXLIB_API softmaxlib_status softmaxlib_cross_entropy(
     softmaxlib_function activation, const softmaxlib_array* x, const softmaxlib_array* target,
     const softmaxlib_array* losses, const softmaxlib_array* grad, int32_t axis,
