@@ -156,6 +156,10 @@ const char* softmaxlib_status_text(softmaxlib_status status) {
     case SOFTMAXLIB_ERROR_SAMPLING: return "top_p must be in (0, 1], min_p in [0, 1]";
     case SOFTMAXLIB_ERROR_UNIFORMS:
       return "uniforms must be numbers in [0, 1), in the shape of x without the axis";
+    case SOFTMAXLIB_ERROR_TARGET: return "a target or index is no element of the axis";
+    case SOFTMAXLIB_ERROR_LOSS:
+      return "label_smoothing must be in [0, 1], weights finite and not negative, gradient_scale "
+             "finite";
     default: return "unknown status";
   }
 }

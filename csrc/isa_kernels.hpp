@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernel_table.hpp"
+#include "kernels/cross_entropy.hpp"
 #include "kernels/gradient.hpp"
 #include "kernels/log_softmax.hpp"
 #include "kernels/sample.hpp"
@@ -148,9 +149,12 @@ KernelTable make_table() {
   table.states[registry::logsumexp] = state_kernels<LogSoftmaxState>();
   table.states[registry::stablemax] = state_kernels<StablemaxState>();
   table.states[registry::log_stablemax] = state_kernels<LogStablemaxState>();
-#define SOFTMAXLIB_STORAGE(storage)                       \
-  table.sample[registry::storage] = sample_rows<storage>; \
-  table.topk[registry::storage] = topk_of_rows<storage>;
+#define SOFTMAXLIB_STORAGE(storage)                                                      \
+  table.sample[registry::storage] = sample_rows<storage>;                                \
+  table.topk[registry::storage] = topk_of_rows<storage>;                                 \
+  table.take[registry::storage] = take_of_rows<storage>;                                 \
+  table.cross_entropy[0][registry::storage] = cross_entropy_of_rows<SoftmaxOf, storage>; \
+  table.cross_entropy[1][registry::storage] = cross_entropy_of_rows<StablemaxOf, storage>;
 #define SOFTMAXLIB_GRADIENT(function, storage)            \
   table.gradient[registry::function][registry::storage] = \
       gradient_rows<softmaxlib_function{registry::function}, storage>;

@@ -8,7 +8,7 @@
 namespace softmaxlib {
 
 // From kScale on one value per row. kScale: scales or temperatures. kQuery is no memory: its offset
-// is the row's index along query_axis. kExtra: states or uniforms.
+// is the row's index along query_axis. kExtra: states, uniforms or losses.
 enum Operand : int {
   kX,
   kOut,
@@ -20,6 +20,7 @@ enum Operand : int {
   kQuery,
   kExtra,
   kIndices,
+  kTarget,  // probabilities
   kOperands,
   kGrad = kSlope,  // of gradients, which have neither slopes nor sinks
   kResult = kSink
@@ -40,6 +41,15 @@ struct Range {
 struct TopK {
   int64_t k, weight_stride, index_stride;
   bool renormalize;
+};
+
+// softmaxlib_cross_entropy's.
+struct Loss {
+  bool probabilities;  // kTarget has them, else kIndices a class per row
+  bool writes;         // the gradient, to kOut
+  double smoothing, gradient_scale;
+  const double* weight;  // NULL: 1
+  int64_t ignore_index;
 };
 
 struct Job {
@@ -72,6 +82,7 @@ struct Job {
   softmaxlib_report* report;
   const softmaxlib_filter* filter;  // of softmaxlib_sample
   const TopK* top;
+  const Loss* loss;
 
   int outer_ndim, inner_ndim;  // over the rows; within a row
   Dim outer[SOFTMAXLIB_MAX_NDIM];

@@ -11,6 +11,7 @@ from softmaxlib._gradients import (
     softmax_backward,
     stablemax_backward,
 )
+from softmaxlib._losses import cross_entropy, take_log_softmax
 from softmaxlib._runtime import (
     available_isas,
     get_num_threads,
@@ -27,6 +28,7 @@ __version__: str = _core.version()
 __all__ = [
     "Explanation",
     "available_isas",
+    "cross_entropy",
     "explain",
     "get_cmake_dir",
     "get_include",
@@ -46,6 +48,7 @@ __all__ = [
     "softmax_backward",
     "stablemax",
     "stablemax_backward",
+    "take_log_softmax",
     "threads",
     "topk_softmax",
     "use_isa",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import operator
 from typing import Any, TypeAlias
 
@@ -141,6 +142,34 @@ def normalize_axes(axis: Any, ndim: int) -> Axes:
     return axes if ndim else ()
 
 
+def one_axis(name: str, axis: Any, ndim: int) -> int:
+    """Return the one axis of a function along an axis, from 0."""
+    if ndim == 0:
+        raise ValueError(f"{name} must have at least one dimension, got a scalar")
+    if axis is None or isinstance(axis, tuple):
+        raise TypeError(f"axis must be an integer, got {axis!r}")
+    return normalize_axes(axis, ndim)[0]
+
+
+def as_integer(name: str, value: Any, low: int, high: int | None) -> int:
+    """Return an integer within its bounds."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+    if number < low or (high is not None and number > high):
+        bounds = f"at least {low}" if high is None else f"from {low} to {high}, the length of axis"
+        raise ValueError(f"{name} must be {bounds}; got {number}")
+    return number
+
+
+def as_number(name: str, value: Any) -> float:
+    """Return a real number."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.number)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    return float(value)
+
+
 def _check_broadcasts(name: str, array: Array, shape: Axes) -> None:
     surplus = array.ndim - len(shape)
     if surplus > 0 or any(
@@ -192,18 +221,18 @@ def as_where(value: Any, shape: Axes) -> Array:
     return array
 
 
-def check_out(out: Any, shape: Axes, dtype: np.dtype[Any]) -> Array:
+def check_out(out: Any, shape: Axes, dtype: np.dtype[Any], name: str = "out") -> Array:
     """Return out as a base-class array, or say why it cannot take the result."""
     if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
-        raise TypeError(f"out must be a numpy.ndarray, got {type(out).__name__}")
+        raise TypeError(f"{name} must be a numpy.ndarray, got {type(out).__name__}")
     if out.dtype != dtype and out.dtype.newbyteorder("=") != dtype:
-        raise TypeError(f"out has dtype {out.dtype}; the result has dtype {dtype}")
+        raise TypeError(f"{name} has dtype {out.dtype}; the result has dtype {dtype}")
     if out.shape != shape:
-        raise ValueError(f"out has shape {out.shape}; the result has shape {shape}")
+        raise ValueError(f"{name} has shape {out.shape}; the result has shape {shape}")
     if not out.flags.writeable:
-        raise ValueError("out is read-only; it must be writeable")
+        raise ValueError(f"{name} is read-only; it must be writeable")
     if _overlaps_itself(out):
-        raise ValueError("out has elements that share memory; each must have its own")
+        raise ValueError(f"{name} has elements that share memory; each must have its own")
     return out if type(out) is np.ndarray else np.asarray(out)
 
 

@@ -88,6 +88,40 @@ def topk_softmax(
     isa: int,
     num_threads: int,
 ) -> None: ...
+def cross_entropy(
+    activation: int,
+    x: NDArray[Any],
+    target: NDArray[Any],
+    losses: NDArray[Any],
+    grad: NDArray[Any] | None,
+    x_dtype: int,
+    target_dtype: int,
+    grad_dtype: int,
+    axis: int,
+    label_smoothing: float,
+    gradient_scale: float,
+    weight: NDArray[Any] | None,
+    ignore_index: int,
+    temperature: float,
+    temperatures: NDArray[Any] | None,
+    where: NDArray[Any] | None,
+    isa: int,
+    num_threads: int,
+) -> None: ...
+def take_log_softmax(
+    x: NDArray[Any],
+    indices: NDArray[Any],
+    out: NDArray[Any],
+    logsumexp: NDArray[Any] | None,
+    x_dtype: int,
+    dtype: int,
+    axis: int,
+    temperature: float,
+    temperatures: NDArray[Any] | None,
+    where: NDArray[Any] | None,
+    isa: int,
+    num_threads: int,
+) -> None: ...
 def with_kept_memory(nbytes: int, make: Callable[[], NDArray[Any]]) -> NDArray[Any]: ...
 def last_report() -> tuple[int, int, int, int, str]: ...  # isa, algorithm, store, tasks, kernel
 def explain(

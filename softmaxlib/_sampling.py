@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import numbers
-import operator
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from softmaxlib import _core, _runtime
-from softmaxlib._arrays import as_input, as_temperature, normalize_axes, result_dtype
+from softmaxlib._arrays import (
+    as_input,
+    as_integer,
+    as_number,
+    as_temperature,
+    one_axis,
+    result_dtype,
+)
 
 
 def sample(
@@ -90,13 +95,13 @@ def sample(
             f"got {type(rng).__name__}"
         )
     x, x_code = as_input("logits", logits)
-    along = _one_axis("logits", axis, x.ndim)
+    along = one_axis("logits", axis, x.ndim)
     scalar, temperatures = as_temperature(temperature, x.shape, (along,))
-    count = 0 if top_k is None else _integer("top_k", top_k, 1, None)
-    share = 1.0 if top_p is None else _number("top_p", top_p)
+    count = 0 if top_k is None else as_integer("top_k", top_k, 1, None)
+    share = 1.0 if top_p is None else as_number("top_p", top_p)
     if not 0 < share <= 1:
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
-    least = 0.0 if min_p is None else _number("min_p", min_p)
+    least = 0.0 if min_p is None else as_number("min_p", min_p)
     if not 0 <= least <= 1:
         raise ValueError(f"min_p must be in [0, 1], got {min_p}")
 
@@ -179,9 +184,9 @@ def topk_softmax(
     array([1, 3])
     """
     values, x_code = as_input("x", x)
-    along = _one_axis("x", axis, values.ndim)
+    along = one_axis("x", axis, values.ndim)
     scalar, temperatures = as_temperature(temperature, values.shape, (along,))
-    count = _integer("k", k, 0, values.shape[along])
+    count = as_integer("k", k, 0, values.shape[along])
     if not isinstance(renormalize, (bool, np.bool_)):
         raise TypeError(f"renormalize must be a bool, got {renormalize!r}")
     dtype, code = result_dtype(None, values.dtype, x_code)
@@ -201,28 +206,3 @@ def topk_softmax(
         _runtime.get_num_threads(),
     )
     return weights, indices
-
-
-def _one_axis(name: str, axis: Any, ndim: int) -> int:
-    if ndim == 0:
-        raise ValueError(f"{name} must have at least one dimension, got a scalar")
-    if axis is None or isinstance(axis, tuple):
-        raise TypeError(f"axis must be an integer, got {axis!r}")
-    return normalize_axes(axis, ndim)[0]
-
-
-def _integer(name: str, value: Any, low: int, high: int | None) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-    if number < low or (high is not None and number > high):
-        bounds = f"at least {low}" if high is None else f"from {low} to {high}, the length of axis"
-        raise ValueError(f"{name} must be {bounds}; got {number}")
-    return number
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.number)):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    return float(value)

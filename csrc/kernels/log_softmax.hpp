@@ -21,12 +21,22 @@ struct LogSum {
 template <class D>
 using AccurateExp = Exp<typename Row<D>::V, true>;
 
-template <class D>
-inline LogSum log_sum_of(const RowRest<AccurateExp<D>>& rest) {
+// e^M in units of 2^(reference - kBias) of double.
+template <class F>
+inline double exp_of_held(const RowRest<F>& rest) {
   const Exp<f64x8> exp(rest.reference);
   const Pair<f64x8> held = {f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)};
+  return first(exp(held));
+}
+// rest / e^M
+template <class D>
+inline double ratio_of(const RowRest<AccurateExp<D>>& rest) {
   const double unit = power_of_two(Exp<f64x8>::kBias - AccurateExp<D>::kBias);
-  return {rest.held_hi, rest.held_lo, log1p_pair(rest.value() * unit / first(exp(held)))};
+  return rest.value() * unit / exp_of_held(rest);
+}
+template <class D>
+inline LogSum log_sum_of(const RowRest<AccurateExp<D>>& rest) {
+  return {rest.held_hi, rest.held_lo, log1p_pair(ratio_of<D>(rest))};
 }
 
 template <class V>
@@ -38,13 +48,13 @@ inline V subtract(Pair<V> x, V y, V y_low) {
   return (x.hi - y) + (x.lo - y_low);
 }
 
-// finish(LogSum) with the row's sum, or invalid() where there is none.
+// finish(row, its RowRest), or invalid(row, its maximum) where there is no sum.
 template <class D, class Finish, class Invalid>
-inline void with_log_sum(Row<D> row, bool three_pass, Finish finish, Invalid invalid) {
+inline void with_rest(Row<D> row, bool three_pass, Finish finish, Invalid invalid) {
   for (int attempt = 0; attempt < 2; ++attempt) {
     const Known known = three_pass ? Known{max_of_row(row)} : Known{};
     const auto rest = rest_of<AccurateExp<D>>(row, known);
-    if (usable(rest)) return finish(row, log_sum_of<D>(rest));
+    if (usable(rest)) return finish(row, rest);
     const double top = exact_max_of(row);
     if (!finite(top)) return invalid(row, top);
     row.shift_by(top);
@@ -52,15 +62,35 @@ inline void with_log_sum(Row<D> row, bool three_pass, Finish finish, Invalid inv
   invalid(row, NAN);
 }
 
+// finish(row, its LogSum), likewise.
+template <class D, class Finish, class Invalid>
+inline void with_log_sum(const Row<D>& row, bool three_pass, Finish finish, Invalid invalid) {
+  with_rest(
+      row, three_pass, [&](const Row<D>& r, const auto& rest) { finish(r, log_sum_of<D>(rest)); },
+      invalid);
+}
+
+// Of one element.
+template <class V>
+struct LogSoftmaxOf {
+  typename V::elem hi, lo, log_rest;
+
+  explicit LogSoftmaxOf(LogSum s)
+      : hi(static_cast<typename V::elem>(s.held_hi)),
+        lo(static_cast<typename V::elem>(s.held_lo)),
+        log_rest(static_cast<typename V::elem>(s.log_rest.hi + s.log_rest.lo)) {}
+
+  template <class X>
+  SOFTMAXLIB_INLINE V operator()(X x) const {
+    return subtract(x, V::set1(hi), V::set1(lo)) - V::set1(log_rest);
+  }
+};
+
 template <class D>
 inline void write_log_softmax(const Row<D>& row, LogSum s) {
-  using V = typename Row<D>::V;
-  using T = typename Row<D>::T;
-  const T hi = static_cast<T>(s.held_hi), lo = static_cast<T>(s.held_lo);
-  const T log_rest = static_cast<T>(s.log_rest.hi + s.log_rest.lo);
-  row.map(static_cast<T>(-INFINITY), [=](auto x) SOFTMAXLIB_INLINE_LAMBDA {
-    return subtract(x, V::set1(hi), V::set1(lo)) - V::set1(log_rest);
-  });
+  const LogSoftmaxOf<typename Row<D>::V> log_softmax(s);
+  row.map(static_cast<typename Row<D>::T>(-INFINITY),
+          [log_softmax](auto x) SOFTMAXLIB_INLINE_LAMBDA { return log_softmax(x); });
 }
 
 template <class D>

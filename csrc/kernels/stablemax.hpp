@@ -67,40 +67,57 @@ inline void stablemax_two_pass_reload(const Row<D>& row) {
 // log s(x) = sign(x) log1p(|x|) = sign(x) (e ln2 + log m), with the logarithm of the sum in the
 // same form, so that the large parts cancel exactly. For the largest element, where all would
 // cancel, the result is -log1p(rest / s(largest)).
-template <class D, class Rest>
-inline void write_log_stablemax(const Row<D>& row, const Rest& rest) {
-  using V = typename Row<D>::V;
-  using T = typename Row<D>::T;
-  using C = LogConstants<V>;
-  const T masked = static_cast<T>(-INFINITY);
+template <class V>
+class LogStablemaxOf {
+ public:
+  // s_held: s(largest), finite and positive as the sum is.
+  template <class Rest>
+  LogStablemaxOf(const Rest& rest, double s_held) {
+    const Pair<f64x8> held = {f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)};
+    // log sum = log s(largest) + log1p(ratio) = exponent ln2 + mantissa
+    const double ratio = rest.value() / s_held;
+    const Pair<f64x8> a = magnitude(held);
+    const LogParts<f64x8> of_held = log1p_parts(a.hi, a.lo);
+    const LogParts<f64x8> of_rest = log1p_parts(f64x8::set1(ratio), f64x8::set1(0));
+    const double exponent = first(with_sign_of(of_held.exponent, held.hi) + of_rest.exponent);
+    const double mantissa = first(with_sign_of(of_held.mantissa, held.hi) + of_rest.mantissa);
+    const double ln2_rest = kLn2Hi - static_cast<double>(C::kLn2Hi) + kLn2Lo;
 
-  const Pair<f64x8> held = {f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)};
-  const double s_held = s_of_held(rest);
-  if (!positive_finite(s_held + rest.sum)) return row.fill(static_cast<T>(NAN), masked);
+    exponent_ = static_cast<T>(exponent);
+    mantissa_ = static_cast<T>(mantissa + exponent * ln2_rest);
+    top_ = static_cast<T>(rest.held_hi);
+    const Pair<double> log_ratio = log1p_pair(ratio);
+    y_top_ = static_cast<T>(0 - (log_ratio.hi + log_ratio.lo));
+  }
 
-  // log sum = log s(largest) + log1p(ratio) = exponent ln2 + mantissa
-  const double ratio = rest.value() / s_held;
-  const Pair<f64x8> a = magnitude(held);
-  const LogParts<f64x8> of_held = log1p_parts(a.hi, a.lo);
-  const LogParts<f64x8> of_rest = log1p_parts(f64x8::set1(ratio), f64x8::set1(0));
-  const double exponent = first(with_sign_of(of_held.exponent, held.hi) + of_rest.exponent);
-  const double mantissa = first(with_sign_of(of_held.mantissa, held.hi) + of_rest.mantissa);
-  const double ln2_rest = kLn2Hi - static_cast<double>(C::kLn2Hi) + kLn2Lo;
-
-  const T sum_exponent = static_cast<T>(exponent);
-  const T sum_mantissa = static_cast<T>(mantissa + exponent * ln2_rest);
-  const T top = static_cast<T>(rest.held_hi);
-  const Pair<double> log_ratio = log1p_pair(ratio);
-  const T y_top = static_cast<T>(0 - (log_ratio.hi + log_ratio.lo));
-  row.map(masked, [=](auto x) SOFTMAXLIB_INLINE_LAMBDA {  // reads x, writes y
+  template <class X>
+  SOFTMAXLIB_INLINE V operator()(X x) const {
     const Pair<V> m = magnitude(x);
     const LogParts<V> log_s = log1p_parts(m.hi, m.lo);
     const V large =
-        (with_sign_of(log_s.exponent, high(x)) - V::set1(sum_exponent)) * V::set1(C::kLn2Hi);
+        (with_sign_of(log_s.exponent, high(x)) - V::set1(exponent_)) * V::set1(C::kLn2Hi);
     const V small = fma(log_s.exponent, V::set1(C::kLn2Lo), log_s.mantissa);
-    V y = large + (with_sign_of(small, high(x)) - V::set1(sum_mantissa));
-    y = select(eq(high(x), V::set1(masked)), V::set1(masked), y);
-    return select(eq(high(x), V::set1(top)), V::set1(y_top), y);
+    const V none = V::set1(static_cast<T>(-INFINITY));
+    V y = large + (with_sign_of(small, high(x)) - V::set1(mantissa_));
+    y = select(eq(high(x), none), none, y);
+    return select(eq(high(x), V::set1(top_)), V::set1(y_top_), y);
+  }
+
+ private:
+  using T = typename V::elem;
+  using C = LogConstants<V>;
+  T exponent_, mantissa_, top_, y_top_;
+};
+
+template <class D, class Rest>
+inline void write_log_stablemax(const Row<D>& row, const Rest& rest) {
+  const auto masked = static_cast<typename Row<D>::T>(-INFINITY);
+  const double s_held = s_of_held(rest);
+  if (!positive_finite(s_held + rest.sum))
+    return row.fill(static_cast<typename Row<D>::T>(NAN), masked);
+  const LogStablemaxOf<typename Row<D>::V> log_stablemax(rest, s_held);
+  row.map(masked, [log_stablemax](auto x) SOFTMAXLIB_INLINE_LAMBDA {  // reads x, writes y
+    return log_stablemax(x);
   });
 }
 

@@ -312,6 +312,50 @@ void backward(int32_t function, const py::array& grad, const py::array& x, const
   }));
 }
 
+void cross_entropy(int32_t activation, const py::array& x, const py::array& target,
+                   const py::array& losses, const std::optional<py::array>& grad, int32_t x_dtype,
+                   int32_t target_dtype, int32_t grad_dtype, int32_t axis, double label_smoothing,
+                   double gradient_scale, const std::optional<py::array_t<double>>& weight,
+                   int64_t ignore_index, double temperature,
+                   const std::optional<py::array>& temperatures,
+                   const std::optional<py::array>& where, int32_t isa, int32_t num_threads) {
+  const View x_view(x, x_dtype), target_view(target, target_dtype),
+      losses_view(losses, SOFTMAXLIB_F64);
+  std::optional<View> grad_view, temperatures_view, where_view;
+  if (grad) grad_view.emplace(*grad, grad_dtype);
+  if (temperatures) temperatures_view.emplace(*temperatures, SOFTMAXLIB_F64);
+  if (where) where_view.emplace(*where, SOFTMAXLIB_BOOL);
+  auto options = options_of(temperature, temperatures_view, isa, num_threads);
+  options.where = get(where_view);
+  softmaxlib_loss_options loss = SOFTMAXLIB_LOSS_OPTIONS_INIT;
+  loss.ignore_index = ignore_index;
+  loss.label_smoothing = label_smoothing;
+  loss.gradient_scale = gradient_scale;
+  loss.weight = weight ? weight->data() : nullptr;
+  check(without_gil([&] {
+    return softmaxlib_cross_entropy(activation, x_view.get(), target_view.get(), losses_view.get(),
+                                    get(grad_view), axis, &loss, &options);
+  }));
+}
+
+void take_log_softmax(const py::array& x, const py::array& indices, const py::array& out,
+                      const std::optional<py::array>& logsumexp, int32_t x_dtype, int32_t dtype,
+                      int32_t axis, double temperature,
+                      const std::optional<py::array>& temperatures,
+                      const std::optional<py::array>& where, int32_t isa, int32_t num_threads) {
+  const View x_view(x, x_dtype), indices_view(indices, SOFTMAXLIB_I64), out_view(out, dtype);
+  std::optional<View> sums_view, temperatures_view, where_view;
+  if (logsumexp) sums_view.emplace(*logsumexp, dtype);
+  if (temperatures) temperatures_view.emplace(*temperatures, SOFTMAXLIB_F64);
+  if (where) where_view.emplace(*where, SOFTMAXLIB_BOOL);
+  auto options = options_of(temperature, temperatures_view, isa, num_threads);
+  options.where = get(where_view);
+  check(without_gil([&] {
+    return softmaxlib_take_log_softmax(x_view.get(), indices_view.get(), out_view.get(),
+                                       get(sums_view), axis, &options);
+  }));
+}
+
 py::tuple last_report_tuple() {
   return py::make_tuple(last_report.isa, last_report.algorithm, last_report.store,
                         last_report.tasks, last_report.kernel ? last_report.kernel : "");
@@ -694,6 +738,13 @@ PYBIND11_MODULE(_core, m) {
   m.def("backward", &backward, "function"_a, "grad"_a, "x"_a, "y"_a, "out"_a, "grad_dtype"_a,
         "x_dtype"_a, "y_dtype"_a, "out_dtype"_a, "axes"_a, "temperature"_a, "temperatures"_a,
         "where"_a, "isa"_a, "num_threads"_a);
+  m.def("cross_entropy", &cross_entropy, "activation"_a, "x"_a, "target"_a, "losses"_a, "grad"_a,
+        "x_dtype"_a, "target_dtype"_a, "grad_dtype"_a, "axis"_a, "label_smoothing"_a,
+        "gradient_scale"_a, "weight"_a, "ignore_index"_a, "temperature"_a, "temperatures"_a,
+        "where"_a, "isa"_a, "num_threads"_a);
+  m.def("take_log_softmax", &take_log_softmax, "x"_a, "indices"_a, "out"_a, "logsumexp"_a,
+        "x_dtype"_a, "dtype"_a, "axis"_a, "temperature"_a, "temperatures"_a, "where"_a, "isa"_a,
+        "num_threads"_a);
   m.def("explain", &explain, "function"_a, "x_dtype"_a, "out_dtype"_a, "shape"_a, "out_shape"_a,
         "strides"_a, "axes"_a, "in_place"_a, "algorithm"_a, "isa"_a, "num_threads"_a);
   m.def(

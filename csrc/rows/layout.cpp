@@ -267,7 +267,7 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
   View view;
   if (request.extra &&
       (!make_view(*request.extra, &view) || !draft.add_result(kExtra, *request.extra, view, true)))
-    return SOFTMAXLIB_ERROR_UNIFORMS;  // states have the right shape
+    return request.extra_error;
   if (request.indices && (!make_view(*request.indices, &view) ||
                           !draft.add_result(kIndices, *request.indices, view, true)))
     return SOFTMAXLIB_ERROR_SHAPE;
@@ -277,6 +277,9 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
     return SOFTMAXLIB_ERROR_SHAPE;
   if (request.result && (!make_view(*request.result, &view) ||
                          !draft.add_result(kResult, *request.result, view, per_row)))
+    return SOFTMAXLIB_ERROR_SHAPE;
+  if (request.target && (!make_view(*request.target, &view) ||
+                         !draft.add_result(kTarget, *request.target, view, false)))
     return SOFTMAXLIB_ERROR_SHAPE;
   if (const softmaxlib_status s = add_queries(request, options, &draft)) return s;
   if (const softmaxlib_status s = add_options(options, &draft)) return s;
@@ -324,7 +327,7 @@ softmaxlib_status check_data(Job* job) {
   if (job->rows == 0) return SOFTMAXLIB_OK;
   for (int k = 0; k < kOperands; ++k)
     if (job_has(*job, k) && !job->base[k] &&
-        (job->n || ((k == kOut || k == kSink) && job->reduces) || k >= kExtra))
+        (job->n || ((k == kOut || k == kSink) && job->reduces) || (k >= kExtra && k != kTarget)))
       return SOFTMAXLIB_ERROR_NULL;
   const char *x = job->base[kX], *out = job->base[kOut];
   job->in_place = job->same_layout && x == out;

@@ -24,8 +24,11 @@ struct Request {
   bool reduces;  // out has no axes
   // Of the shape of x without the axes: see Operand.
   const softmaxlib_array *extra = nullptr, *indices = nullptr;
+  softmaxlib_status extra_error = SOFTMAXLIB_ERROR_UNIFORMS;
   // Of a gradient: with the axes, or for logsumexp without.
   const softmaxlib_array *grad = nullptr, *result = nullptr;
+  // Of the shape of x.
+  const softmaxlib_array* target = nullptr;
 };
 
 // Checks arrays, axes and options, and fills in everything of the job but its schedule and what

@@ -357,14 +357,17 @@ class Row {
   }
 
   // What the row does not see.
-  void fill_beyond(T masked) const {
-    const D narrow = narrow_one<D>(masked);
-    if (n_ == job_.n) return;
-    for_runs(job_, place_, kOut, n_, job_.n - n_,
+  void fill_beyond(T masked) const { fill_from(n_, masked); }
+
+  // Elements [first, job.n) of y; x is not read.
+  void fill_from(int64_t first, T value) const {
+    const D narrow = narrow_one<D>(value);
+    if (first == job_.n) return;
+    for_runs(job_, place_, kOut, first, job_.n - first,
              [&](char* p, int64_t stride, int64_t, int64_t count) {
                int64_t j = 0;
                for (; stride == sizeof(D) && j + kLanes <= count; j += kLanes)
-                 store(reinterpret_cast<D*>(p) + j, V::set1(masked));
+                 store(reinterpret_cast<D*>(p) + j, V::set1(value));
                for (; j < count; ++j) memcpy(p + j * stride, &narrow, sizeof(D));
              });
   }

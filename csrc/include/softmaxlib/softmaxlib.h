@@ -65,7 +65,9 @@ enum {
   SOFTMAXLIB_ERROR_STATE = 22,    /* a state of another version, function or dtype */
   SOFTMAXLIB_ERROR_K = 23,        /* k or top_k is out of range */
   SOFTMAXLIB_ERROR_SAMPLING = 24, /* top_p or min_p is out of range */
-  SOFTMAXLIB_ERROR_UNIFORMS = 25  /* a uniform number is outside [0, 1), or a wrong shape */
+  SOFTMAXLIB_ERROR_UNIFORMS = 25, /* a uniform number is outside [0, 1), or a wrong shape */
+  SOFTMAXLIB_ERROR_TARGET = 26,   /* a target or index is no element of the axis */
+  SOFTMAXLIB_ERROR_LOSS = 27      /* label_smoothing, a weight or gradient_scale is out of range */
 };
 
 typedef int32_t softmaxlib_function;
@@ -324,6 +326,44 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_backward(
     softmaxlib_function function, const softmaxlib_array* grad, const softmaxlib_array* x,
     const softmaxlib_array* y, const softmaxlib_array* out, int32_t naxes, const int32_t* axes,
     const softmaxlib_options* options);
+
+/* ---- Losses
+ *
+ * Rows are along one axis. Options: isa, threads, store (of grad), temperature and scale (also per
+ * row), bias, where; not causal, alibi_slopes or sinks; no scratch, no report. */
+
+typedef struct softmaxlib_loss_options {
+  size_t struct_size;
+  int64_t ignore_index;   /* a target whose row is not read: loss and gradient 0 */
+  double label_smoothing; /* in [0, 1]: this share of the target spread over the classes */
+  double gradient_scale;  /* a factor of the gradient, as of a mean */
+  const double* weight;   /* of each class, not negative; NULL: 1 */
+} softmaxlib_loss_options;
+#define SOFTMAXLIB_LOSS_OPTIONS_INIT {sizeof(softmaxlib_loss_options), -100, 0.0, 1.0, NULL}
+
+/* losses (F64, in the shape of x without the axis) = cross-entropy of every row with target: a class
+ * (I64, of that shape) or probabilities (floating, of the shape of x). activation: SOFTMAX or
+ * STABLEMAX. With q_j = weight_j times the (smoothed) target: sum of q_j (-log p_j).
+ *
+ * grad (floating, of the shape of x; NULL: none) = gradient of the losses' sum with respect to x,
+ * times gradient_scale. It may be x or target. Both keep their relative accuracy where p is nearly
+ * 1: the gradient of a label is minus the sum of the others. Where `where` is false it is 0, there
+ * is no class to spread to, and a target there has an infinite loss. */
+SOFTMAXLIB_API softmaxlib_status softmaxlib_cross_entropy(
+    softmaxlib_function activation, const softmaxlib_array* x, const softmaxlib_array* target,
+    const softmaxlib_array* losses, const softmaxlib_array* grad, int32_t axis,
+    const softmaxlib_loss_options* loss_options, const softmaxlib_options* options);
+
+/* out = log_softmax(x) at indices (I64, in [0, n)) along the axis, k of them per row, in one read of
+ * x: the bits that SOFTMAXLIB_LOG_SOFTMAX has there. indices and out have the shape of x but for
+ * the axis' length k. logsumexp (of out's dtype, in the shape of x without the axis; may be NULL):
+ * that of every row. */
+SOFTMAXLIB_API softmaxlib_status softmaxlib_take_log_softmax(const softmaxlib_array* x,
+                                                             const softmaxlib_array* indices,
+                                                             const softmaxlib_array* out,
+                                                             const softmaxlib_array* logsumexp,
+                                                             int32_t axis,
+                                                             const softmaxlib_options* options);
 
 /* ---- Language models
  *

@@ -1,0 +1,426 @@
+// Cross-entropy and its gradient from the same sums, without a log-probability array; selected
+// log-probabilities. With p = s / sum of s, s = e^z or StableMax's s(z), z = x scale, and class
+// weights q, of which Q is the sum:
+//
+//   loss = sum of q_j (-log p_j),  gradient_j = (Q p_j - q_j) scale (log s)'(z_j)
+//
+// Nothing is lost where p_j is nearly 1: the largest element stays out of the sum, rest is that of
+// the others, and 1 - p_j = r / (1 + r) with r = rest / s(largest); log p_j = -log1p(r).
+#pragma once
+
+#include "kernels/gradient.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// z - held, no bit lost that counts.
+inline Pair<f32x16> less_held(Pair<f32x16> z, double hi, double lo) {
+  const f64x8 held = f64x8::set1(hi + lo);
+  const f64x8 low = (widen_low(z.hi) - held) + widen_low(z.lo);
+  const f64x8 high = (widen_high(z.hi) - held) + widen_high(z.lo);
+  const f32x16 d = narrow(low, high);
+  return finite_pair(d, narrow(low - widen_low(d), high - widen_high(d)));
+}
+inline Pair<f64x8> less_held(Pair<f64x8> z, double hi, double lo) {
+  const f64x8 held = f64x8::set1(hi), d = z.hi - held, tail = d - z.hi;
+  return finite_pair(d, ((z.hi - (d - tail)) - (held + tail)) + (z.lo - f64x8::set1(lo)));
+}
+
+inline Pair<f64x8> low_half(Pair<f32x16> z) { return {widen_low(z.hi), widen_low(z.lo)}; }
+inline Pair<f64x8> high_half(Pair<f32x16> z) { return {widen_high(z.hi), widen_high(z.lo)}; }
+template <class F>
+inline InLanes<f32x16> map_halves(Pair<f32x16> z, F f) {
+  return {f(low_half(z)), f(high_half(z))};
+}
+template <class F>
+inline InLanes<f64x8> map_halves(Pair<f64x8> z, F f) {
+  return {f(z)};
+}
+
+// ---- The two kinds of p, each of one row: log p, s(z) / s(largest), (log s)'(z), and as a
+// function of z what the gradient is but for q: p (log s)' factor.
+
+template <class D>
+class SoftmaxOf {
+ public:
+  using V = typename Row<D>::V;
+  using T = typename Row<D>::T;
+  using Rest = RowRest<AccurateExp<D>>;
+
+  template <class Finish, class Invalid>
+  static void compute(const Row<D>& row, Finish finish, Invalid invalid) {
+    with_rest(
+        row, false, [&](const Row<D>& r, const Rest& rest) { finish(r, SoftmaxOf(rest), rest); },
+        invalid);
+  }
+  explicit SoftmaxOf(const Rest& rest)
+      : ratio(ratio_of<D>(rest)),
+        log_p({rest.held_hi, rest.held_lo, log1p_pair(ratio)}),
+        hi_(rest.held_hi),
+        lo_(rest.held_lo),
+        reference_(rest.reference),
+        sum_(exp_of_held(rest) * (1 + ratio)) {}
+
+  const double ratio;
+  const LogSoftmaxOf<V> log_p;
+
+  InLanes<V> relative(Pair<V> z) const { return exp_wide(less_held(z, hi_, lo_)); }
+  InLanes<V> slope(Pair<V>) const { return in_all(1, V()); }
+  auto gradient(double factor) const {
+    using E = Exp<V>;
+    const double scale = power_of_two(Exp<f64x8>::kBias - E::kBias) / sum_ * factor;
+    return Scaled<E>{E(reference_), static_cast<T>(scale)};
+  }
+
+ private:
+  double hi_, lo_;
+  int reference_;
+  double sum_;  // in units of 2^(reference_ - kBias) of double
+};
+
+template <class D>
+class StablemaxOf {
+ public:
+  using V = typename Row<D>::V;
+  using T = typename Row<D>::T;
+  using Rest = RowRest<Stable<V>>;
+
+  template <class Finish, class Invalid>
+  static void compute(const Row<D>& row, Finish finish, Invalid invalid) {
+    const Rest rest = in_range<D>([&](Known known) { return rest_of<Stable<V>>(row, known); });
+    const double s_held = s_of_held(rest), sum = s_held + rest.sum;
+    if (positive_finite(sum)) finish(row, StablemaxOf(rest, s_held), rest);
+    else invalid(row, sum == 0 ? -INFINITY : NAN);
+  }
+  StablemaxOf(const Rest& rest, double s_held)
+      : ratio(rest.value() / s_held),
+        log_p(rest, s_held),
+        reference_(rest.reference),
+        s_held_(s_held) {}
+
+  const double ratio;
+  const LogStablemaxOf<V> log_p;
+
+  InLanes<V> relative(Pair<V> z) const {
+    const Stable<f64x8> stable(reference_);
+    const f64x8 held = f64x8::set1(s_held_);
+    return map_halves(z, [&](Pair<f64x8> half) { return stable(half) / held; });
+  }
+  InLanes<V> slope(Pair<V> z) const {
+    return map_halves(z, [](Pair<f64x8> half) {
+      const Pair<f64x8> a = magnitude(half);
+      return f64x8::set1(1) / ((f64x8::set1(1) + a.hi) + a.lo);
+    });
+  }
+  // s(z) / (1 + |z|) is 1 for z >= 0, else 1 / (1 - z)^2.
+  auto gradient(double factor) const {
+    const double sum = s_held_ * (1 + ratio);
+    const T k = static_cast<T>(factor * power_of_two(-reference_) / sum);
+    return [k](auto z) SOFTMAXLIB_INLINE_LAMBDA {
+      const Pair<V> a = magnitude(z);
+      const V u = (V::set1(1) + a.hi) + a.lo;
+      return select(gt(V::set1(0), high(z)), V::set1(k) / u / u, V::set1(k));
+    };
+  }
+
+ private:
+  int reference_;
+  double s_held_;
+};
+
+// ---- Targets
+
+inline bool is_visible(const Job& job, const Place& place, int64_t element) {
+  bool visible = true;
+  if (job.base[kWhere])
+    for_runs(job, place, kWhere, element, 1,
+             [&](const char* p, int64_t, int64_t, int64_t) { visible = *p != 0; });
+  return visible;
+}
+
+// One element of a row, in lane 0.
+template <class D>
+inline Pair<typename Row<D>::V> element_of(const Row<D>& row, int64_t i) {
+  Pair<typename Row<D>::V> z;
+  row.read(i, i + 1, [&](auto x, int64_t, int64_t) { z = to_pair(load_up_to(x, 0, 1)); });
+  return z;
+}
+
+// The weights q of a row's classes, a chunk at a time.
+template <class D>
+class ClassWeights {
+ public:
+  using V = typename Row<D>::V;
+  using T = typename Row<D>::T;
+  static constexpr int kChunk = Row<D>::kChunk;
+
+  // target: -1 with probabilities. weight_sum: of all classes.
+  ClassWeights(const Job& job, const Place& place, int64_t target, double weight_sum)
+      : job_(job), place_(place), target_(target) {
+    const Loss& loss = *job.loss;
+    keep_ = 1 - loss.smoothing;
+    spread_ = loss.smoothing / static_cast<double>(job.n);
+    if (job.base[kWhere] && loss.smoothing > 0) spread_ = loss.smoothing / count_visible();
+    if (!job.base[kWhere] && !loss.probabilities) {
+      sum_ = spread_ * weight_sum + keep_ * weight_of(target);
+      return;
+    }
+    Total total;
+    total.reference = 0;
+    for (int64_t i = 0; i < job.n; i += kChunk) {
+      const int n = static_cast<int>(job.n - i < kChunk ? job.n - i : kChunk);
+      fetch(i, n);
+      Lanes<f64x8> lanes;
+      for (int j = 0; j < n; j += f64x8::lanes) lanes.add(load(q + j));
+      lanes.fold_into(total);
+    }
+    sum_ = total.value();
+  }
+
+  double sum() const { return sum_; }
+
+  // Elements [start, start + n) to q and visible; zeros up to whole vectors.
+  SOFTMAXLIB_NOINLINE void fetch(int64_t start, int n) {
+    const double* weight = job_.loss->weight;
+    const int padded = (n + 15) / 16 * 16;
+    if (job_.base[kWhere]) {
+      uint8_t where[kChunk];
+      for_runs(job_, place_, kWhere, start, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather<uint8_t>(p, stride, count, where + done);
+               });
+      for (int i = 0; i < n; ++i) visible[i] = where[i] ? T(1) : T(0);
+      for (int i = 0; i < n; ++i) q[i] = where[i] ? spread_ : 0;
+    } else {
+      for (int i = 0; i < n; ++i) visible[i] = 1;
+      for (int i = 0; i < n; ++i) q[i] = spread_;
+    }
+    for (int i = n; i < padded; ++i) q[i] = visible[i] = 0;
+    if (job_.loss->probabilities) {
+      double p[kChunk];
+      for_runs(job_, place_, kTarget, start, n,
+               [&](const char* from, int64_t stride, int64_t done, int64_t count) {
+                 gather_any(job_.dtype[kTarget], from, stride, count, p + done);
+               });
+      for (int i = 0; i < n; ++i) q[i] += keep_ * p[i];
+    } else if (target_ >= start && target_ < start + n) {
+      q[target_ - start] += keep_;
+    }
+    if (weight)
+      for (int i = 0; i < n; ++i) q[i] *= weight[start + i];
+  }
+
+  alignas(64) double q[kChunk + 16];
+  alignas(64) T visible[kChunk + 16];  // 1 or 0
+
+ private:
+  double weight_of(int64_t i) const { return job_.loss->weight ? job_.loss->weight[i] : 1; }
+  double count_visible() const {
+    int64_t count = 0;
+    for_runs(job_, place_, kWhere, 0, job_.n,
+             [&](const char* p, int64_t stride, int64_t, int64_t n) {
+               for (int64_t i = 0; i < n; ++i) count += p[i * stride] != 0;
+             });
+    return static_cast<double>(count);
+  }
+
+  const Job& job_;
+  const Place& place_;
+  int64_t target_;
+  double keep_, spread_, sum_;
+};
+
+// ---- Rows
+
+inline f64x8 product_or_zero(f64x8 q, f64x8 y) { return select(eq(q, f64x8::set1(0)), q, q * y); }
+inline f64x8 sum_of_products(InLanes<f32x16> q, InLanes<f32x16> y) {
+  return product_or_zero(q.low, y.low) + product_or_zero(q.high, y.high);
+}
+inline f64x8 sum_of_products(InLanes<f64x8> q, InLanes<f64x8> y) {
+  return product_or_zero(q.all, y.all);
+}
+
+template <class P, class D>
+class CrossEntropyRow {
+ public:
+  using V = typename Row<D>::V;
+  using T = typename Row<D>::T;
+
+  CrossEntropyRow(const Job& job, const Row<D>& row, const Place& place, double weight_sum)
+      : job_(job), loss_(*job.loss), row_(row), place_(place), weight_sum_(weight_sum) {}
+
+  // The loss; writes the gradient where that is asked for.
+  double run() {
+    int64_t target = -1;
+    if (!loss_.probabilities) {
+      memcpy(&target, job_.base[kIndices] + place_.offset[kIndices], sizeof(target));
+      if (target == loss_.ignore_index) {
+        if (loss_.writes) row_.fill_from(0, 0);
+        return 0;
+      }
+    }
+    if (job_.n == 0) return 0;
+    double result = NAN;
+    P::compute(
+        row_,
+        [&](const Row<D>& row, const P& p, const auto& rest) {
+          if (target >= 0 && loss_.smoothing == 0) result = of_class(row, p, rest, target);
+          else result = of_all(row, p, rest, target);
+        },
+        [&](const Row<D>& row, double) {
+          if (loss_.writes) row.fill(static_cast<T>(NAN), 0);
+          if (row.terms() == 0) result = INFINITY;
+        });
+    return result == result ? result : static_cast<double>(NAN);
+  }
+
+ private:
+  double factor() const { return loss_.gradient_scale * affine_of(job_, place_, 0).scale; }
+
+  template <class Rest>
+  static bool is_held(Pair<V> z, const Rest& rest) {
+    return static_cast<double>(first(z.hi)) == rest.held_hi &&
+           static_cast<double>(first(z.lo)) == rest.held_lo;
+  }
+  static double first_of(InLanes<V> x) { return static_cast<double>(first(low_of(x))); }
+  static f64x8 low_of(InLanes<f32x16> x) { return x.low; }
+  static f64x8 low_of(InLanes<f64x8> x) { return x.all; }
+
+  template <class Rest>
+  double of_class(const Row<D>& row, const P& p, const Rest& rest, int64_t target) {
+    const double weight = loss_.weight ? loss_.weight[target] : 1;
+    const Pair<V> z = element_of(row, target);
+    if (loss_.writes) {
+      const double others = is_held(z, rest) ? p.ratio : (1 + p.ratio) - first_of(p.relative(z));
+      const double g = 0 - others / (1 + p.ratio) * weight * factor() * first_of(p.slope(z));
+      write(row, p.gradient(weight * factor()), target,
+            is_visible(job_, place_, target) ? static_cast<T>(g) : T(0));
+    }
+    return weight == 0 ? 0 : (0 - static_cast<double>(first(p.log_p(z)))) * weight;
+  }
+
+  // y = f(z), but `value` at one element.
+  template <class F>
+  void write(const Row<D>& row, F f, int64_t element, T value) {
+    row.map(0, f);
+    const D narrow = narrow_one<D>(value);
+    for_runs(job_, place_, kOut, element, 1,
+             [&](char* p, int64_t, int64_t, int64_t) { memcpy(p, &narrow, sizeof(D)); });
+  }
+
+  template <class Rest>
+  double of_all(const Row<D>& row, const P& p, const Rest& rest, int64_t target) {
+    ClassWeights<D> weights(job_, place_, target, weight_sum_);
+    Total total;
+    total.reference = 0;
+    const auto add = [&](auto x, D* y, int64_t start, int64_t n) {
+      for (int64_t i = 0; i < n; i += Row<D>::kChunk) {
+        const int64_t stop = n - i < Row<D>::kChunk ? n : i + Row<D>::kChunk;
+        weights.fetch(start + i, static_cast<int>(stop - i));
+        Lanes<V> lanes;
+        for (int64_t j = i; j < stop; j += V::lanes) {
+          const Pair<V> z = to_pair(load_up_to(x, j, stop - j));
+          InLanes<V> q;
+          load_lanes(weights.q + (j - i), q);
+          lanes.add(sum_of_products(q, InLanes<V>::of(V::set1(0) - p.log_p(z))));
+          if (!y) continue;
+          const V g = select(eq(load(weights.visible + (j - i)), V::set1(0)), V::set1(0),
+                             gradient(p, rest, z, q, weights.sum()));
+          if (stop - j >= V::lanes) store(y + j, g);
+          else store_n(y + j, g, static_cast<int>(stop - j));
+        }
+        lanes.fold_into(total);
+      }
+    };
+    if (loss_.writes) {
+      row.read_write(0, row.size(), 0, add);
+    } else {
+      row.read(0, row.size(), [&](auto x, int64_t start, int64_t n) { add(x, nullptr, start, n); });
+    }
+    return finite(total.sum) ? total.value() : total.sum;
+  }
+
+  template <class Rest>
+  V gradient(const P& p, const Rest& rest, Pair<V> z, InLanes<V> q, double sum) const {
+    const InLanes<V> all = in_all(sum, V()), one = in_all(factor(), V()) * p.slope(z);
+    const InLanes<V> share = p.relative(z) * in_all(1 / (1 + p.ratio), V());
+    V g = ((all * share - q) * one).value();
+    if (p.ratio < 1) {  // 1 - p of the largest is more accurate than p
+      const InLanes<V> others = in_all(sum * (p.ratio / (1 + p.ratio)), V());
+      const V of_largest = (((all - q) - others) * one).value();
+      const auto hi = eq(z.hi, V::set1(static_cast<T>(rest.held_hi)));
+      const auto lo = eq(z.lo, V::set1(static_cast<T>(rest.held_lo)));
+      g = select(hi, select(lo, of_largest, g), g);
+    }
+    return select(eq(g, g), g, V::set1(static_cast<T>(NAN)));
+  }
+
+  const Job& job_;
+  const Loss& loss_;
+  const Row<D>& row_;
+  const Place& place_;
+  double weight_sum_;
+};
+
+inline double sum_of_weights(const Job& job) {
+  if (!job.loss->weight) return static_cast<double>(job.n);
+  Total total;
+  total.reference = 0;
+  for (int64_t i = 0; i < job.n; ++i) total.add(job.loss->weight[i]);
+  return total.value();
+}
+
+template <template <class> class P, class D>
+void cross_entropy_of_rows(const Job& job, int64_t start, int64_t stop, char*) {
+  double weight_sum = 0;
+  if (job.loss->smoothing > 0) {
+    const DefaultFloatingPoint environment;
+    weight_sum = sum_of_weights(job);
+  }
+  for_each_row<D>(job, start, stop, [&](const Row<D>& row, const Place& place) {
+    const double loss = CrossEntropyRow<P<D>, D>(job, row, place, weight_sum).run();
+    memcpy(job.base[kExtra] + place.offset[kExtra], &loss, sizeof(loss));
+  });
+}
+
+// log_softmax at indices; its logsumexp to kExtra.
+template <class D>
+void take_of_rows(const Job& job, int64_t start, int64_t stop, char*) {
+  using V = typename Row<D>::V;
+  using T = typename Row<D>::T;
+  for_each_row<D>(job, start, stop, [&](const Row<D>& row, const Place& place) {
+    // value(element) for each index.
+    const auto take = [&](auto value) {
+      for (int64_t i = 0; i < job.top->k; ++i) {
+        int64_t element;
+        memcpy(&element, job.base[kIndices] + place.offset[kIndices] + i * job.top->index_stride,
+               sizeof(element));
+        const D narrow = narrow_one<D>(value(element));
+        memcpy(job.base[kOut] + place.offset[kOut] + i * job.top->weight_stride, &narrow,
+               sizeof(D));
+      }
+    };
+    const auto put_sum = [&](double sum) {
+      const D narrow = narrow_one<D>(static_cast<T>(sum));
+      if (job.base[kExtra]) memcpy(job.base[kExtra] + place.offset[kExtra], &narrow, sizeof(D));
+    };
+    with_log_sum(
+        row, false,
+        [&](const Row<D>& r, LogSum s) {
+          const LogSoftmaxOf<V> log_softmax(s);
+          take([&](int64_t i) { return first(log_softmax(element_of(r, i))); });
+          put_sum(logsumexp_of(s, r.shift()));
+        },
+        [&](const Row<D>& r, double top) {
+          take([&](int64_t i) {
+            return static_cast<T>(is_visible(job, place, i) ? NAN : -INFINITY);
+          });
+          put_sum(logsumexp_of_invalid(r, top));
+        });
+  });
+}
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib
