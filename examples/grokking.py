@@ -20,13 +20,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 for library in ("OPENBLAS", "MKL", "OMP"):  # read when NumPy is imported
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
@@ -63,15 +61,16 @@ def stablemax_cross_entropy(logits: Array, labels: NDArray[np.intp]) -> tuple[Ar
 @dataclasses.dataclass
 class Variant:
     loss: Loss
+    steps: int = 8_000
+    beta2: float = 0.99
     orthogonal: bool = False
-    steps: int = 10_000
 
 
 VARIANTS = {
     "plain softmax": Variant(plain_cross_entropy),
     "softmaxlib softmax": Variant(cross_entropy),
-    "stablemax": Variant(stablemax_cross_entropy),
-    "orthogonal gradient": Variant(plain_cross_entropy, orthogonal=True, steps=500),
+    "stablemax": Variant(stablemax_cross_entropy, steps=25_000, beta2=0.995),
+    "orthogonal gradient": Variant(plain_cross_entropy, steps=500, orthogonal=True),
 }
 
 
@@ -82,7 +81,6 @@ class Settings:
     width: int = 200
     rate: float = 0.01
     beta1: float = 0.9
-    beta2: float = 0.99
     epsilon: float = 1e-25
     seed: int = 0
 
@@ -143,8 +141,8 @@ class Network:
 class Adam:
     """Adam; it keeps the root of the second moment, which float32 holds where squares underflow."""
 
-    def __init__(self, settings: Settings, weights: list[Array]) -> None:
-        self.settings, self.weights, self.step = settings, weights, 0
+    def __init__(self, settings: Settings, beta2: float, weights: list[Array]) -> None:
+        self.settings, self.beta2, self.weights, self.step = settings, beta2, weights, 0
         self.means = [np.zeros_like(w) for w in weights]
         self.roots = [np.zeros_like(w) for w in weights]
 
@@ -152,14 +150,14 @@ class Adam:
         self.step += 1
         s = self.settings
         rate = s.rate / (1 - s.beta1**self.step)
-        scale = 1 / np.sqrt(1 - s.beta2**self.step)
+        scale = 1 / np.sqrt(1 - self.beta2**self.step)
         for w, gradient, mean, root in zip(
             self.weights, gradients, self.means, self.roots, strict=True
         ):
             mean *= np.float32(s.beta1)
             mean += np.float32(1 - s.beta1) * gradient
-            root *= np.float32(np.sqrt(s.beta2))
-            np.hypot(root, np.float32(np.sqrt(1 - s.beta2)) * gradient, out=root)
+            root *= np.float32(np.sqrt(self.beta2))
+            np.hypot(root, np.float32(np.sqrt(1 - self.beta2)) * gradient, out=root)
             w -= np.float32(rate) * mean / (np.float32(scale) * root + np.float32(s.epsilon))
 
 
@@ -180,7 +178,7 @@ class Record:
 def train(
     variant: Variant, settings: Settings, steps: int, advance: Callable[[Record | None], None]
 ) -> list[Record]:
-    """Return records at about 100 steps, evenly spaced on a logarithmic axis."""
+    """Return records at some hundred steps, evenly spaced on a logarithmic axis."""
     rng = np.random.default_rng(settings.seed)
     numbers = rng.permutation(settings.modulus**2)
     count = int(settings.fraction * len(numbers))
@@ -188,8 +186,8 @@ def train(
         Pairs(np.sort(part), settings.modulus) for part in (numbers[:count], numbers[count:])
     )
     network = Network(settings, rng)
-    adam = Adam(settings, network.weights)
-    recorded = {0, *np.geomspace(1, max(steps, 1), 100).astype(int).tolist(), steps}
+    adam = Adam(settings, variant.beta2, network.weights)
+    recorded = {0, *np.geomspace(1, max(steps, 1), 300).astype(int).tolist(), steps}
     records = []
     for step in range(steps + 1):
         hidden = network.hidden(seen)
