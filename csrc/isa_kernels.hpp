@@ -5,6 +5,7 @@
 #include "kernels/cross_entropy.hpp"
 #include "kernels/gradient.hpp"
 #include "kernels/log_softmax.hpp"
+#include "kernels/orthogonal.hpp"
 #include "kernels/sample.hpp"
 #include "kernels/softmax_batched.hpp"
 #include "kernels/softmax_columns.hpp"
@@ -132,6 +133,18 @@ inline void run_rows(const Job& job, int64_t start, int64_t stop, char* scratch,
 #undef SOFTMAXLIB_KERNEL
 #undef SOFTMAXLIB_ROWS_KERNEL
 
+#define SOFTMAXLIB_ORTHOGONAL(storage)                                                    \
+  void orthogonal_gradient_##storage(const Job& job, int64_t, int64_t, char*) {           \
+    if (job.report)                                                                       \
+      fill_report(job, kIsa, SOFTMAXLIB_ALGORITHM_AUTO, "orthogonal_gradient_" #storage); \
+    orthogonal_gradient<storage>(job);                                                    \
+  }
+SOFTMAXLIB_ORTHOGONAL(f32)
+SOFTMAXLIB_ORTHOGONAL(f64)
+SOFTMAXLIB_ORTHOGONAL(f16)
+SOFTMAXLIB_ORTHOGONAL(bf16)
+#undef SOFTMAXLIB_ORTHOGONAL
+
 KernelTable make_table() {
   KernelTable table = {};
   table.isa = kIsa;
@@ -149,12 +162,13 @@ KernelTable make_table() {
   table.states[registry::logsumexp] = state_kernels<LogSoftmaxState>();
   table.states[registry::stablemax] = state_kernels<StablemaxState>();
   table.states[registry::log_stablemax] = state_kernels<LogStablemaxState>();
-#define SOFTMAXLIB_STORAGE(storage)                                                      \
-  table.sample[registry::storage] = sample_rows<storage>;                                \
-  table.topk[registry::storage] = topk_of_rows<storage>;                                 \
-  table.take[registry::storage] = take_of_rows<storage>;                                 \
-  table.cross_entropy[0][registry::storage] = cross_entropy_of_rows<SoftmaxOf, storage>; \
-  table.cross_entropy[1][registry::storage] = cross_entropy_of_rows<StablemaxOf, storage>;
+#define SOFTMAXLIB_STORAGE(storage)                                                        \
+  table.sample[registry::storage] = sample_rows<storage>;                                  \
+  table.topk[registry::storage] = topk_of_rows<storage>;                                   \
+  table.take[registry::storage] = take_of_rows<storage>;                                   \
+  table.cross_entropy[0][registry::storage] = cross_entropy_of_rows<SoftmaxOf, storage>;   \
+  table.cross_entropy[1][registry::storage] = cross_entropy_of_rows<StablemaxOf, storage>; \
+  table.orthogonal[registry::storage] = orthogonal_gradient_##storage;
 #define SOFTMAXLIB_GRADIENT(function, storage)            \
   table.gradient[registry::function][registry::storage] = \
       gradient_rows<softmaxlib_function{registry::function}, storage>;

@@ -23,7 +23,8 @@ enum Operand : int {
   kTarget,  // probabilities
   kOperands,
   kGrad = kSlope,  // of gradients, which have neither slopes nor sinks
-  kResult = kSink
+  kResult = kSink,
+  kWeights = kSink  // of the orthogonal gradient, whose x is the gradient that comes in
 };
 
 struct Dim {
@@ -83,6 +84,7 @@ struct Job {
   const softmaxlib_filter* filter;  // of softmaxlib_sample
   const TopK* top;
   const Loss* loss;
+  bool rescale;  // softmaxlib_orthogonal_gradient's
 
   int outer_ndim, inner_ndim;  // over the rows; within a row
   Dim outer[SOFTMAXLIB_MAX_NDIM];

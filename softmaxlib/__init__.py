@@ -12,6 +12,7 @@ from softmaxlib._gradients import (
     stablemax_backward,
 )
 from softmaxlib._losses import cross_entropy, take_log_softmax
+from softmaxlib._orthogonal import orthogonal_gradient
 from softmaxlib._runtime import (
     available_isas,
     get_num_threads,
@@ -42,6 +43,7 @@ __all__ = [
     "log_stablemax_backward",
     "logsumexp",
     "logsumexp_backward",
+    "orthogonal_gradient",
     "sample",
     "set_num_threads",
     "softmax",

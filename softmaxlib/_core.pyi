@@ -61,6 +61,17 @@ def backward(
     isa: int,
     num_threads: int,
 ) -> None: ...
+def orthogonal_gradient(
+    grad: NDArray[Any],
+    weights: NDArray[Any],
+    out: NDArray[Any],
+    grad_dtype: int,
+    weights_dtype: int,
+    out_dtype: int,
+    rescale: bool,
+    isa: int,
+    num_threads: int,
+) -> None: ...
 def sample(
     x: NDArray[Any],
     uniforms: NDArray[Any],

@@ -312,6 +312,21 @@ void backward(int32_t function, const py::array& grad, const py::array& x, const
   }));
 }
 
+void orthogonal_gradient(const py::array& grad, const py::array& weights, const py::array& out,
+                         int32_t grad_dtype, int32_t weights_dtype, int32_t out_dtype, bool rescale,
+                         int32_t isa, int32_t num_threads) {
+  const View grad_view(grad, grad_dtype), weights_view(weights, weights_dtype),
+      out_view(out, out_dtype);
+  auto options = options_of(1, {}, isa, num_threads);
+  softmaxlib_report report = {sizeof report, 0, 0, 0, 0, nullptr};
+  options.report = &report;
+  check(without_gil([&] {
+    return softmaxlib_orthogonal_gradient(grad_view.get(), weights_view.get(), out_view.get(),
+                                          rescale, &options);
+  }));
+  last_report = report;
+}
+
 void cross_entropy(int32_t activation, const py::array& x, const py::array& target,
                    const py::array& losses, const std::optional<py::array>& grad, int32_t x_dtype,
                    int32_t target_dtype, int32_t grad_dtype, int32_t axis, double label_smoothing,
@@ -738,6 +753,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("backward", &backward, "function"_a, "grad"_a, "x"_a, "y"_a, "out"_a, "grad_dtype"_a,
         "x_dtype"_a, "y_dtype"_a, "out_dtype"_a, "axes"_a, "temperature"_a, "temperatures"_a,
         "where"_a, "isa"_a, "num_threads"_a);
+  m.def("orthogonal_gradient", &orthogonal_gradient, "grad"_a, "weights"_a, "out"_a, "grad_dtype"_a,
+        "weights_dtype"_a, "out_dtype"_a, "rescale"_a, "isa"_a, "num_threads"_a);
   m.def("cross_entropy", &cross_entropy, "activation"_a, "x"_a, "target"_a, "losses"_a, "grad"_a,
         "x_dtype"_a, "target_dtype"_a, "grad_dtype"_a, "axis"_a, "label_smoothing"_a,
         "gradient_scale"_a, "weight"_a, "ignore_index"_a, "temperature"_a, "temperatures"_a,

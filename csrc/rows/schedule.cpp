@@ -218,4 +218,13 @@ Schedule share_rows(const Job& job, const softmaxlib_options& options) {
   return s;
 }
 
+Schedule share_blocks(const Job& job, const softmaxlib_options& options) {
+  Schedule s = {};
+  choose_stores(job, options, s);
+  s.tasks = std::min(worth(job), threads_of(options) * kTasksPerThread);
+  s.split = threads_of(options) > 1 && s.tasks > 1;
+  if (!s.split) s.tasks = 1;
+  return s;
+}
+
 }  // namespace softmaxlib

@@ -26,4 +26,7 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
 // For calls other than softmaxlib_run: a kernel of their own, whole rows shared.
 Schedule share_rows(const Job& job, const softmaxlib_options& options);
 
+// For one row: its blocks are shared.
+Schedule share_blocks(const Job& job, const softmaxlib_options& options);
+
 }  // namespace softmaxlib

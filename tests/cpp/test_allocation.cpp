@@ -224,7 +224,7 @@ TEST(Allocation, NoneInStatesAndSampling) {
     const softmaxlib_array ta = {indices.data(), SOFTMAXLIB_I64, 2, top_shape, nullptr};
     const softmaxlib_filter filter = {sizeof(filter), 50, 0.9, 0.01};
     const int32_t axis = 1;
-    softmaxlib_status s[9] = {};
+    softmaxlib_status s[10] = {};
     int64_t asked;
     {
       const Count count;
@@ -239,6 +239,7 @@ TEST(Allocation, NoneInStatesAndSampling) {
       s[6] = softmaxlib_topk_softmax(&xa, &wa, &ta, axis, 0, &o);
       s[7] = softmaxlib_topk_softmax(&xa, &wa, &ta, axis, 1, &o);
       s[8] = softmaxlib_state_finish(kRows, states.data(), numbers.data());
+      s[9] = softmaxlib_orthogonal_gradient(&ya, &xa, &ya, 1, &o);
       asked = allocations;
     }
     for (const softmaxlib_status status : s) ASSERT_EQ(status, SOFTMAXLIB_OK);

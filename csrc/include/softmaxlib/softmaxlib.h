@@ -327,6 +327,22 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_backward(
     const softmaxlib_array* y, const softmaxlib_array* out, int32_t naxes, const int32_t* axes,
     const softmaxlib_options* options);
 
+/* out = grad less its part along weights, all elements as one vector:
+ *   d = grad - (weights.grad / weights.weights) weights,
+ * times |grad| / |d| where rescale is not 0 (Prieto et al., 2025). One shape, float dtypes; F64
+ * only where out is F64. out may be grad itself; any other overlap is the caller's error.
+ *
+ * Where |d| is at most the machine epsilon of the coarser input times |grad|, d is rounding noise
+ * and out is 0. Weights of 0 leave grad as it is. A NaN or an infinity anywhere: all of out is NaN.
+ *
+ * Options: isa, store, threads, report; the others are ignored. The same bits on every ISA and
+ * thread count. */
+SOFTMAXLIB_API softmaxlib_status softmaxlib_orthogonal_gradient(const softmaxlib_array* grad,
+                                                                const softmaxlib_array* weights,
+                                                                const softmaxlib_array* out,
+                                                                int32_t rescale,
+                                                                const softmaxlib_options* options);
+
 /* ---- Losses
  *
  * Rows are along one axis. Options: isa, threads, store (of grad), temperature and scale (also per
@@ -341,8 +357,8 @@ typedef struct softmaxlib_loss_options {
 } softmaxlib_loss_options;
 #define SOFTMAXLIB_LOSS_OPTIONS_INIT {sizeof(softmaxlib_loss_options), -100, 0.0, 1.0, NULL}
 
-/* losses (F64, in the shape of x without the axis) = cross-entropy of every row with target: a class
- * (I64, of that shape) or probabilities (floating, of the shape of x). activation: SOFTMAX or
+/* losses (F64, in the shape of x without the axis) = cross-entropy of every row with target: a
+ * class (I64, of that shape) or probabilities (floating, of the shape of x). activation: SOFTMAX or
  * STABLEMAX. With q_j = weight_j times the (smoothed) target: sum of q_j (-log p_j).
  *
  * grad (floating, of the shape of x; NULL: none) = gradient of the losses' sum with respect to x,
@@ -354,16 +370,13 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_cross_entropy(
     const softmaxlib_array* losses, const softmaxlib_array* grad, int32_t axis,
     const softmaxlib_loss_options* loss_options, const softmaxlib_options* options);
 
-/* out = log_softmax(x) at indices (I64, in [0, n)) along the axis, k of them per row, in one read of
- * x: the bits that SOFTMAXLIB_LOG_SOFTMAX has there. indices and out have the shape of x but for
+/* out = log_softmax(x) at indices (I64, in [0, n)) along the axis, k of them per row, in one read
+ * of x: the bits that SOFTMAXLIB_LOG_SOFTMAX has there. indices and out have the shape of x but for
  * the axis' length k. logsumexp (of out's dtype, in the shape of x without the axis; may be NULL):
  * that of every row. */
-SOFTMAXLIB_API softmaxlib_status softmaxlib_take_log_softmax(const softmaxlib_array* x,
-                                                             const softmaxlib_array* indices,
-                                                             const softmaxlib_array* out,
-                                                             const softmaxlib_array* logsumexp,
-                                                             int32_t axis,
-                                                             const softmaxlib_options* options);
+SOFTMAXLIB_API softmaxlib_status softmaxlib_take_log_softmax(
+    const softmaxlib_array* x, const softmaxlib_array* indices, const softmaxlib_array* out,
+    const softmaxlib_array* logsumexp, int32_t axis, const softmaxlib_options* options);
 
 /* ---- Language models
  *
