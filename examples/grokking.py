@@ -26,8 +26,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-for library in ("OPENBLAS", "MKL", "OMP"):  # read when NumPy is imported
-    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+# Read when NumPy is imported.
+os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,7 +176,7 @@ class Record:
 
 
 def train(
-    variant: Variant, settings: Settings, steps: int, advance: Callable[[Record | None], None]
+    variant: Variant, settings: Settings, steps: int, advance: Callable[[Record], None]
 ) -> list[Record]:
     """Return records at some hundred steps, evenly spaced on a logarithmic axis."""
     rng = np.random.default_rng(settings.seed)
@@ -212,8 +212,7 @@ def train(
             gradient /= count  # of the mean
             gradients = network.gradients(seen, hidden, gradient)
             if variant.orthogonal:
-                pairs = zip(gradients, network.weights, strict=True)
-                gradients = [sml.orthogonal_gradient(g, w) for g, w in pairs]
+                gradients = sml.orthogonal_gradient(gradients, network.weights)
             adam.update(gradients)
     return records
 
