@@ -149,12 +149,12 @@ def test_grokking():
         results = {name: records(name) for name in grokking.VARIANTS}
         assert results == {name: records(name) for name in grokking.VARIANTS}
     last = {name: records[-1] for name, records in results.items()}
-    assert all(r.step == 400 and r.train_accuracy > 0.95 for r in last.values())
+    assert all(r.step == 400 and r.train_accuracy > 0.9 for r in last.values())
     plain = last.pop("plain softmax")
     assert any(r.zero_losses > 0.3 and r.zero_at_label > 0.3 for r in results["plain softmax"])
     assert all(r.zero_losses == r.zero_at_label == 0 for r in last.values())
     assert last.pop("orthogonal gradient").test_accuracy > 0.8
-    assert all(r.test_accuracy < 0.1 for r in (plain, *last.values()))
+    assert all(r.test_accuracy < 0.2 for r in (plain, *last.values()))
 
 
 def test_grokking_gradients():
