@@ -264,20 +264,21 @@ def run(
 
 
 def table(results: dict[str, list[Record]]) -> str:
-    """Return the last record of each variant, and when the test set was mastered."""
-    head = (
-        f"{'':20} {'steps':>6} {'train':>7} {'test':>7} {'test 99%':>8} {'mean loss':>9} "
-        f"{'zero: loss':>10} {'at label':>8} {'row':>7} {'logit':>8}"
-    )
-    lines = [head]
+    """Return the last record of each variant, when the test set was mastered, the most zeros."""
+    lines = [
+        f"{'':20} {'beta2':>5} {'steps':>6} {'train':>7} {'test':>7} {'99% at':>6} "
+        f"{'mean loss':>9} {'logit':>7} "
+        f"{'zero losses, most':>17} {'gradients of labels':>19} {'of rows':>7}"
+    ]
     for name, records in results.items():
         last = records[-1]
-        mastered = next((r.step for r in records if r.test_accuracy >= 0.99), None)
+        mastered = next((r.step for r in records if r.test_accuracy >= 0.99), "never")
+        most = max(r.zero_losses for r in records)
         lines.append(
-            f"{name:20} {last.step:6} {last.train_accuracy:7.2%} {last.test_accuracy:7.2%} "
-            f"{'never' if mastered is None else mastered:>8} {last.loss:9.1e} "
-            f"{last.zero_losses:10.2%} {last.zero_at_label:8.2%} {last.zero_rows:7.2%} "
-            f"{last.largest_logit:8.1e}"
+            f"{name:20} {VARIANTS[name].beta2:5} {last.step:6} "
+            f"{last.train_accuracy:7.2%} {last.test_accuracy:7.2%} {mastered:>6} "
+            f"{last.loss:9.1e} {last.largest_logit:7.0e} "
+            f"{last.zero_losses:9.2%} {most:7.2%} {last.zero_at_label:19.2%} {last.zero_rows:7.2%}"
         )
     return "\n".join(lines)
 
@@ -286,7 +287,7 @@ def plot(results: dict[str, list[Record]], title: str, path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5.5), layout="constrained")
-    panels = figure.subplots(2, 2, sharey=True, squeeze=False).flat
+    panels = figure.subplots(2, 2, sharex=True, sharey=True).flat
     for axes, (name, records) in zip(panels, results.items(), strict=False):
         steps = [r.step for r in records[1:]]
         for label, field, style in (
@@ -295,11 +296,12 @@ def plot(results: dict[str, list[Record]], title: str, path: Path) -> None:
             ("share of zero losses", "zero_losses", "C3:"),
         ):
             axes.plot(steps, [getattr(r, field) for r in records[1:]], style, label=label)
-        axes.set(title=name, xscale="log", xlabel="steps", ylim=(-0.03, 1.03))
+        axes.set(title=name, xscale="log", ylim=(-0.03, 1.03))
         axes.grid(alpha=0.3)
+        axes.set_xlabel("steps")
     for axes in list(panels):
         axes.set_axis_off()
-    figure.axes[0].legend(loc="center left")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     figure.suptitle(title, fontsize="medium")
     figure.savefig(path, dpi=100)
 
