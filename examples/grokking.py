@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -255,12 +256,22 @@ def run(
     """Train the variants, as many at once as there are jobs."""
     counts = {name: VARIANTS[name].steps if steps is None else steps for name in names}
     sml.set_num_threads(1)
+    stopped = threading.Event()
+
+    def work(name: str, advance: Callable[[Record], None]) -> list[Record]:
+        def advance_or_stop(record: Record) -> None:
+            if stopped.is_set():
+                raise KeyboardInterrupt
+            advance(record)
+
+        return train(VARIANTS[name], settings, counts[name], advance_or_stop)
+
     with progress_bars(counts) as bars, ThreadPoolExecutor(jobs) as pool:
-        futures = {
-            name: pool.submit(train, VARIANTS[name], settings, counts[name], bars[name])
-            for name in names
-        }
-        return {name: future.result() for name, future in futures.items()}
+        futures = {name: pool.submit(work, name, bars[name]) for name in names}
+        try:
+            return {name: future.result() for name, future in futures.items()}
+        finally:  # after Ctrl-C the pool would wait for all steps
+            stopped.set()
 
 
 def table(results: dict[str, list[Record]]) -> str:
