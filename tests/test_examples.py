@@ -1,5 +1,6 @@
 """The examples, built and run as a reader would; inside of a runtime, the bits of the package."""
 
+import dataclasses
 import importlib.util
 import itertools
 import re
@@ -13,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from oracle import DTYPES, bound
+from threadpoolctl import threadpool_limits
 
 import softmaxlib as sml
 
@@ -27,6 +29,7 @@ of_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def module(path):
     spec = importlib.util.spec_from_file_location(path.stem, path)
     loaded = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = loaded  # dataclasses look there
     spec.loader.exec_module(loaded)
     return loaded
 
@@ -128,6 +131,67 @@ def test_decoder_cache():
     cache = decoder.Cache(50)
     parts = [model.features(part, cache) for part in np.split(tokens, (1, 2, 3, 20))]
     np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-3, atol=1e-3)
+
+
+# ---- Grokking
+
+
+def test_grokking():
+    """Modulo 31: plain losses collapse to 0, ours do not; the orthogonal gradient generalizes."""
+    grokking = module(EXAMPLES / "grokking.py")
+    settings = grokking.Settings(modulus=31, fraction=0.7, width=64)
+
+    def records(name):
+        variant = dataclasses.replace(grokking.VARIANTS[name], beta2=0.9)
+        return grokking.train(variant, settings, 400, lambda record: None)
+
+    with threadpool_limits(1):  # BLAS threads only spin on matrices this small
+        results = {name: records(name) for name in grokking.VARIANTS}
+        assert results == {name: records(name) for name in grokking.VARIANTS}
+    last = {name: records[-1] for name, records in results.items()}
+    assert all(r.step == 400 and r.train_accuracy > 0.9 for r in last.values())
+    plain = last.pop("plain softmax")
+    assert any(r.zero_losses > 0.3 and r.zero_at_label > 0.3 for r in results["plain softmax"])
+    assert all(r.zero_losses == r.zero_at_label == 0 for r in last.values())
+    assert last.pop("orthogonal gradient").test_accuracy > 0.8
+    assert all(r.test_accuracy < 0.2 for r in (plain, *last.values()))
+
+
+def test_grokking_gradients():
+    """Against differences, in double."""
+    grokking = module(EXAMPLES / "grokking.py")
+    settings = grokking.Settings(modulus=5, width=7)
+    network = grokking.Network(settings, np.random.default_rng(0))
+    network.weights = [w.astype(np.float64) for w in network.weights]
+    pairs = grokking.Pairs(np.array([0, 3, 7, 8, 24]), 5)  # no pair with some residues
+
+    def loss():
+        losses, gradient = grokking.stablemax_cross_entropy(network.logits(pairs), pairs.labels)
+        return losses.sum(), gradient
+
+    gradients = network.gradients(pairs, network.hidden(pairs), loss()[1])
+    for w, gradient in zip(network.weights, gradients, strict=True):
+        for index in np.ndindex(w.shape):
+            before, differences = w[index], []
+            for w[index] in (before + 1e-6, before - 1e-6):
+                differences.append(loss()[0])
+            w[index] = before
+            slope = (differences[0] - differences[1]) / 2e-6
+            np.testing.assert_allclose(gradient[index], slope, rtol=1e-5, atol=1e-7)
+
+
+def test_grokking_program(tmp_path):
+    picture = tmp_path / "grokking.png"
+    options = ("--modulus", "11", "--width", "16", "--steps", "20", "--output", picture)
+    settings, _, *rows, _ = run(sys.executable, EXAMPLES / "grokking.py", *options).splitlines()
+    assert "modulus 11" in settings and "seed 0" in settings
+    assert [row.split(" 0.9")[0].strip() for row in rows] == [
+        "plain softmax",
+        "softmaxlib softmax",
+        "stablemax",
+        "orthogonal gradient",
+    ]
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 # ---- PyTorch
