@@ -176,11 +176,9 @@ class Record:
     largest_logit: float
 
 
-def train(
-    variant: Variant, settings: Settings, steps: int, advance: Callable[[Record], None]
-) -> list[Record]:
+def train(variant: Variant, settings: Settings, advance: Callable[[Record], None]) -> list[Record]:
     """Return records at some hundred steps, evenly spaced on a logarithmic axis."""
-    rng = np.random.default_rng(settings.seed)
+    rng, steps = np.random.default_rng(settings.seed), variant.steps
     numbers = rng.permutation(settings.modulus**2)
     count = int(settings.fraction * len(numbers))
     seen, unseen = (
@@ -219,7 +217,7 @@ def train(
 
 
 @contextmanager
-def progress_bars(steps: dict[str, int]) -> Iterator[dict[str, Callable[[Record], None]]]:
+def progress_bars(variants: dict[str, Variant]) -> Iterator[dict[str, Callable[[Record], None]]]:
     """Show a bar for each variant and one for all, with the time left, on a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -233,10 +231,10 @@ def progress_bars(steps: dict[str, int]) -> Iterator[dict[str, Callable[[Record]
         console=console,
         disable=not console.is_terminal,
     ) as progress:
-        whole = progress.add_task("all", total=sum(steps.values()), note="")
+        whole = progress.add_task("all", total=sum(v.steps + 1 for v in variants.values()), note="")
 
         def bar(name: str) -> Callable[[Record], None]:
-            task = progress.add_task(name, total=steps[name], note="", start=False)
+            task = progress.add_task(name, total=variants[name].steps + 1, note="", start=False)
 
             def advance(record: Record) -> None:
                 if not progress.tasks[task].started:
@@ -247,14 +245,11 @@ def progress_bars(steps: dict[str, int]) -> Iterator[dict[str, Callable[[Record]
 
             return advance
 
-        yield {name: bar(name) for name in steps}
+        yield {name: bar(name) for name in variants}
 
 
-def run(
-    names: list[str], settings: Settings, steps: int | None, jobs: int
-) -> dict[str, list[Record]]:
+def run(variants: dict[str, Variant], settings: Settings, jobs: int) -> dict[str, list[Record]]:
     """Train the variants, as many at once as there are jobs."""
-    counts = {name: VARIANTS[name].steps if steps is None else steps for name in names}
     sml.set_num_threads(1)
     stopped = threading.Event()
 
@@ -264,17 +259,17 @@ def run(
                 raise KeyboardInterrupt
             advance(record)
 
-        return train(VARIANTS[name], settings, counts[name], advance_or_stop)
+        return train(variants[name], settings, advance_or_stop)
 
-    with progress_bars(counts) as bars, ThreadPoolExecutor(jobs) as pool:
-        futures = {name: pool.submit(work, name, bars[name]) for name in names}
+    with progress_bars(variants) as bars, ThreadPoolExecutor(jobs) as pool:
+        futures = {name: pool.submit(work, name, bars[name]) for name in variants}
         try:
             return {name: future.result() for name, future in futures.items()}
         finally:  # after Ctrl-C the pool would wait for all steps
             stopped.set()
 
 
-def table(results: dict[str, list[Record]]) -> str:
+def table(variants: dict[str, Variant], results: dict[str, list[Record]]) -> str:
     """Return the last record of each variant, when the test set was mastered, the most zeros."""
     lines = [
         f"{'':20} {'beta2':>5} {'steps':>6} {'train':>7} {'test':>7} {'99% at':>6} "
@@ -286,7 +281,7 @@ def table(results: dict[str, list[Record]]) -> str:
         mastered = next((r.step for r in records if r.test_accuracy >= 0.99), "never")
         most = max(r.zero_losses for r in records)
         lines.append(
-            f"{name:20} {VARIANTS[name].beta2:5} {last.step:6} "
+            f"{name:20} {variants[name].beta2:5} {last.step:6} "
             f"{last.train_accuracy:7.2%} {last.test_accuracy:7.2%} {mastered:>6} "
             f"{last.loss:9.1e} {last.largest_logit:7.0e} "
             f"{last.zero_losses:9.2%} {most:7.2%} {last.zero_at_label:19.2%} {last.zero_rows:7.2%}"
@@ -322,7 +317,8 @@ def main() -> None:
     parser.add_argument(
         "--variant", action="append", choices=VARIANTS, help="may be repeated (all of them)"
     )
-    parser.add_argument("--steps", type=int, help="of each variant (its own number)")
+    parser.add_argument("--steps", type=int, help="of each variant (its own)")
+    parser.add_argument("--beta2", type=float, help="of Adam, for each variant (its own)")
     for field in dataclasses.fields(Settings):
         parser.add_argument(
             f"--{field.name}", type=type(field.default), default=field.default, help="%(default)s"
@@ -335,13 +331,16 @@ def main() -> None:
         help="variants at once, a thread each (%(default)s)",
     )
     arguments = vars(parser.parse_args())
-    names, steps, output, jobs = (arguments.pop(k) for k in ("variant", "steps", "output", "jobs"))
+    names, output, jobs = (arguments.pop(key) for key in ("variant", "output", "jobs"))
+    own = {key: arguments.pop(key) for key in ("steps", "beta2")}
+    own = {key: value for key, value in own.items() if value is not None}
+    variants = {name: dataclasses.replace(VARIANTS[name], **own) for name in names or VARIANTS}
     settings = Settings(**arguments)
 
     start = time.perf_counter()
-    results = run(names or list(VARIANTS), settings, steps, jobs)
+    results = run(variants, settings, jobs)
     print(", ".join(f"{name} {value}" for name, value in arguments.items()))
-    print(table(results))
+    print(table(variants, results))
     print(f"{time.perf_counter() - start:.0f} s, {jobs} variants at once")
     if output:
         plot(results, f"addition modulo {settings.modulus}", output)

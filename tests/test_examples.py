@@ -142,8 +142,8 @@ def test_grokking():
     settings = grokking.Settings(modulus=31, fraction=0.7, width=64)
 
     def records(name):
-        variant = dataclasses.replace(grokking.VARIANTS[name], beta2=0.9)
-        return grokking.train(variant, settings, 400, lambda record: None)
+        variant = dataclasses.replace(grokking.VARIANTS[name], steps=400, beta2=0.9)
+        return grokking.train(variant, settings, lambda record: None)
 
     with threadpool_limits(1):  # BLAS threads only spin on matrices this small
         results = {name: records(name) for name in grokking.VARIANTS}
