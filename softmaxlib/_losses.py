@@ -154,8 +154,8 @@ def cross_entropy(
         raise TypeError(f"return_grad must be a bool, got {return_grad!r}")
     if grad_out is not None and not return_grad:
         raise ValueError("grad_out takes the gradient: it needs return_grad=True")
-    targets, target_code = _as_target(target, x.shape, along)
-    weights = None if weight is None else _as_weight(weight, x.shape[along])
+    targets, target_code = as_target(target, x.shape, along)
+    weights = None if weight is None else as_weight(weight, x.shape[along])
     scalar, temperatures = as_temperature(temperature, x.shape, (along,))
     mask = None if where is None else as_where(where, x.shape)
     dtype, dtype_number = result_dtype(None, x.dtype, x_code)
@@ -368,7 +368,7 @@ def _as_places(name: str, value: Any) -> NDArray[np.int64]:
     return array.astype(np.int64, copy=False)
 
 
-def _as_target(value: Any, shape: tuple[int, ...], along: int) -> tuple[NDArray[Any], int]:
+def as_target(value: Any, shape: tuple[int, ...], along: int) -> tuple[NDArray[Any], int]:
     array = as_array("target", value)
     code = dtype_code(native(array).dtype)
     rows = _without(shape, along)
@@ -390,7 +390,7 @@ def _as_target(value: Any, shape: tuple[int, ...], along: int) -> tuple[NDArray[
     return places, _core.dtypes["int64"]
 
 
-def _as_weight(value: Any, n: int) -> NDArray[np.float64]:
+def as_weight(value: Any, n: int) -> NDArray[np.float64]:
     array, code = as_input("weight", value)
     if code == _core.dtypes["bool"]:
         raise TypeError("weight has dtype bool; it must be a real number")

@@ -28,8 +28,8 @@ from softmaxlib._arrays import (
     one_axis,
 )
 from softmaxlib._jax_calls import Call, backend
-from softmaxlib._losses import _as_target as as_target
-from softmaxlib._losses import _as_weight as as_weight
+from softmaxlib._losses import as_target as as_target
+from softmaxlib._losses import as_weight as as_weight
 
 __all__ = [
     "backend",
