@@ -70,7 +70,7 @@ class Variant:
 VARIANTS = {
     "plain softmax": Variant(plain_cross_entropy),
     "softmaxlib softmax": Variant(cross_entropy),
-    "stablemax": Variant(stablemax_cross_entropy, steps=25_000, beta2=0.995),
+    "stablemax": Variant(stablemax_cross_entropy, steps=40_000, beta2=0.995),
     "orthogonal gradient": Variant(plain_cross_entropy, steps=500, orthogonal=True),
 }
 
