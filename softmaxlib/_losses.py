@@ -60,7 +60,7 @@ def cross_entropy(
         Along which the classes lie.
     activation : {"softmax", "stablemax"}, default "softmax"
         What makes probabilities p of logits; "stablemax" gives the loss of [1]_, in the dtype of
-        logits.
+        logits: with ``reduction="none"`` what its users call stablemax_cross_entropy.
     label_smoothing : float, default 0.0
         In [0, 1]: this share of the target is spread evenly over the classes.
     weight : array_like, optional

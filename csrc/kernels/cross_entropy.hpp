@@ -61,13 +61,14 @@ class SoftmaxOf {
         row, false, [&](const Row<D>& r, const Rest& rest) { finish(r, SoftmaxOf(rest), rest); },
         invalid);
   }
-  explicit SoftmaxOf(const Rest& rest)
-      : ratio(ratio_of<D>(rest)),
+  explicit SoftmaxOf(const Rest& rest) : SoftmaxOf(rest, exp_of_held(rest)) {}
+  SoftmaxOf(const Rest& rest, double held)
+      : ratio(ratio_of<D>(rest, held)),
         log_p({rest.held_hi, rest.held_lo, log1p_pair(ratio)}),
         hi_(rest.held_hi),
         lo_(rest.held_lo),
         reference_(rest.reference),
-        sum_(exp_of_held(rest) * (1 + ratio)) {}
+        sum_(held * (1 + ratio)) {}
 
   const double ratio;
   const LogSoftmaxOf<V> log_p;
@@ -280,7 +281,12 @@ class CrossEntropyRow {
   using T = typename Row<D>::T;
 
   CrossEntropyRow(const Job& job, const Row<D>& row, const Place& place, double weight_sum)
-      : job_(job), loss_(*job.loss), row_(row), place_(place), weight_sum_(weight_sum) {}
+      : job_(job),
+        loss_(*job.loss),
+        row_(row),
+        place_(place),
+        weight_sum_(weight_sum),
+        factor_(job.loss->writes ? job.loss->gradient_scale * affine_of(job, place, 0).scale : 0) {}
 
   // The loss; writes the gradient where that is asked for.
   double run() {
@@ -301,10 +307,15 @@ class CrossEntropyRow {
         [&](const Row<D>& row, const P& p, const auto& rest) {
           const double weight = loss_.weight && target >= 0 ? loss_.weight[target] : 1;
           const bool even = target >= 0 && !loss_.weight && !job_.base[kWhere];
-          if (target >= 0 && loss_.smoothing == 0 && p.fits(weight * factor()))
+          const auto fits = [&](double by) { return !loss_.writes || p.fits(by); };
+          if (target >= 0 && loss_.smoothing == 0 && fits(weight * factor_)) {
             result = of_class(row, p, rest, target, weight);
-          else if (even && p.fits(factor())) result = of_smoothed(row, p, rest, target);
-          else result = of_all(row, p, rest, target);
+          } else if (even) {  // the loss is the same, whatever becomes of the gradient
+            result = of_smoothed(row, p, rest, target, loss_.writes && fits(factor_));
+            if (!fits(factor_)) of_all(row, p, rest, target);
+          } else {
+            result = of_all(row, p, rest, target);
+          }
         },
         [&](const Row<D>& row, double) {
           if (loss_.writes) row.fill(static_cast<T>(NAN), 0);
@@ -317,8 +328,6 @@ class CrossEntropyRow {
   }
 
  private:
-  double factor() const { return loss_.gradient_scale * affine_of(job_, place_, 0).scale; }
-
   template <class Rest>
   static bool is_held(Pair<V> z, const Rest& rest) {
     return static_cast<double>(first(z.hi)) == rest.held_hi &&
@@ -338,8 +347,8 @@ class CrossEntropyRow {
   double of_class(const Row<D>& row, const P& p, const Rest& rest, int64_t target, double weight) {
     const Pair<V> z = element_of(row, target);
     if (loss_.writes) {
-      const double g = 0 - share_of_others(p, rest, z) * weight * factor() * first_of(p.slope(z));
-      row.map(0, p.gradient(weight * factor()));
+      const double g = 0 - share_of_others(p, rest, z) * weight * factor_ * first_of(p.slope(z));
+      row.map(0, p.gradient(weight * factor_));
       if (is_visible(job_, place_, target)) put(target, static_cast<T>(g));
     }
     return product_or_zero(weight, minus_log(p, z));
@@ -347,9 +356,9 @@ class CrossEntropyRow {
 
   // A class and a share of all, which are alike.
   template <class Rest>
-  double of_smoothed(const Row<D>& row, const P& p, const Rest& rest, int64_t target) {
+  double of_smoothed(const Row<D>& row, const P& p, const Rest& rest, int64_t target, bool writes) {
     const double n = static_cast<double>(row.size()), q = loss_.smoothing / n;
-    const double keep = 1 - loss_.smoothing, sum = q * n + keep, c = factor();
+    const double keep = 1 - loss_.smoothing, sum = q * n + keep, c = factor_;
     const Pair<V> z = element_of(row, target);
     const auto f = p.gradient(sum * c, q * c);
     Total total;
@@ -371,7 +380,7 @@ class CrossEntropyRow {
         if (y) Row<D>::map_elements(chunk, y + i, count, row.contiguous() && job_.streaming, f);
       }
     };
-    if (loss_.writes) {
+    if (writes) {
       const double g = (q * (n - 1) - sum * share_of_others(p, rest, z)) * c * first_of(p.slope(z));
       row.read_write(0, row.size(), 0, add);
       put(target, static_cast<T>(g));
@@ -427,7 +436,7 @@ class CrossEntropyRow {
 
   template <class Rest>
   V gradient(const P& p, const Rest& rest, Pair<V> z, InLanes<V> q, double sum) const {
-    const InLanes<V> all = in_all(sum, V()), one = in_all(factor(), V()) * p.slope(z);
+    const InLanes<V> all = in_all(sum, V()), one = in_all(factor_, V()) * p.slope(z);
     const InLanes<V> share = p.relative(z) * in_all(1 / (1 + p.ratio), V());
     V g = ((all * share - q) * one).value();
     if (p.ratio < 1) {  // 1 - p of the largest is more accurate than p
@@ -445,6 +454,7 @@ class CrossEntropyRow {
   const Row<D>& row_;
   const Place& place_;
   double weight_sum_;
+  double factor_;  // of the gradient
 };
 
 inline double sum_of_weights(const Job& job) {

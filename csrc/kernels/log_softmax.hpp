@@ -28,15 +28,15 @@ inline double exp_of_held(const RowRest<F>& rest) {
   const Pair<f64x8> held = {f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)};
   return first(exp(held));
 }
-// rest / e^M
+// rest / e^M, from exp_of_held.
 template <class D>
-inline double ratio_of(const RowRest<AccurateExp<D>>& rest) {
+inline double ratio_of(const RowRest<AccurateExp<D>>& rest, double held) {
   const double unit = power_of_two(Exp<f64x8>::kBias - AccurateExp<D>::kBias);
-  return rest.value() * unit / exp_of_held(rest);
+  return rest.value() * unit / held;
 }
 template <class D>
 inline LogSum log_sum_of(const RowRest<AccurateExp<D>>& rest) {
-  return {rest.held_hi, rest.held_lo, log1p_pair(ratio_of<D>(rest))};
+  return {rest.held_hi, rest.held_lo, log1p_pair(ratio_of<D>(rest, exp_of_held(rest)))};
 }
 
 template <class V>
