@@ -180,9 +180,7 @@ def cross_entropy(
     if reduction == "mean" and is_float(target_code):
         count = float(np.prod(rows))
     elif reduction == "mean":
-        if weights is not None and weights.any():  # their scale cancels, but may leave the range
-            weights = np.ldexp(weights, -np.frexp(weights.max())[1])
-        count = _count(targets, weights, ignored)
+        count, weights = _count(targets, weights, ignored)
     losses = np.empty(rows, np.float64)
     try:
         _core.cross_entropy(
@@ -196,7 +194,7 @@ def cross_entropy(
             dtype_number,
             along,
             smoothing,
-            _inverse(count) if return_grad else 1.0,
+            1 / count if return_grad and count else 1.0,
             weights,
             ignored,
             scalar,
@@ -406,15 +404,18 @@ def as_weight(value: Any, n: int) -> NDArray[np.float64]:
     return weights
 
 
-def _count(targets: NDArray[np.int64], weights: NDArray[np.float64] | None, ignored: int) -> float:
-    counted = targets != ignored
-    if weights is None:
-        return float(np.count_nonzero(counted))
-    return float(np.take(weights, targets[counted], mode="clip").sum()) if weights.size else 0.0
-
-
-def _inverse(count: float) -> float:
-    return 1 / count if count > np.finfo(float).tiny else 1.0
+def _count(
+    targets: NDArray[np.int64], weights: NDArray[np.float64] | None, ignored: int
+) -> tuple[float, NDArray[np.float64] | None]:
+    """Return the sum of the labels' weights, and the weights in the unit of that sum."""
+    counted = targets[targets != ignored]
+    if weights is None or not weights.size or not counted.size:
+        return float(counted.size), weights
+    # The unit cancels; of the labels' largest weight, the sum's inverse is in range.
+    unit = -np.frexp(np.take(weights, counted, mode="clip").max())[1]
+    with np.errstate(over="ignore"):
+        weights = np.minimum(np.ldexp(weights, unit), np.finfo(np.float64).max)
+    return float(np.take(weights, counted, mode="clip").sum()), weights
 
 
 def _check_classes(

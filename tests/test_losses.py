@@ -494,8 +494,8 @@ def test_factors_that_leave_the_range_of_float(activation):
                     assert np.isinf(got)
     # The scale of weights does not matter to a mean.
     x = np.array([1.0, 2.0, 3.0])
-    for scale in (1e-310, 1e308):
-        loss, grad = sml.cross_entropy(x, 1, weight=[scale] * 3, return_grad=True)
+    for scale, other in ((1e-310, 1e-310), (1e308, 1e308), (1e-310, 1.0), (1e-310, 1e300)):
+        loss, grad = sml.cross_entropy(x, 1, weight=[other, scale, other], return_grad=True)
         want = sml.cross_entropy(x, 1, return_grad=True)
         assert loss == pytest.approx(want[0], rel=1e-15)
         np.testing.assert_allclose(grad, want[1], rtol=1e-14)
