@@ -207,7 +207,7 @@ _ONE = 0x3FF0_0000_0000_0000
 
 
 def _bits(number: float) -> int:
-    return int.from_bytes(struct.pack("=d", number), sys.byteorder)
+    return int.from_bytes(struct.pack("d", number), sys.byteorder)
 
 
 def in_unit_interval(number: float, *, or_zero: bool = True) -> bool:
