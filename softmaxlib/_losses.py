@@ -179,6 +179,8 @@ def cross_entropy(
     result = np.empty(rows if reduction == "none" else (), dtype)
     if out is not None:
         given = check_out(out, result.shape, dtype)
+        if grad_out is not None and np.shares_memory(given, grad_out):
+            raise ValueError("out and grad_out share memory; each must have its own")
         if is_apart(given, *read, grad):
             result = given
 
