@@ -120,13 +120,14 @@ def cross_entropy(
     In float32 the loss of a label has at most 4 ULP, and so has its gradient, computed as minus the
     sum of the other probabilities; the gradient of another class has at most 5 (StableMax: 7). For
     any other q: the loss 5, the gradient 5 ULP of ``Q p + q``. In float64 all of these 8. That is
-    so where -log p itself is normal, before weights and temperature. Losses are added in float64.
+    so where -log p itself is normal, before weights and temperature. Losses are added in float64, with compensation.
 
     Where the definitions agree, so do the results with those of
     torch.nn.functional.cross_entropy: rows that are all ignored have the mean NaN, and a label of
-    logit -inf the loss inf; but a class with q = 0 and logit -inf adds 0, not NaN. Rows with NaN
-    or +inf, or of -inf alone, have loss and gradient NaN, unless they are ignored. The same bits on
-    every instruction set and number of threads.
+    logit -inf the loss inf. But a class with q = 0 and logit -inf adds 0, not NaN, and a class of
+    logit -inf has gradient 0, also where it is the label. Rows with NaN or +inf, or of -inf alone,
+    have loss and gradient NaN, unless they are ignored. The same bits on every instruction set and
+    number of threads.
 
     References
     ----------

@@ -565,9 +565,14 @@ def test_special_values(activation):
         loss, grad = run(bad, 0)
         assert np.isnan(loss)
         assert np.isnan(grad).all()
-    loss, grad = run([-inf, 1, 2], 0)  # a label that cannot be
+    for options in ({}, {"label_smoothing": 0.1}, {"weight": [2, 1, 1]}, {"where": [True] * 3}):
+        loss, grad = run([-inf, 1, 2], 0, **options)  # a label that cannot be
+        assert loss == inf
+        assert grad[0] == 0
+        assert (grad[1:] > 0).all()
+    loss, grad = run([-inf, 1, 2], np.array([0.5, 0.5, 0]))
     assert loss == inf
-    assert np.isfinite(grad).all()
+    assert grad[0] == 0
     loss, grad = run([-inf, 1, 2], 1)
     assert np.isfinite(loss)
     assert grad[0] == 0
@@ -575,7 +580,9 @@ def test_special_values(activation):
     loss, grad = run([-inf, 1, 2], np.array([0, 1, 0]) / 1.0)  # q = 0 there: not 0 * inf
     assert np.isfinite(loss)
     assert grad[0] == 0
-    assert run([-inf, 1, 2], 1, label_smoothing=0.1)[0] == inf
+    loss, grad = run([-inf, 1, 2], 1, label_smoothing=0.1)
+    assert loss == inf
+    assert grad[0] == 0
     mask = np.array([False, True, True])
     loss, grad = run([nan, 1, 2], 1, where=mask, label_smoothing=0.1)
     assert np.isfinite(loss)
