@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from softmaxlib import _core
 
-_MAX_THREADS = 1024
+MAX_THREADS = 1024
 _AUTO_ISA = _core.isas["auto"]
 _ISA_NAMES = {code: name for name, code in _core.isas.items()}
 _T = TypeVar("_T")
@@ -161,8 +161,8 @@ def _check_threads(n: Any) -> int:
         count = operator.index(n)
     except TypeError:
         raise TypeError(f"the number of threads must be an int, got {type(n).__name__}") from None
-    if not 1 <= count <= _MAX_THREADS:
-        raise ValueError(f"the number of threads must be from 1 to {_MAX_THREADS}, got {count}")
+    if not 1 <= count <= MAX_THREADS:
+        raise ValueError(f"the number of threads must be from 1 to {MAX_THREADS}, got {count}")
     return count
 
 
@@ -248,11 +248,13 @@ def get_num_threads() -> int:
 def _default_threads() -> int:
     text = os.environ.get("SOFTMAXLIB_NUM_THREADS", "")
     try:
+        if text and not (text.isascii() and text.isdigit()):  # int() takes " 7", "1_0" and "+7"
+            raise ValueError
         count = _check_threads(int(text)) if text else _usable_cpus()
     except ValueError:
         raise ValueError(
             f"environment variable SOFTMAXLIB_NUM_THREADS: {text!r} is not a number from 1 to "
-            f"{_MAX_THREADS}"
+            f"{MAX_THREADS}"
         ) from None
     _core.known.default_threads = count
     return count
@@ -263,14 +265,14 @@ def _usable_cpus() -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    return max(1, min(count, math.ceil(_cgroup_quota()), _MAX_THREADS))
+    return max(1, min(count, math.ceil(_cgroup_quota()), MAX_THREADS))
 
 
 def _cgroup_quota(
     membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> float:
     """Return how many CPUs the cgroups of this process (v2 or v1) may use; many if no limit."""
-    quotas = [float(_MAX_THREADS)]
+    quotas = [float(MAX_THREADS)]
     for line in _read(membership).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):

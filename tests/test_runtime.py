@@ -154,7 +154,7 @@ def test_nonsense_in_softmaxlib_isa(tmp_path):
         assert "SOFTMAXLIB_ISA" in error and "'sse9'" in error and "scalar" in error
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "1025", " "])
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "1025", " ", " 7", "+7", "1_0", "٧"])
 def test_nonsense_in_softmaxlib_num_threads(value, tmp_path):
     said = output_of(
         NONSENSE.format(name="SOFTMAXLIB_NUM_THREADS"), tmp_path, SOFTMAXLIB_NUM_THREADS=value
