@@ -142,7 +142,7 @@ def cross_entropy(
     >>> grad[0]
     array([-4.1399375e-08,  4.1399375e-08], dtype=float32)
     """
-    x, x_code = as_input("logits", logits)
+    x, x_code = as_input("logits", logits, has_where=True)
     along = one_axis("logits", axis, x.ndim)
     if not isinstance(activation, str) or activation not in ("softmax", "stablemax"):
         raise ValueError(f'activation must be "softmax" or "stablemax", got {activation!r}')
@@ -297,7 +297,7 @@ def take_log_softmax(
     >>> np.exp(softmaxlib.take_log_softmax(x, [0, 1]))
     array([0.5, 0.8])
     """
-    values, x_code = as_input("x", x)
+    values, x_code = as_input("x", x, has_where=True)
     along = one_axis("x", axis, values.ndim)
     if not isinstance(return_logsumexp, (bool, np.bool_)):
         raise TypeError(f"return_logsumexp must be a bool, got {return_logsumexp!r}")
@@ -404,5 +404,5 @@ def _check_classes(
     bad = ((places < least) | (places >= n)) & (also == "" or places != ignored)
     if bad.any():
         where = tuple(int(i) for i in np.argwhere(bad)[0])
-        classes = f"from {least} to {n - 1}" if n else "of none, as axis is empty"
-        raise error(f"{name} at {where} is {places[where]}; it must be {classes}{also}")
+        classes = f"from {least} to {n - 1}{also}" if n else f"left out{also}, as axis has length 0"
+        raise error(f"{name} at {where} is {places[where]}; it must be {classes}")
