@@ -105,7 +105,9 @@ struct Job {
 };
 
 static inline double weight_of(const Loss& loss, int64_t i) {
-  return loss.weight ? loss.weight[i] * loss.unit[0] * loss.unit[1] : 1;
+  if (!loss.weight) return 1;
+  const double weight = loss.weight[i] * loss.unit[0] * loss.unit[1];
+  return weight == 0 && loss.weight[i] > 0 ? 0x1p-1074 : weight;  // its loss may be infinite
 }
 
 static inline bool job_has(const Job& job, int operand) { return job.given >> operand & 1; }

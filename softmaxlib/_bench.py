@@ -1,7 +1,7 @@
 """Times the paper's algorithms on this machine, next to the machine's own speed limits.
 
-All variants of one size are timed round-robin, in a new random order each round, so that whatever
-else the machine does falls on all of them alike; a result is a median over the rounds.
+Everything of one size is a group of the timing engine (`_tools.timing`): timed side by side, and
+compared by pairs of samples.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import datetime
 import os
 import platform
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +21,13 @@ import numpy.typing as npt
 
 import softmaxlib
 from softmaxlib import _core
+from softmaxlib._tools import timing
+from softmaxlib._tools.timing import Estimate, Verdict
 
 Floats = npt.NDArray[np.float32]
 Store = Literal["plain", "streaming"]
 
-SCHEMA = "softmaxlib-bench/1"
+SCHEMA = "softmaxlib-bench/2"
 ROOFLINE = (
     "floor = time of a read pass + time of the faster copy (plain or streaming stores) over arrays "
     "of the same size in the same run, with the machine's best ISA: two passes that compute "
@@ -41,8 +42,7 @@ TRAFFIC = (
 PAPER = "Dukhan & Ablavatski 2020, Skylake-X: two-pass over the best three-pass, out of cache"
 PAPER_SPEEDUP = {"avx512": 1.28, "avx2": 1.18}
 
-SAMPLE_NS = 2e6
-MIN_ROUNDS, MAX_ROUNDS = 5, 101
+TIE = 0.05  # two algorithms whose times differ by less win together
 HEADLINE_BYTES = 256 << 20
 
 
@@ -84,41 +84,26 @@ class Settings:
     seed: int = 2020
 
 
-@dataclass
+@dataclass(frozen=True)
 class Series:
-    """One variant at one size, and its samples."""
+    """One variant at one size, and what times it."""
 
     elements: int
     kernel: Kernel
     isa: str
     store: Store | None
     limit: bool
-    repeats: int = 1
-    call_ns: float = 0.0  # of the calibration
-    samples: list[float] = field(default_factory=list)  # ns per call
-
-    @property
-    def warm(self) -> bool:
-        """In cache, a call before the sample: the variant before may have left other lines."""
-        return cache_level(self.elements) != "DRAM"
-
-    @property
-    def seconds(self) -> float:
-        """Time of one sample."""
-        return 1e-9 * self.call_ns * (self.repeats + self.warm)
-
-    @property
-    def label(self) -> str:
-        return " ".join(filter(None, (size_text(4 * self.elements), self.isa, self.kernel.name)))
+    case: timing.Case
 
 
 @dataclass(frozen=True)
-class Spread:
-    median: float
-    q1: float
-    q3: float
-    minimum: float
-    samples: int
+class Ratio:
+    """Another time over that of the row, from pairs of samples, and what it says of the row."""
+
+    value: float
+    low: float
+    high: float
+    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -130,10 +115,13 @@ class Row:
     kind: Literal["algorithm", "limit"]
     name: str
     store: Store | None
-    ns_per_1000: Spread
+    ns_per_1000: Estimate
+    noisy: bool
     gb_per_s: float
     roofline_share: float | None
-    over_best_three_pass: float | None  # same size, ISA and stores
+    best_three_pass: str | None  # of the same size, ISA and stores
+    over_best_three_pass: Ratio | None  # its time / this one's
+    samples: list[tuple[int, float, str | None]]  # visit, ns per call, what disturbed it
 
 
 @dataclass(frozen=True)
@@ -147,8 +135,22 @@ class Comparison:
     two_pass_ns_per_1000: float
     best_three_pass: str
     best_three_pass_ns_per_1000: float
-    speedup: float
+    speedup: Ratio
     paper_speedup: float | None
+
+
+@dataclass(frozen=True)
+class Winner:
+    """The fastest algorithms of a level of cache, at the largest size that fits; none: no telling.
+
+    More than one: their times differ by less than TIE.
+    """
+
+    isa: str
+    store: Store
+    elements: int
+    level: str
+    names: tuple[str, ...]
 
 
 def size_text(size: float) -> str:
@@ -226,10 +228,6 @@ def machine() -> dict[str, Any]:
     }
 
 
-def load_average() -> float | None:
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
 class Bench:
     """Plans on construction, measures in run(); report() may be asked for at any time."""
 
@@ -239,12 +237,16 @@ class Bench:
         self.complete = False
         self.machine = machine()
         self.started = datetime.datetime.now(datetime.timezone.utc)
-        self.load_before = load_average()
+        self.cpus = timing.choose_cpus(settings.threads)
+        self._x = self._y = np.empty(0, np.float32)  # until it runs
         self.groups = {n: list(self._variants(n)) for n in sorted(set(self._sizes()))}
-        if self.load_before is not None and self.load_before > 0.5:
-            self.notes.append(
-                f"load average {self.load_before} before the start: other work disturbs the timing"
-            )
+        self.engine = timing.Engine(
+            [series.case for group in self.groups.values() for series in group],
+            seconds=settings.seconds,
+            rounds=settings.rounds,
+            cpus=self.cpus,
+            seed=settings.seed,
+        )
 
     def _sizes(self) -> tuple[int, ...]:
         have = int(0.8 * available_memory())
@@ -269,7 +271,7 @@ class Bench:
         level = cache_level(elements)
         best = _core.isas_available()[0]
         for kernel in LIMITS:
-            yield Series(elements, kernel, best, None, limit=True)
+            yield self._series(elements, kernel, best, None)
         for isa in self.settings.isas:
             # The portable leaf is bound by arithmetic, and slow: stores make no difference to it.
             if isa == "scalar" and self.settings.quick and level in ("L3", "DRAM"):
@@ -283,80 +285,74 @@ class Bench:
                 stores = ("plain",)
             for store in stores:
                 for kernel in ALGORITHMS:
-                    yield Series(elements, kernel, isa, store, limit=False)
+                    yield self._series(elements, kernel, isa, store)
+
+    def _series(self, elements: int, kernel: Kernel, isa: str, store: Store | None) -> Series:
+        level = cache_level(elements)
+        case = timing.Case(
+            " ".join((size_text(4 * elements), isa, kernel.name)),
+            lambda repeats: self._time(series, repeats),
+            group=elements,
+            warm=level != "DRAM",
+            shared=level in ("L3", "DRAM"),
+            threads=self.settings.threads,
+            weight=3 if level == "DRAM" else 1,
+            # The scalar leaf is slow: it would use up the time of all others.
+            most=timing.MIN_ROUNDS if isa == "scalar" and store else timing.MAX_ROUNDS,
+        )
+        series = Series(elements, kernel, isa, store, store is None, case)
+        return series
 
     def run(
         self,
-        plan: Callable[[float], None] = lambda seconds: None,
-        step: Callable[[str, float], None] = lambda label, seconds: None,
+        plan: timing.Plan = lambda seconds: None,
+        step: timing.Step = lambda label, seconds: None,
     ) -> None:
         """Tell plan how many seconds it will take, and step what was done and for how many."""
         settings = self.settings
-        x, y = (aligned(max(self.groups), settings.offset) for _ in range(2))
-        np.random.default_rng(settings.seed).standard_normal(out=x, dtype=np.float32)
-        y.fill(0)  # the pages are there before the clock starts
-        order = random.Random(settings.seed)
-        with ThreadPoolExecutor(settings.threads) as pool:
-            for group in self.groups.values():
-                for series in group:
-                    step(f"calibrating {size_text(4 * series.elements)}", 0.0)
-                    self._calibrate(series, x, y, pool)
-            rounds = {n: self._rounds(n) for n in self.groups}
-            plan(sum(s.seconds for n in self.groups for r in rounds[n] for s in r))
-            for n in self.groups:
-                for members in rounds[n]:
-                    for series in order.sample(members, len(members)):
-                        if series.warm:
-                            self._sample(series, x, y, pool, 1)
-                        ns = self._sample(series, x, y, pool, series.repeats)
-                        series.samples.append(ns)
-                        step(series.label, series.seconds)
+        self._x, self._y = (aligned(max(self.groups), settings.offset) for _ in range(2))
+        np.random.default_rng(settings.seed).standard_normal(out=self._x, dtype=np.float32)
+        self._y.fill(0)  # the pages are there before the clock starts
+        with timing.pinned(self.cpus), ThreadPoolExecutor(settings.threads) as self._pool:
+            self.engine.run(plan, step)
+        self._x = self._y = np.empty(0, np.float32)
         self.complete = True
 
-    def _calibrate(self, series: Series, x: Floats, y: Floats, pool: ThreadPoolExecutor) -> None:
-        for _ in range(3):
-            series.call_ns = max(1.0, self._sample(series, x, y, pool, series.repeats))
-            wanted = max(1, round(SAMPLE_NS / series.call_ns))
-            if wanted < 2 * series.repeats:
-                break
-            series.repeats = wanted
-        series.repeats = wanted
-
-    def _sample(
-        self, series: Series, x: Floats, y: Floats, pool: ThreadPoolExecutor, repeats: int
-    ) -> float:
+    def _time(self, series: Series, repeats: int) -> float:
         """Return ns per call."""
         n, name, isa = series.elements, series.kernel.name, _core.isas[series.isa]
         threads = self.settings.threads
+        x, y = self._x[:n], self._y[:n]
         if series.store is not None:
             algorithm, store = _core.algorithms[name], _core.stores[series.store]
             function, dtype = _core.functions["softmax"], _core.dtypes["float32"]
-            return _core.time_run(
-                function, x[:n], y[:n], dtype, algorithm, isa, store, threads, repeats
-            )
+            return _core.time_run(function, x, y, dtype, algorithm, isa, store, threads, repeats)
         kind = _core.rooflines[name]
         if threads == 1:
-            return _core.time_roofline(kind, isa, x[:n], y[:n], repeats)
+            return _core.time_roofline(kind, isa, x, y, repeats)
         return max(
-            pool.map(
+            self._pool.map(
                 lambda p: _core.time_roofline(kind, isa, x[p], y[p], repeats), parts(n, threads)
             )
         )
 
-    def _rounds(self, elements: int) -> list[list[Series]]:
-        """Choose who takes part in each round, as many rounds as the time allows."""
-        group = self.groups[elements]
-        if self.settings.rounds is not None:
-            return [group] * self.settings.rounds
-        weights = {n: 3 if cache_level(n) == "DRAM" else 1 for n in self.groups}
-        share = self.settings.seconds * weights[elements] / sum(weights.values())
-        # The scalar leaf would use up the time of all others: it sits out when it has enough.
-        quick = [series for series in group if series.isa != "scalar"] or group
-        fits = int((share - MIN_ROUNDS * _seconds(group)) / _seconds(quick))
-        return [group] * MIN_ROUNDS + [quick] * min(max(fits, 0), MAX_ROUNDS - MIN_ROUNDS)
-
     def rows(self) -> list[Row]:
         return [row for n, group in self.groups.items() for row in _rows(n, group)]
+
+    def winners(self) -> list[Winner]:
+        """Tell who wins in each level of cache, as far as that can be told."""
+        largest = {cache_level(n): n for n in self.groups}  # in ascending order
+        found = []
+        for level, n in largest.items():
+            variants: dict[tuple[str, Store], list[Series]] = {}
+            for series in self.groups[n]:
+                if series.store is not None:
+                    variants.setdefault((series.isa, series.store), []).append(series)
+            for (isa, store), rivals in variants.items():
+                names = _winners(rivals)
+                if names is not None:
+                    found.append(Winner(isa, store, n, level, names))
+        return found
 
     def report(self) -> dict[str, Any]:
         """Return all that is known, ready for JSON."""
@@ -367,50 +363,70 @@ class Bench:
             "date": self.started.isoformat(timespec="seconds"),
             "seconds": round(time.time() - self.started.timestamp(), 1),
             "machine": self.machine,
+            "timed": self.engine.state,
             "settings": asdict(self.settings),
-            "load_average": {"before": self.load_before, "after": load_average()},
             "notes": self.notes,
             "definitions": {"roofline": ROOFLINE, "traffic": TRAFFIC, "paper": PAPER},
             "rows": [asdict(row) for row in rows],
             "headline": [asdict(comparison) for comparison in headline(rows)],
+            "winners": [asdict(winner) for winner in self.winners()],
         }
+
+
+def _winners(rivals: Sequence[Series]) -> tuple[str, ...] | None:
+    """Return those that nobody beats; none of them where that cannot be told."""
+    timed = [series for series in rivals if series.case.samples]
+    if not timed:
+        return None
+    first = min(timed, key=lambda series: timing.time_of(series.case).value)
+    names = [first.kernel.name]
+    for series in timed:
+        if series is first:
+            continue
+        said = timing.verdict(timing.ratio(first.case, series.case), TIE)
+        if said == "same":
+            names.append(series.kernel.name)
+        elif said != "faster":
+            return ()
+    return tuple(names)
 
 
 def headline(rows: list[Row]) -> list[Comparison]:
     """Make the paper's comparison, at the largest size."""
     largest = max((row.elements for row in rows), default=0)
-    timed = [row for row in rows if row.elements == largest]
+    timed = {(r.isa, r.store, r.name): r for r in rows if r.elements == largest}
     found = []
-    for row in timed:
-        if row.name != "two_pass" or row.store is None or row.over_best_three_pass is None:
+    for (isa, store, name), row in timed.items():
+        if name != "two_pass" or store is None or row.over_best_three_pass is None:
             continue
-        rivals = (
-            rival
-            for rival in timed
-            if rival.name.startswith("three_pass")
-            and (rival.isa, rival.store) == (row.isa, row.store)
-        )
-        best = min(rivals, key=lambda rival: rival.ns_per_1000.median)
+        best = timed[isa, store, row.best_three_pass or ""]
         found.append(
             Comparison(
-                row.isa,
-                row.store,
+                isa,
+                store,
                 row.elements,
                 row.level,
-                row.ns_per_1000.median,
+                row.ns_per_1000.value,
                 best.name,
-                best.ns_per_1000.median,
+                best.ns_per_1000.value,
                 row.over_best_three_pass,
-                PAPER_SPEEDUP.get(row.isa),
+                PAPER_SPEEDUP.get(isa),
             )
         )
     return found
 
 
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Spell out the spread of a row of the report in columns, for CSV."""
-    spread = {f"ns_per_1000_{key}": value for key, value in row["ns_per_1000"].items()}
-    return {key: value for key, value in row.items() if key != "ns_per_1000"} | spread
+    """Spell out the numbers of a row of the report in columns, for CSV."""
+    found: dict[str, Any] = {}
+    for key, value in row.items():
+        if key == "samples":
+            continue
+        if isinstance(value, Mapping):
+            found |= {f"{key}_{part}": number for part, number in value.items()}
+        else:
+            found[key] = value
+    return found
 
 
 def aligned(elements: int, offset: int = 0) -> Floats:
@@ -420,29 +436,32 @@ def aligned(elements: int, offset: int = 0) -> Floats:
     return raw[start : start + 4 * elements].view(np.float32)
 
 
-def _seconds(group: list[Series]) -> float:
-    return sum(series.seconds for series in group)
+def per_1000(case: timing.Case, elements: int) -> Estimate:
+    """Return nanoseconds per 1,000 elements."""
+    return timing.time_of(case).scaled(1000 / elements)
 
 
-def spread_of(samples: list[float], elements: int) -> Spread:
-    """Reduce ns per call to ns per 1,000 elements."""
-    per_1000 = np.asarray(samples) * (1000 / elements)
-    q1, median, q3 = (float(q) for q in np.quantile(per_1000, (0.25, 0.5, 0.75)))
-    return Spread(median, q1, q3, float(per_1000.min()), len(samples))
+def ratio_to(other: timing.Case, case: timing.Case) -> Ratio:
+    """Return how many times the case's time the other takes."""
+    of = timing.ratio(other, case)
+    return Ratio(of.value, of.low, of.high, timing.verdict(timing.ratio(case, other)))
 
 
 def _rows(elements: int, group: list[Series]) -> Iterator[Row]:
-    timed = [(s, spread_of(s.samples, s.elements)) for s in group if s.samples]
-    limits = {s.kernel.name: spread.median for s, spread in timed if s.limit}
+    timed = [(s, per_1000(s.case, elements)) for s in group if s.case.samples]
+    limits = {s.kernel.name: (s.case, spread.value) for s, spread in timed if s.limit}
     copies = [limits[name] for name in ("copy", "streaming_copy") if name in limits]
-    floor = limits["read"] + min(copies) if "read" in limits and copies else None
-    best: dict[tuple[str, Store | None], float] = {}
+    floor: list[timing.Case] = []
+    if "read" in limits and copies:
+        floor = [limits["read"][0], min(copies, key=lambda copy: copy[1])[0]]
+    best: dict[tuple[str, Store | None], tuple[Series, float]] = {}
     for s, spread in timed:
         if s.kernel.name.startswith("three_pass"):
             key = (s.isa, s.store)
-            best[key] = min(best.get(key, spread.median), spread.median)
+            if key not in best or spread.value < best[key][1]:
+                best[key] = s, spread.value
     for s, spread in timed:
-        rival = best.get((s.isa, s.store))
+        rival = None if s.limit else best.get((s.isa, s.store), (None, 0.0))[0]
         yield Row(
             elements,
             4 * elements,
@@ -452,7 +471,10 @@ def _rows(elements: int, group: list[Series]) -> Iterator[Row]:
             s.kernel.name,
             s.store,
             spread,
-            gb_per_s=4000 * s.kernel.traffic / spread.median,
-            roofline_share=None if s.limit or floor is None else floor / spread.median,
-            over_best_three_pass=None if s.limit or rival is None else rival / spread.median,
+            spread.noisy,
+            gb_per_s=4000 * s.kernel.traffic / spread.value,
+            roofline_share=None if s.limit or not floor else timing.ratio(floor, s.case).value,
+            best_three_pass=None if rival is None else rival.kernel.name,
+            over_best_three_pass=None if rival is None else ratio_to(rival.case, s.case),
+            samples=[(sample.visit, sample.ns, sample.disturbed) for sample in s.case.samples],
         )

@@ -120,7 +120,8 @@ def cross_entropy(
     In float32 the loss of a label has at most 4 ULP, and so has its gradient, computed as minus the
     sum of the other probabilities; the gradient of another class has at most 5 (StableMax: 7). For
     any other q: the loss 5, the gradient 5 ULP of ``Q p + q``. In float64 all of these 8. That is
-    so where -log p itself is normal, before weights and temperature. Losses are added in float64, with compensation.
+    so where -log p itself is normal, before weights and temperature. Losses are added in float64,
+    with compensation.
 
     Where the definitions agree, so do the results with those of
     torch.nn.functional.cross_entropy: rows that are all ignored have the mean NaN, and a label of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from softmaxlib._bench import Row, caches, size_text
+from softmaxlib._tools.timing import Estimate
 
 # Okabe & Ito's palette: told apart with every kind of colour vision.
 STYLES = {
@@ -76,19 +78,11 @@ def _panel(axes: Axes, rows: Sequence[Row], isa: str) -> None:
             line = [row for row in mine if (row.name, row.store) == (name, store)]
             if not line:
                 continue
-            x = [row.bytes_per_array for row in line]
-            axes.fill_between(
-                x,
-                [row.ns_per_1000.q1 for row in line],
-                [row.ns_per_1000.q3 for row in line],
-                color=colour,
-                alpha=0.15,
-                linewidth=0,
-            )
             streaming = store == "streaming"
-            axes.plot(
-                x,
-                [row.ns_per_1000.median for row in line],
+            plot_estimates(
+                axes,
+                [row.bytes_per_array for row in line],
+                [row.ns_per_1000 for row in line],
                 color=colour,
                 marker=marker,
                 markersize=6,
@@ -98,11 +92,17 @@ def _panel(axes: Axes, rows: Sequence[Row], isa: str) -> None:
             )
     limits = {name: [row for row in rows if row.name == name] for name in LIMITS}
     for name, (label, style) in LIMITS.items():
-        x = [row.bytes_per_array for row in limits[name]]
-        y = [row.ns_per_1000.median for row in limits[name]]
-        axes.plot(x, y, color="#666666", linestyle=style, linewidth=1.2, label=label)
+        plot_estimates(
+            axes,
+            [row.bytes_per_array for row in limits[name]],
+            [row.ns_per_1000 for row in limits[name]],
+            color="#666666",
+            linestyle=style,
+            linewidth=1.2,
+            label=label,
+        )
     floor = [
-        read.ns_per_1000.median + min(copy.ns_per_1000.median for copy in copies)
+        read.ns_per_1000.value + min(copy.ns_per_1000.value for copy in copies)
         for read, *copies in zip(*limits.values(), strict=False)
     ]
     x = [row.bytes_per_array for row in limits["read"]][: len(floor)]
@@ -115,7 +115,7 @@ def _panel(axes: Axes, rows: Sequence[Row], isa: str) -> None:
     axes.xaxis.set_major_locator(FixedLocator([float(tick) for tick in ticks]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticklabels([size_text(tick) for tick in ticks], rotation=60, fontsize=8)
-    axes.set_ylim(0, 1.1 * max(row.ns_per_1000.median for row in mine))
+    axes.set_ylim(0, 1.1 * max(row.ns_per_1000.value for row in mine))
     axes.grid(axis="y", color="#DDDDDD", linewidth=0.6)
     axes.set_axisbelow(True)
     for level, size in caches().items():
@@ -129,6 +129,33 @@ def _panel(axes: Axes, rows: Sequence[Row], isa: str) -> None:
                 fontsize=8,
                 color="#666666",
             )
+
+
+def plot_estimates(
+    axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], **style: Any
+) -> None:
+    """Draw times with their intervals; no line from or to a point that is noisy."""
+    bars = [
+        (
+            x,
+            e.value,
+            e.value - min(max(e.low, 0.0), e.value),
+            (e.high if math.isfinite(e.high) else e.value) - e.value,
+        )
+        for x, e in zip(x, estimates, strict=True)
+        if math.isfinite(e.value)
+    ]
+    if bars:
+        at, value, below, above = zip(*bars, strict=True)
+        axes.errorbar(
+            at, value, (below, above), fmt="none", ecolor=style["color"], elinewidth=1, alpha=0.6
+        )
+    line = [math.nan if e.noisy else e.value for e in estimates]
+    axes.plot(x, line, **style)
+    if style.get("marker"):
+        dots = style | {"linestyle": "", "alpha": 0.4}
+        dots.pop("label", None)
+        axes.plot(x, [e.value if e.noisy else math.nan for e in estimates], **dots)
 
 
 def plot_peers(report: Mapping[str, Any], suffix: str) -> bytes:

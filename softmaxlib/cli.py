@@ -8,6 +8,7 @@ import importlib.util
 import io
 import itertools
 import json
+import math
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -253,7 +254,7 @@ def _run_paper(args: argparse.Namespace) -> int:
         threads=args.threads,
         quick=args.quick,
         rounds=args.rounds,
-        seconds=40.0 if args.quick else 240.0,
+        seconds=30.0 if args.quick else 240.0,
         max_bytes=args.max_bytes,
         offset=args.offset or 0,
         seed=args.seed,
@@ -277,6 +278,7 @@ def _run_paper(args: argparse.Namespace) -> int:
     report = bench.report()
     _print_rows(console, rows)
     _print_headline(console, _bench.headline(rows))
+    _print_winners(console, bench.winners())
     for note in bench.notes:
         console.print(f"Note: {note}.", highlight=False)
     if args.json:
@@ -430,34 +432,44 @@ def _print_rows(console: Console, rows: list[_bench.Row]) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     for title in ("array", "level", "ISA", "algorithm", "stores"):
         table.add_column(title, no_wrap=True)
-    for title in ("ns/1k", *(["quartiles"] if wide else []), "GB/s", "roof", "vs 3p"):
+    for title in ("ns/1k", *(["interval"] if wide else []), "GB/s", "roof", "vs 3p"):
         table.add_column(title, justify="right", no_wrap=True)
     for _, group in itertools.groupby(rows, key=lambda row: row.elements):
         table.add_section()
         for i, row in enumerate(group):
-            spread = row.ns_per_1000
-            share, ratio = row.roofline_share, row.over_best_three_pass
+            spread, share, ratio = row.ns_per_1000, row.roofline_share, row.over_best_three_pass
             style = "dim" if row.kind == "limit" else "bold" if row.name == "two_pass" else ""
             table.add_row(
                 *((size_text(row.bytes_per_array), row.level) if i == 0 else ("", "")),
                 row.isa,
                 row.name,
                 _STORES[row.store],
-                _digits(spread.median),
-                *([f"{_digits(spread.q1)}-{_digits(spread.q3)}"] if wide else []),
+                f"{_noise(row.noisy)}{_digits(spread.value)}",
+                *([f"{_digits(spread.low)}-{_digits(spread.high)}"] if wide else []),
                 _digits(row.gb_per_s),
-                "" if share is None else f"{share:.0%}",
-                "" if ratio is None else f"{ratio:.2f}x",
+                "" if share is None or share != share else f"{share:.0%}",
+                "" if ratio is None else _ratio(ratio),
                 style=style,
             )
     console.print(table)
     console.print(
-        "level: what holds x and y. ns/1k: ns per 1,000 elements, median. GB/s: moved by the "
-        "paper's count (4N, 5N, 3N, 4N). roof: (read + faster copy) / time. vs 3p: best three-pass "
-        "time / time, same ISA and stores. More in --help.",
+        "level: what holds x and y. ns/1k: ns per 1,000 elements, lower quartile, with its 90 % "
+        "interval; ~ an interval wider than 10 %. GB/s: moved by the paper's count (4N, 5N, 3N, "
+        "4N). roof: (read + faster copy) / time. vs 3p: best three-pass time / time, same ISA and "
+        "stores; ? it cannot be told which is faster. More in --help.",
         style="dim",
         highlight=False,
     )
+
+
+def _noise(noisy: bool) -> str:
+    return "~" if noisy else ""
+
+
+def _ratio(ratio: _bench.Ratio) -> str:
+    if ratio.value != ratio.value:
+        return "?"
+    return f"{'?' if ratio.verdict == 'cannot tell' else ''}{ratio.value:.2f}x"
 
 
 def _print_headline(console: Console, found: list[_bench.Comparison]) -> None:
@@ -466,7 +478,7 @@ def _print_headline(console: Console, found: list[_bench.Comparison]) -> None:
     from rich import box
     from rich.table import Table
 
-    from softmaxlib._bench import PAPER, size_text
+    from softmaxlib._bench import PAPER, TIE, size_text
 
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     console.print("\n[bold]Two-pass against the best three-pass with the same stores")
@@ -476,6 +488,8 @@ def _print_headline(console: Console, found: list[_bench.Comparison]) -> None:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("best 3p is", no_wrap=True)
     for c in found:
+        speedup = c.speedup
+        told = speedup.high - speedup.low <= 2 * TIE * speedup.value
         table.add_row(
             c.isa,
             _STORES[c.store],
@@ -483,15 +497,42 @@ def _print_headline(console: Console, found: list[_bench.Comparison]) -> None:
             c.level,
             _digits(c.two_pass_ns_per_1000),
             _digits(c.best_three_pass_ns_per_1000),
-            f"[bold]{c.speedup - 1:+.0%}",
+            f"[bold]{speedup.value - 1:+.0%}" if told else "?",
             "" if c.paper_speedup is None else f"{c.paper_speedup - 1:+.0%}",
-            c.best_three_pass.removeprefix("three_pass_"),
+            c.best_three_pass.removeprefix("three_pass_") if told else "",
         )
     console.print(table)
-    console.print(f"Times in ns per 1,000 elements. paper: {PAPER}.", style="dim", highlight=False)
+    console.print(
+        f"Times in ns per 1,000 elements. paper: {PAPER}. ? the samples do not say it to "
+        f"within {TIE:.0%}, since other work disturbed them.",
+        style="dim",
+        highlight=False,
+    )
+
+
+def _print_winners(console: Console, found: list[_bench.Winner]) -> None:
+    if not found:
+        return
+    from softmaxlib._bench import TIE, size_text
+
+    console.print("\n[bold]Who wins in each level of cache")
+    for w in found:
+        names = " and ".join(w.names) or "cannot tell"
+        stores = f", {w.store} stores" if w.level == "DRAM" else ""
+        console.print(
+            f"  {w.level} ({size_text(4 * w.elements)}), {w.isa}{stores}: {names}", highlight=False
+        )
+    console.print(
+        f"Several: within {TIE:.0%} of each other. cannot tell: the samples do not say who is "
+        "faster.",
+        style="dim",
+        highlight=False,
+    )
 
 
 def _digits(value: float) -> str:
+    if not math.isfinite(value):
+        return "?"
     return f"{value:.0f}" if value >= 1000 else f"{value:.1f}"
 
 

@@ -271,37 +271,6 @@ class ClassWeights {
 
 // ---- Rows
 
-// x = m 2^exponent with 1/2 <= |m| < 1; of 0, an infinity and NaN: themselves and 0.
-inline double split_exponent(double x, int* exponent) {
-  uint64_t bits;
-  memcpy(&bits, &x, sizeof(bits));
-  const int field = static_cast<int>(bits >> 52 & 0x7ff);
-  *exponent = 0;
-  if (x == 0 || field == 0x7ff) return x;
-  if (field == 0) {
-    const double m = split_exponent(x * 0x1p64, exponent);
-    *exponent -= 64;
-    return m;
-  }
-  *exponent = field - 1022;
-  return x * power_of_two(511 - field / 2) * power_of_two(511 - (field - field / 2));
-}
-
-// a b 2^exponent = value more; more is a power of two, and 1 where value alone is in range.
-struct WideProduct {
-  double value, more;
-
-  WideProduct(double a, double b, int exponent) {
-    constexpr int kMost = 1000;
-    int of_a, of_b;
-    const double m = split_exponent(a, &of_a) * split_exponent(b, &of_b);
-    const int k = of_a + of_b + exponent;
-    const int first = k > kMost ? kMost : k < -kMost ? -kMost : k;
-    value = m * power_of_two(first);
-    more = power_of_two(k - first > -kMost ? k - first : -kMost);
-  }
-};
-
 inline double product_or_zero(double q, double y) { return q == 0 ? 0 : q * y; }
 inline f64x8 product_or_zero(f64x8 q, f64x8 y) { return select(eq(q, f64x8::set1(0)), q, q * y); }
 inline f64x8 sum_of_products(InLanes<f32x16> q, InLanes<f32x16> y) {

@@ -28,33 +28,94 @@ struct GradientOf {
   static constexpr bool kReadsX = kStable || kReduces;
 };
 
+// x = m 2^exponent with 1/2 <= |m| < 1; of 0, an infinity and NaN: themselves and 0.
+inline double split_exponent(double x, int* exponent) {
+  uint64_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  const int field = static_cast<int>(bits >> 52 & 0x7ff);
+  *exponent = 0;
+  if (x == 0 || field == 0x7ff) return x;
+  if (field == 0) {
+    const double m = split_exponent(x * 0x1p64, exponent);
+    *exponent -= 64;
+    return m;
+  }
+  *exponent = field - 1022;
+  return x * power_of_two(511 - field / 2) * power_of_two(511 - (field - field / 2));
+}
+
+// a b 2^exponent = value more; more is a power of two, and 1 where value alone is in range.
+struct WideProduct {
+  double value, more;
+
+  WideProduct(double a, double b, int exponent) {
+    constexpr int kMost = 1000;
+    int of_a, of_b;
+    const double m = split_exponent(a, &of_a) * split_exponent(b, &of_b);
+    const int k = of_a + of_b + exponent;
+    const int first = k > kMost ? kMost : k < -kMost ? -kMost : k;
+    value = m * power_of_two(first);
+    more = power_of_two(k - first > -kMost ? k - first : -kMost);
+  }
+};
+
 // What Exp's results are multiplied by.
 template <class V>
 inline double exp_unit() {
   return power_of_two(-Exp<V, true>::kBias);
 }
 
-// e^(hi + lo) in double.
-SOFTMAXLIB_INLINE InLanes<f32x16> exp_wide(Pair<f32x16> x) {
-  const Pair<f32x16> e = Exp<f32x16, true>(0)(x);
-  const f64x8 unit = f64x8::set1(exp_unit<f32x16>());
+// e^(hi + lo) in double, under a reference.
+SOFTMAXLIB_INLINE InLanes<f32x16> exp_under(Pair<f32x16> x, int reference) {
+  const Pair<f32x16> e = Exp<f32x16, true>(reference)(x);
+  const f64x8 unit = f64x8::set1(exp_unit<f32x16>() * power_of_two(reference));
   return {(widen_low(e.hi) + widen_low(e.lo)) * unit, (widen_high(e.hi) + widen_high(e.lo)) * unit};
+}
+
+// The same of any argument: where it is small, and the exponential about to leave the range of
+// float, under a reference of its own.
+SOFTMAXLIB_INLINE InLanes<f32x16> exp_wide(Pair<f32x16> x) {
+  constexpr float kSmall = -80;
+  constexpr int kReference = -160;
+  const InLanes<f32x16> e = exp_under(x, 0);
+  if (!any(gt(f32x16::set1(kSmall), x.hi))) return e;
+  const InLanes<f32x16> of_small = exp_under(x, kReference), z = InLanes<f32x16>::of(x.hi);
+  const f64x8 limit = f64x8::set1(static_cast<double>(kSmall));
+  return {select(gt(limit, z.low), of_small.low, e.low),
+          select(gt(limit, z.high), of_small.high, e.high)};
 }
 SOFTMAXLIB_INLINE InLanes<f64x8> exp_wide(Pair<f64x8> x) {
   return {Exp<f64x8, true>(0)(x) * f64x8::set1(exp_unit<f64x8>())};
 }
 
-// g - e^x total; e^x as a pair, so that near 1 what it lacks is not lost.
+// g - e^x total.
 SOFTMAXLIB_INLINE InLanes<f32x16> less_exp(f32x16 g, f32x16 x, double total) {
-  const Pair<f32x16> e = Exp<f32x16, true>(0)(Pair<f32x16>{x, f32x16::set1(0)});
-  const f64x8 t = f64x8::set1(total * exp_unit<f32x16>());
-  return {fnma(widen_low(e.lo), t, fnma(widen_low(e.hi), t, widen_low(g))),
-          fnma(widen_high(e.lo), t, fnma(widen_high(e.hi), t, widen_high(g)))};
+  const InLanes<f32x16> e = exp_wide(Pair<f32x16>{x, f32x16::set1(0)});
+  const f64x8 t = f64x8::set1(total);
+  return {fnma(e.low, t, widen_low(g)), fnma(e.high, t, widen_high(g))};
 }
 SOFTMAXLIB_INLINE InLanes<f64x8> less_exp(f64x8 g, f64x8 x, double total) {
-  const InLanes<f64x8> e = exp_wide(Pair<f64x8>{x, f64x8::set1(0)});
-  return {fnma(e.all, f64x8::set1(total), g)};
+  const f64x8 e = Exp<f64x8>(0)(Pair<f64x8>{x, f64x8::set1(0)});
+  return {fnma(e, f64x8::set1(total * exp_unit<f64x8>()), g)};
 }
+
+// e^z times the gradient that comes in, which is one of the row, and the scale. Where e^z alone is
+// below the range of double their product may be in it.
+struct RowGradient {
+  WideProduct of_double;
+  double factor;
+
+  RowGradient(double gradient, double scale)
+      : of_double(gradient, scale, -Exp<f64x8>::kBias), factor(gradient) {}
+
+  SOFTMAXLIB_INLINE InLanes<f32x16> times_exp(Pair<f32x16> z, double scale) const {
+    return exp_wide(z) * in_all(factor, f32x16()) * in_all(scale, f32x16());
+  }
+  SOFTMAXLIB_INLINE InLanes<f64x8> times_exp(Pair<f64x8> z, double) const {
+    const f64x8 e = Exp<f64x8>(0)(z);
+    return {e * f64x8::set1(of_double.value) * f64x8::set1(of_double.more)};
+  }
+};
 
 // x scale - shift, no bit lost that counts.
 inline Pair<f32x16> moved_argument(f32x16 x, const Affine& a) {
@@ -95,7 +156,7 @@ struct GradientFactors {
   // normal.
   bool is_plain() const {
     const double size = sum < 0 ? -sum : sum;
-    return affine.scale == 1 && size > 0x1p-64 && size < 0x1p64;
+    return affine.scale == 1 && size > 0x1p-64 && size < 0x1p56;
   }
 };
 
@@ -174,11 +235,13 @@ struct GradientPiece {
     const InLanes<V> total = in_all(sum, V()), scale = in_all(f.affine.scale / unit, V());
     const Affine affine = f.affine;
     const StableSlope<V> stable_slope(f);
+    const RowGradient row_gradient(sum, f.affine.scale);
     write_each(out, n, edge, [=](V g, V result, V z) SOFTMAXLIB_INLINE_LAMBDA {
       InLanes<V> d;
       g = in_unit(g, unit);
-      if constexpr (Of::kReduces) d = total * exp_wide(moved_argument(z, affine));
-      else if constexpr (Of::kLog) d = less_exp(g, result, sum);
+      if constexpr (Of::kReduces)
+        return row_gradient.times_exp(moved_argument(z, affine), affine.scale).value();
+      if constexpr (Of::kLog) d = less_exp(g, result, sum);
       else d = InLanes<V>::of(result) * (InLanes<V>::of(g) - total);
       if constexpr (Of::kStable) return stable_slope(d, InLanes<V>::of(z)).value();
       else return (d * scale).value();
@@ -382,12 +445,12 @@ void gradient_rows(const Job& job, int64_t start, int64_t stop, char*) {
   stream_fence();
 }
 
-// x times a factor, which is the operand kBias; 0 where x is 0. The product is exact in double but
-// for double itself, and rounded once.
+// x times a factor, which is the operand kBias; x itself where that is 0. The product is exact in
+// double but for double itself, and rounded once.
 template <class V>
 SOFTMAXLIB_INLINE V scaled_element(V x, InLanes<V> factor) {
   const V product = (InLanes<V>::of(x) * factor).value();
-  return select(eq(x, V::set1(0)), V::set1(0), product);
+  return select(eq(x, V::set1(0)), x, product);
 }
 
 template <class D>

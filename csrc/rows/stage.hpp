@@ -188,12 +188,11 @@ inline Affine affine_of(const Job& job, const Place& place, double shift) {
   const double temperature =
       job.divides ? row_operand(job, place, kScale, job.temperature) : job.temperature;
   const double factor = job.divides ? job.scale : row_operand(job, place, kScale, job.scale);
-  const double inverse = 1.0 / temperature;
-  const double scale = inverse > DBL_MAX ? factor / temperature : inverse * factor;
-  if (scale > DBL_MAX) return {DBL_MAX, 0, shift};  // 0 / temperature stays 0
-  if (inverse > DBL_MAX) return {scale, 0, shift};
-  const double inverse_lo = fma_scalar(-inverse, temperature, 1.0) / temperature;
-  return {scale, fma_scalar(inverse, factor, -scale) + inverse_lo * factor, shift};
+  const double scale = factor / temperature;
+  // What leaves the range of a double is its last number: 0 stays 0, and an infinity one.
+  if (scale > DBL_MAX) return {DBL_MAX, 0, shift};
+  if (scale == 0) return {0x1p-1074, 0, shift};
+  return {scale, fma_scalar(-scale, temperature, factor) / temperature, shift};
 }
 
 template <class D>

@@ -39,7 +39,7 @@ Verdict = Literal["faster", "slower", "same", "cannot tell"]
 
 SAMPLE_NS = 1e6  # shorter than a scheduler's turn, so that some fit between two interruptions
 MIN_ROUNDS, MAX_ROUNDS = 12, 101
-RETAKES = 4  # of one sample
+RETAKES, RETAKEN = 4, 1.5  # of one sample; and only until so many times the planned time is over
 QUANTILE, CONFIDENCE = 0.25, 0.99
 MIN_CLEAN = 5  # undisturbed samples, for a time to be one
 
@@ -187,9 +187,9 @@ def _by_visit(cases: Sequence[Case]) -> dict[int, float]:
 
 def verdict(of: Estimate, margin: float = 0.0) -> Verdict:
     """Tell what a ratio of times says of its first case: within the margin it is the same."""
-    if of.high <= 1 and of.value <= 1 / (1 + margin):
+    if of.high < 1 and of.value <= 1 / (1 + margin):
         return "faster"
-    if of.low >= 1 and of.value >= 1 + margin:
+    if of.low > 1 and of.value >= 1 + margin:
         return "slower"
     if margin and of.low >= 1 / (1 + margin) and of.high <= 1 + margin:
         return "same"
@@ -362,6 +362,7 @@ class Engine:
         self._order = random.Random(seed)
         self._counters = _Counters(cpus)
         self._window: list[tuple[Case, Sample]] = []
+        self._retake_until = 0.0
         self._window_from = (0, 0.0, 0)  # wall clock, busy, of which ours
 
     def run(
@@ -379,7 +380,9 @@ class Engine:
                     step(f"calibrating {case.label}", 0.0)
                     self._calibrate(case)
                 visits = self._visits(groups)
-                plan(sum(case.seconds for _, _, members in visits for case in members))
+                seconds = sum(case.seconds for _, _, members in visits for case in members)
+                plan(seconds)
+                self._retake_until = time.monotonic() + RETAKEN * seconds
                 self._open_window()
                 for _, visit, members in visits:
                     for case in self._order.sample(members, len(members)):
@@ -416,10 +419,11 @@ class Engine:
         return min(max(int(share / case.seconds), case.least), case.most)
 
     def _take(self, case: Case, visit: int) -> None:
-        for _ in range(1 + RETAKES):
-            sample = self._sample(case, visit)
-            if sample.disturbed is None:
+        sample = self._sample(case, visit)
+        for _ in range(RETAKES):
+            if sample.disturbed is None or time.monotonic() > self._retake_until:
                 break
+            sample = self._sample(case, visit)
         case.samples.append(sample)
         self._window.append((case, sample))
         if case.spins:
