@@ -150,7 +150,7 @@ def logsumexp(
     """
     dims = _dims(dim)
     y = _apply("logsumexp", input, dims, temperature, where)
-    return y if keepdim else y.squeeze(dims)
+    return y if keepdim or not y.ndim else y.squeeze(dims)
 
 
 def cross_entropy(
@@ -358,13 +358,15 @@ class OrthogonalGradient(torch.optim.Optimizer):
                 self._project_in_place(name, whole.to_local(), weights.full_tensor())
                 weights.grad = whole.redistribute(placements=weights.placements)
             return
+        if grad.is_neg():  # a view of memory with the other sign, such as z.conj().imag
+            weights.grad = grad = grad.resolve_neg()
         self._project_in_place(name, grad, weights)
 
     def _project_in_place(self, name: str, grad: Tensor, weights: Tensor) -> None:
         if not grad.is_cpu:
             raise ValueError(f"{name} is on {grad.device}; softmaxlib computes on CPU tensors only")
         _check_floating(name, grad)
-        array = _array(grad)
+        array, weights = _array(grad), weights.detach().resolve_neg()
         sml.orthogonal_gradient(array, _array(weights), rescale=self.rescale, out=array)
         torch.autograd.graph.increment_version(grad)
 
@@ -391,8 +393,11 @@ def _check(input: Tensor, **others: Tensor | None) -> None:
     for name, tensor in others.items():
         if tensor is not None:
             _check_tensor(name, tensor)
-    if not torch.compiler.is_compiling() and forward_ad.unpack_dual(input).tangent is not None:
-        raise NotImplementedError("forward-mode derivatives are not supported")
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    for name, tensor in {"input": input, **others}.items():
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(f"{name}: forward-mode derivatives are not supported")
 
 
 def _check_tensor(name: str, value: Any) -> None:
@@ -550,7 +555,7 @@ def _empty_like(x: Tensor) -> Tensor:
     memory = _core.with_kept_memory(x.nbytes, lambda: np.empty(x.nbytes, np.uint8))
     storage = torch.from_numpy(memory).untyped_storage()
     # Not a view, which could not be modified in place where it comes from an autograd.Function.
-    return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape)
+    return x.new_empty(0).set_(storage, 0, x.shape)
 
 
 # ---- operators and autograd ----------------------------------------------------------------------
@@ -852,7 +857,10 @@ class _Take(torch.autograd.Function):
         places = (indices % x.shape[ctx.dim]).to(torch.int64).expand(grad.shape)
         grad_x = _run(_ACTIVATION_BACKWARD, *args)
         grad_x = grad_x.scatter_add(ctx.dim, places, grad / ctx.temperature)
-        return grad_x, None, None, None, None
+        undefined = sums.isinf()  # the log-probabilities are NaN
+        if where is not None:
+            undefined = undefined & where
+        return grad_x.masked_fill(undefined, torch.nan), None, None, None, None
 
     @staticmethod
     def vmap(
