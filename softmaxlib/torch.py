@@ -16,7 +16,8 @@ try:
     import torch
 except ImportError as error:
     raise ImportError(
-        "softmaxlib.torch needs torch: pip install torch, or pip install '.[torch]' in a clone"
+        "softmaxlib.torch needs torch: pip install torch, or pip install '.[torch]' in a clone of "
+        "softmaxlib"
     ) from error
 
 from torch import Tensor
@@ -454,12 +455,10 @@ def _dims(dim: Any) -> tuple[int, ...]:
     if type(dim) is int:  # nearly every call
         return (dim,)
     try:
-        many = [dim] if hasattr(dim, "__index__") else list(dim)
-        if not any(isinstance(d, (bool, np.bool_)) for d in many):
-            return tuple(operator.index(d) for d in many)
+        dims = list(dim)
     except TypeError:
-        pass
-    raise TypeError(f"dim is {dim!r}; it must be an int or a sequence of int")
+        dims = [dim]
+    return tuple([_integer("dim", d) for d in dims])
 
 
 def _one_dim(dim: Any, input: Tensor) -> int:
