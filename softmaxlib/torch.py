@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import softmaxlib as sml
-from softmaxlib import _core
+from softmaxlib import _core, _runtime
 from softmaxlib._arrays import as_number
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
 Dim: TypeAlias = int | Sequence[int]
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_CODES = {dtype: _core.dtypes[str(dtype).removeprefix("torch.")] for dtype in _FLOATS}
 _LARGE = 1 << 22  # bytes; below, malloc itself keeps what it gets back
 
 
@@ -758,10 +759,47 @@ def _activate_backward(
     result = _empty_like(y if input is None else input)
     getattr(sml, f"{function}_backward")(
         *(_array(tensor) for tensor in (grad, input, y) if tensor is not None),
-        dim[0] if len(dim) == 1 else tuple(dim),
+        tuple(dim),
         temperature=temperature,
         where=_array_or_none(where),
         out=_array(result),
+    )
+    return result
+
+
+def _activate_backward_unchecked(
+    function: str,
+    grad: Tensor,
+    input: Tensor | None,
+    y: Tensor,
+    dim: Sequence[int],
+    temperature: float,
+    where: Tensor | None,
+) -> Tensor:
+    """Do the same without its checks: the forward call has made them, and they take longer."""
+    if where is not None or len(dim) != 1 or y.ndim == 0:
+        return _activate_backward(function, grad, input, y, dim, temperature, where)
+    x, axis = y if input is None else input, dim[0] % y.ndim
+    result = _empty_like(x)
+    incoming, outcome = _array(grad), _array(y)
+    if function == "logsumexp":
+        incoming, outcome = incoming.squeeze(axis), outcome.squeeze(axis)
+    _core.backward(
+        _core.functions[function],
+        incoming,
+        _array(x),
+        outcome,
+        _array(result),
+        _CODES[grad.dtype],
+        _CODES[x.dtype],
+        _CODES[y.dtype],
+        _CODES[result.dtype],
+        (axis,),
+        temperature,
+        None,
+        None,
+        _runtime.current_isa(),
+        _runtime.get_num_threads(),
     )
     return result
 
@@ -799,7 +837,9 @@ def _(
     return torch.empty_like(y if input is None else input)
 
 
-_ACTIVATION_BACKWARD = _ways(_ActivationBackward, _activation_backward, _activate_backward)
+_ACTIVATION_BACKWARD = _ways(
+    _ActivationBackward, _activation_backward, _activate_backward_unchecked
+)
 _activation_backward.register_autograd(
     _ActivationBackward.backward, setup_context=_ActivationBackward.setup_context
 )
