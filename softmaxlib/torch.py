@@ -70,6 +70,8 @@ def softmax(
     ------
     TypeError, ValueError, IndexError
         If input is elsewhere or of another dtype; else as `softmaxlib.softmax`.
+    RuntimeError
+        If the tensors are not all on one device.
     """
     return _apply("softmax", input, dim, temperature, where)
 
@@ -203,7 +205,8 @@ def cross_entropy(
     TypeError, ValueError, IndexError
         If input is elsewhere or of another dtype; else as `softmaxlib.cross_entropy`.
     RuntimeError
-        If target or weight requires grad, or where the result is differentiated twice.
+        If target or weight requires grad, the tensors are not all on one device, or the result is
+        differentiated twice.
 
     Notes
     -----
@@ -253,6 +256,8 @@ def take_log_softmax(
     Notes
     -----
     For a loss take `cross_entropy`: its gradient keeps its accuracy where a probability is near 1.
+    The gradient of a selected element of probability 0 (-inf, or where is False) is 0, and counts
+    nowhere else: it is the gradient that `log_softmax` has.
     """
     _check(input, indices=indices, where=where)
     dim = _one_dim(dim, input)
@@ -272,7 +277,8 @@ class OrthogonalGradient(torch.optim.Optimizer):
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
-        Takes the step. Its parameters must be on the CPU, with dense floating gradients.
+        Takes the step. Its parameters must be on the CPU, with dense floating gradients. Sharded
+        ones (DTensor) are gathered, one at a time: all ranks must step.
     rescale : bool, default True
         Scale each projected gradient to the norm of the gradient.
 
@@ -368,8 +374,10 @@ class OrthogonalGradient(torch.optim.Optimizer):
         if not grad.is_cpu:
             raise ValueError(f"{name} is on {grad.device}; softmaxlib computes on CPU tensors only")
         _check_floating(name, grad)
-        array, weights = _array(grad), weights.detach().resolve_neg()
-        sml.orthogonal_gradient(array, _array(weights), rescale=self.rescale, out=array)
+        array, weights = _array(name, grad), weights.detach().resolve_neg()
+        sml.orthogonal_gradient(
+            array, _array("the parameter", weights), rescale=self.rescale, out=array
+        )
         torch.autograd.graph.increment_version(grad)
 
 
@@ -495,6 +503,9 @@ def _number(name: str, value: Any) -> float:
 _TYPES = {
     torch.bool: "|b1",
     torch.uint8: "|u1",
+    torch.uint16: "<u2",
+    torch.uint32: "<u4",
+    torch.uint64: "<u8",
     torch.int8: "|i1",
     torch.int16: "<i2",
     torch.int32: "<i4",
@@ -503,6 +514,8 @@ _TYPES = {
     torch.bfloat16: "<i2",
     torch.float32: "<f4",
     torch.float64: "<f8",
+    torch.complex64: "<c8",  # nothing takes them: softmaxlib's functions say so
+    torch.complex128: "<c16",
 }
 
 
@@ -516,15 +529,15 @@ class _Memory:
         self.tensor, self.__array_interface__ = tensor, interface
 
 
-def _array(tensor: Tensor) -> NDArray[Any]:
+def _array(name: str, tensor: Tensor) -> NDArray[Any]:
     """Return the tensor's memory as an array."""
     typestr = _TYPES.get(tensor.dtype)
     if typestr is None:
-        raise TypeError(f"a tensor of dtype {tensor.dtype} cannot be read")
+        raise TypeError(f"{name} has dtype {tensor.dtype}, which softmaxlib cannot read")
     address, strides = tensor.data_ptr(), None
     if not address and tensor.numel():
         raise RuntimeError(
-            f"a tensor of shape {tuple(tensor.shape)} has no memory: its storage is of size 0"
+            f"{name} of shape {tuple(tensor.shape)} has no memory: its storage has size 0"
         )
     if not tensor.is_contiguous():
         size = tensor.element_size()
@@ -544,8 +557,8 @@ def _array(tensor: Tensor) -> NDArray[Any]:
     return array.view(ml_dtypes.bfloat16)
 
 
-def _array_or_none(tensor: Tensor | None) -> NDArray[Any] | None:
-    return None if tensor is None else _array(tensor)
+def _array_or_none(name: str, tensor: Tensor | None) -> NDArray[Any] | None:
+    return None if tensor is None else _array(name, tensor)
 
 
 def _empty_like(x: Tensor) -> Tensor:
@@ -568,10 +581,11 @@ def _empty_like(x: Tensor) -> Tensor:
 _are_transforms_active = torch._C._are_functorch_transforms_active
 _dispatch_keys = torch._C._dispatch_keys
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_plain_tensors = [torch.empty(0, device="cpu")]
 with torch.inference_mode():
-    _inference_tensor = torch.empty(0)
+    _plain_tensors.append(torch.empty(0, device="cpu"))
 # Those of dense tensors in CPU memory: not conjugate or negative, and not wrapped by a transform.
-_PLAIN_KEYS = frozenset(_dispatch_keys(t).raw_repr() for t in (torch.empty(0), _inference_tensor))
+_PLAIN_KEYS = frozenset(_dispatch_keys(t).raw_repr() for t in _plain_tensors)
 
 
 class _Ways(NamedTuple):
@@ -678,11 +692,11 @@ def _activate(
     reduces = function == "logsumexp"
     y = _reduced(input, dim) if reduces else _empty_like(input)
     getattr(sml, function)(
-        _array(input),
+        _array("input", input),
         dim[0] if len(dim) == 1 else tuple(dim),  # the faster call
         temperature=temperature,
-        where=_array_or_none(where),
-        out=_array(y),
+        where=_array_or_none("where", where),
+        out=_array("y", y),
         **{"keepdims": True} if reduces else {},
     )
     return y
@@ -757,12 +771,13 @@ def _activate_backward(
     where: Tensor | None,
 ) -> Tensor:
     result = _empty_like(y if input is None else input)
+    tensors = (("grad", grad), ("input", input), ("y", y))
     getattr(sml, f"{function}_backward")(
-        *(_array(tensor) for tensor in (grad, input, y) if tensor is not None),
+        *(_array(name, tensor) for name, tensor in tensors if tensor is not None),
         tuple(dim),
         temperature=temperature,
-        where=_array_or_none(where),
-        out=_array(result),
+        where=_array_or_none("where", where),
+        out=_array("result", result),
     )
     return result
 
@@ -781,15 +796,15 @@ def _activate_backward_unchecked(
         return _activate_backward(function, grad, input, y, dim, temperature, where)
     x, axis = y if input is None else input, dim[0] % y.ndim
     result = _empty_like(x)
-    incoming, outcome = _array(grad), _array(y)
+    incoming, outcome = _array("grad", grad), _array("y", y)
     if function == "logsumexp":
         incoming, outcome = incoming.squeeze(axis), outcome.squeeze(axis)
     _core.backward(
         _core.functions[function],
         incoming,
-        _array(x),
+        _array("x", x),
         outcome,
-        _array(result),
+        _array("result", result),
         _CODES[grad.dtype],
         _CODES[x.dtype],
         _CODES[y.dtype],
@@ -893,7 +908,7 @@ class _Take(torch.autograd.Function):
         grad = grad.masked_fill(selected == -torch.inf, 0)
         of_sums = grad_sums - grad.sum(ctx.dim, keepdim=True)
         args = ("logsumexp", of_sums, x, sums, (ctx.dim,), ctx.temperature, where)
-        places = (indices % x.shape[ctx.dim]).to(torch.int64).expand(grad.shape)
+        places = (indices.to(torch.int64) % x.shape[ctx.dim]).expand(grad.shape)
         grad_x = _run(_ACTIVATION_BACKWARD, *args)
         grad_x = grad_x.scatter_add(ctx.dim, places, grad / ctx.temperature)
         undefined = sums.isinf()  # the log-probabilities are NaN
@@ -918,15 +933,15 @@ def _take_selected(
 ) -> tuple[Tensor, Tensor]:
     selected, sums = _taken(input, indices, dim)
     _, found = sml.take_log_softmax(
-        _array(input),
-        _array(indices),
+        _array("input", input),
+        _array("indices", indices),
         dim,
         return_logsumexp=True,
         temperature=temperature,
-        where=_array_or_none(where),
-        out=_array(selected),
+        where=_array_or_none("where", where),
+        out=_array("selected", selected),
     )
-    _array(sums).squeeze(dim)[...] = found
+    _array("sums", sums).squeeze(dim)[...] = found
     return selected, sums
 
 
@@ -1055,19 +1070,19 @@ def _compute_cross_entropy(
     loss = _losses(input, dim, reduction)
     grad = _empty_like(input) if with_grad else input.new_empty(0)
     sml.cross_entropy(
-        _array(input),
-        _array(target),
+        _array("input", input),
+        _array("target", target),
         axis=dim,
         activation=activation,
         label_smoothing=label_smoothing,
-        weight=_array_or_none(weight),
+        weight=_array_or_none("weight", weight),
         ignore_index=ignore_index,
         reduction=reduction,
         temperature=temperature,
-        where=_array_or_none(where),
+        where=_array_or_none("where", where),
         return_grad=with_grad,
-        out=_array(loss),
-        grad_out=_array(grad) if with_grad else None,
+        out=_array("loss", loss),
+        grad_out=_array("grad", grad) if with_grad else None,
     )
     return loss, grad
 

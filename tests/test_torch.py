@@ -20,7 +20,15 @@ F = torch.nn.functional
 FUNCTIONS = ("softmax", "log_softmax", "logsumexp", "stablemax", "log_stablemax")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPERATORS = torch.ops.softmaxlib_torch
-DIMS = (((5,), 0), ((3, 4), -1), ((3, 4), 0), ((2, 3, 4), 1), ((2, 3, 4), (0, 2)), ((), 0))
+DIMS = (
+    ((5,), 0),
+    ((3,), ()),
+    ((3, 4), -1),
+    ((3, 4), 0),
+    ((2, 3, 4), 1),
+    ((2, 3, 4), (0, 2)),
+    ((), 0),
+)
 
 of_functions = pytest.mark.parametrize("name", FUNCTIONS)
 of_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -659,6 +667,25 @@ def test_arrays_for_tensors():
                     getattr(st, name)(**{**tensors, side: value})
     with pytest.raises(TypeError, match="from_numpy shares its memory, and softmaxlib itself"):
         st.softmax(x.numpy())
+
+
+def test_dtypes_of_side_tensors():
+    """Every integer is a class; what cannot be one is named."""
+    x, places = torch.randn(3, 4, requires_grad=True), torch.tensor([0, 1, 2])
+    signed = (torch.int8, torch.int16, torch.int32, torch.int64)
+    for dtype in (*signed, torch.uint8, torch.uint16, torch.uint32, torch.uint64):
+        for function in st.cross_entropy, st.take_log_softmax:
+            got, want = (function(x, p).sum() for p in (places.to(dtype), places))
+            assert torch.equal(got, want) and torch.equal(gradient(got, x), gradient(want, x))
+    for dtype in (torch.complex64, torch.float8_e4m3fn):
+        for side, call in (
+            ("target", lambda t: st.cross_entropy(x, t)),
+            ("weight", lambda t: st.cross_entropy(x, places, t[0])),
+            ("where", lambda t: st.softmax(x, where=t)),
+            ("indices", lambda t: st.take_log_softmax(x, t)),
+        ):
+            with pytest.raises(TypeError, match=f"{side} has dtype "):
+                call(torch.ones(3, 4).to(dtype))
 
 
 def test_without_torch():

@@ -286,3 +286,17 @@ def test_no_gradient_is_computed_where_none_is_needed(monkeypatch):
     with torch.no_grad():
         func.vmap(st.cross_entropy)(x, target)
     assert wanted == [False, True, False]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:Error detected in:UserWarning")
+def test_transforms_inside_of_compiled_functions():
+    """Operators know vmap alone; all else is an error, and no gradient that is silently lost."""
+    compiled = functools.partial(torch.compile, fullgraph=True, backend="aot_eager")
+    x, target = random(3, 4), torch.tensor([0, 1, 2])
+    mapped = func.vmap(st.cross_entropy)
+    assert torch.equal(compiled(mapped)(x, target), mapped(x, target))
+    with pytest.raises(Exception, match="must override the setup_context"):
+        compiled(func.grad(squared(st.softmax)))(x)
+    with pytest.raises(Exception, match="under vmap, which hides that input requires it"):
+        compiled(mapped)(x.requires_grad_(), target)
