@@ -1,6 +1,6 @@
 """What a small call from PyTorch takes, next to torch's own function: overhead, not arithmetic.
 
-    pip install -e '.[torch,bench]' && python bench/torch_calls.py [--elements 10] [--rounds 300]
+    pip install -e '.[torch,bench]' && python bench/torch_calls.py [--elements 10] [--rounds 1000]
 
 Microseconds of one vector of float32, on one thread. Every round times each call of a row in turn;
 of the rounds the least counts, which is what a call takes when nothing else runs.
@@ -23,7 +23,7 @@ import softmaxlib.torch as st
 Call = Callable[[], torch.Tensor]
 Function = Callable[[torch.Tensor], torch.Tensor]
 
-CALLS = 50  # of each in a round
+SAMPLE_NS = 5e5  # of each call in a round: shorter than what a busy machine gives at a time
 
 
 def pairs(elements: int) -> dict[str, tuple[Function, Function]]:
@@ -56,20 +56,25 @@ def ways(function: Function, x: torch.Tensor) -> tuple[Call, Call]:
 
 def least(calls: list[Call], rounds: int) -> list[float]:
     """Return microseconds per call."""
-    best = [float("inf")] * len(calls)
+    best = [time_of(call, 1) for call in calls]
     for _ in range(rounds):
         for i, call in enumerate(calls):
-            begin = time.perf_counter_ns()
-            for _ in range(CALLS):
-                call()
-            best[i] = min(best[i], (time.perf_counter_ns() - begin) / CALLS / 1e3)
-    return best
+            best[i] = min(best[i], time_of(call, max(1, round(SAMPLE_NS / best[i]))))
+    return [ns / 1e3 for ns in best]
+
+
+def time_of(call: Call, repeats: int) -> float:
+    """Return nanoseconds per call."""
+    begin = time.perf_counter_ns()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter_ns() - begin) / repeats
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--elements", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=1000)
     args = parser.parse_args()
     torch.set_num_threads(1)
     x = torch.randn(args.elements)

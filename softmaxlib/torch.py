@@ -899,18 +899,25 @@ class _Take(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, indices, ctx.dim, ctx.temperature, where = inputs
+        ctx.set_materialize_grads(False)  # no zeros for the sums, which few differentiate
         ctx.save_for_backward(x, indices, *output, where)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor, grad_sums: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor | None, grad_sums: Tensor | None) -> tuple[Any, ...]:
         x, indices, selected, sums, where = ctx.saved_tensors
+        if grad is None:
+            grad = torch.zeros_like(selected)
         # As log_softmax_backward has it: what comes in where a probability is 0 counts nowhere.
         grad = grad.masked_fill(selected == -torch.inf, 0)
-        of_sums = grad_sums - grad.sum(ctx.dim, keepdim=True)
+        of_sums = -grad.sum(ctx.dim, keepdim=True)
+        if grad_sums is not None:
+            of_sums = of_sums + grad_sums
         args = ("logsumexp", of_sums, x, sums, (ctx.dim,), ctx.temperature, where)
         places = (indices.to(torch.int64) % x.shape[ctx.dim]).expand(grad.shape)
         grad_x = _run(_ACTIVATION_BACKWARD, *args)
-        grad_x = grad_x.scatter_add(ctx.dim, places, grad / ctx.temperature)
+        if ctx.temperature != 1:
+            grad = grad / ctx.temperature
+        grad_x = grad_x.scatter_add(ctx.dim, places, grad)
         undefined = sums.isinf()  # the log-probabilities are NaN
         if where is not None:
             undefined = undefined & where
