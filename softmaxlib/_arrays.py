@@ -59,6 +59,15 @@ def as_array(name: str, value: Any, *, has_where: bool = False) -> Array:
             else f"pass {name}.filled(...) with what its masked elements stand for"
         )
         raise TypeError(f"{name} is a masked array, and its mask would be lost: {instead}")
+    torch = sys.modules.get("torch")
+    if isinstance(value, getattr(torch, "Tensor", ())):
+        assert torch is not None
+        value = _plain_tensor(name, value)
+        if type(value) in (torch.Tensor, torch.nn.Parameter):  # others' memory need not be theirs
+            try:  # Tensor.numpy would forbid for ever that the tensor's storage is resized
+                return np.asarray(np.from_dlpack(value))
+            except Exception:
+                pass  # bfloat16, or bool in an old NumPy
     try:
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
             return np.asarray(np.from_dlpack(value))
@@ -72,6 +81,28 @@ def as_array(name: str, value: Any, *, has_where: bool = False) -> Array:
             raise TypeError(
                 f"{name} ({type(value).__name__}) cannot be read as an array in CPU memory: {error}"
             ) from error
+
+
+def _plain_tensor(name: str, tensor: Any) -> Any:
+    """Return torch's tensor as one whose memory holds its elements, or say what to pass instead."""
+    if tensor.requires_grad:
+        raise TypeError(
+            f"{name} is a torch.Tensor that requires grad, and an array has no gradient: "
+            f"use the functions of softmaxlib.torch, or pass {name}.detach()"
+        )
+    if tensor.device.type != "cpu":
+        raise TypeError(
+            f"{name} is a torch.Tensor on {tensor.device}; it must be in CPU memory"
+            + ("" if tensor.is_meta else f": pass {name}.cpu()")
+        )
+    if tensor.is_nested:
+        raise TypeError(f"{name} is a nested torch.Tensor; it must be dense")
+    if str(tensor.layout) != "torch.strided":
+        raise TypeError(
+            f"{name} is a torch.Tensor of layout {tensor.layout}; it must be dense: "
+            f"pass {name}.to_dense()"
+        )
+    return tensor.resolve_conj().resolve_neg()
 
 
 def _bfloat16_tensor(value: Any) -> Array:

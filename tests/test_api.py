@@ -291,6 +291,48 @@ def test_torch_tensors():
     assert_same_bits(sml.softmax(torch.from_numpy(x)), sml.softmax(x))
     half = torch.from_numpy(x).to(torch.bfloat16)
     assert sml.softmax(half).dtype == BF16
+    signs = torch.from_numpy(x * np.complex64(1j)).conj().imag
+    assert signs.is_neg()
+    assert_same_bits(sml.softmax(signs), sml.softmax(-x))
+
+
+def test_torch_tensors_that_are_no_arrays():
+    """A sentence that says what to pass instead, from every function and for every parameter."""
+    torch = pytest.importorskip("torch")
+    x, one = logits(3, 4), np.ones((3, 1))
+    places, where = np.arange(3), np.ones((3, 4), bool)
+    arguments = {
+        **{f: {"x": x, "temperature": one, "bias": x, "where": where} for f in FUNCTIONS},
+        **{f"{f}_backward": {"grad": x, "y": x} for f in ("softmax", "stablemax")},
+        **{f"log_{f}_backward": {"grad": x, "log_y": x} for f in ("softmax", "stablemax")},
+        "logsumexp_backward": {"grad": x[:, 0], "x": x, "y": x[:, 0]},
+        "cross_entropy": {"logits": x, "target": places, "weight": x[0] * 0 + 1, "where": where},
+        "take_log_softmax": {"x": x, "indices": places, "temperature": one, "where": where},
+        "sample": {"logits": x, "temperature": one},
+        "topk_softmax": {"x": x},
+        "orthogonal_gradient": {"grad": x, "weights": x},
+    }
+    others = {
+        "sample": {"rng": np.random.default_rng(0)},
+        "topk_softmax": {"k": 2},
+        "stablemax_backward": {"x": x},
+        "log_stablemax_backward": {"x": x},
+    }
+    for name, arrays in arguments.items():
+        function = getattr(sml, name)
+        function(**arrays, **others.get(name, {}))
+        for side, array in arrays.items():
+            tensor = torch.from_numpy(array)
+            unreadable = {
+                f"{side} is a torch.Tensor on meta; it must be in CPU memory": tensor.to("meta"),
+                f"layout torch.sparse_coo; it must be dense: pass {side}.to_d": tensor.to_sparse(),
+            }
+            if tensor.is_floating_point():
+                message = f"{side} .* requires grad, .* softmaxlib.torch, or pass {side}.detach"
+                unreadable[message] = tensor.clone().requires_grad_()
+            for message, value in unreadable.items():
+                with pytest.raises(TypeError, match=message):
+                    function(**{**arrays, side: value}, **others.get(name, {}))
 
 
 @EVERY

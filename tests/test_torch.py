@@ -4,6 +4,8 @@ import copy
 import itertools
 import math
 import pickle
+import subprocess
+import sys
 
 import ml_dtypes
 import numpy as np
@@ -18,7 +20,15 @@ F = torch.nn.functional
 FUNCTIONS = ("softmax", "log_softmax", "logsumexp", "stablemax", "log_stablemax")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OPERATORS = torch.ops.softmaxlib_torch
-DIMS = (((5,), 0), ((3, 4), -1), ((3, 4), 0), ((2, 3, 4), 1), ((2, 3, 4), (0, 2)), ((), 0))
+DIMS = (
+    ((5,), 0),
+    ((3,), ()),
+    ((3, 4), -1),
+    ((3, 4), 0),
+    ((2, 3, 4), 1),
+    ((2, 3, 4), (0, 2)),
+    ((), 0),
+)
 
 of_functions = pytest.mark.parametrize("name", FUNCTIONS)
 of_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -89,24 +99,23 @@ def test_shapes_at_the_edge(name):
 def test_memory_is_shared(dtype, monkeypatch):
     calls = []
 
-    def spy(name):
-        function = getattr(sml, name)
+    def spy(module, name, arrays_of):
+        function = getattr(module, name)
 
-        def call(*arrays, out, **options):
-            given = [a.__array_interface__ for a in arrays if isinstance(a, np.ndarray)]
-            calls.append((given, out.__array_interface__))
-            return function(*arrays, out=out, **options)
+        def call(*arguments, **options):
+            calls.append([a.__array_interface__ for a in arrays_of(*arguments, **options)])
+            return function(*arguments, **options)
 
-        monkeypatch.setattr(sml, name, call)
+        monkeypatch.setattr(module, name, call)
 
     x = torch.randn(60, 40).to(dtype)[:, ::2].T.requires_grad_()
     seen = x.detach()
-    spy("softmax")
-    spy("softmax_backward")
+    spy(sml, "softmax", lambda x, dim, *, out, **options: (x, out))
+    spy(sml._core, "backward", lambda function, grad, x, y, out, *options: (grad, x, y, out))
     y = st.softmax(x, 0)
     upstream = torch.rand(20, 60).to(dtype)
     (grad,) = torch.autograd.grad(y, x, upstream)
-    (forward, forward_out), (backward, backward_out) = calls
+    forward, backward = calls
 
     def at(interface, tensor):
         if interface["strides"] is not None:
@@ -114,8 +123,9 @@ def test_memory_is_shared(dtype, monkeypatch):
             assert interface["strides"] == bytes_of_strides
         return interface["data"][0] == tensor.data_ptr()
 
-    assert at(forward[0], seen) and at(forward_out, y)
-    assert at(backward[0], upstream) and at(backward[1], y) and at(backward_out, grad)
+    assert len(forward) == 2 and len(backward) == 4
+    for interface, tensor in zip(forward + backward, (seen, y, upstream, y, y, grad), strict=True):
+        assert at(interface, tensor)
 
 
 def test_negative_bit():
@@ -234,6 +244,53 @@ def test_take_log_softmax_derivatives():
 
             assert torch.autograd.gradcheck(function, x)
             assert torch.autograd.gradgradcheck(function, x)
+
+
+@pytest.mark.parametrize("mask", [None, (True, True, False, True), (False,) * 4], ids=str)
+def test_selected_elements_of_probability_zero(mask):
+    """Their gradient is 0, and counts nowhere else: that of log_softmax, for rows of all kinds."""
+    inf, nan = math.inf, math.nan
+    rows = torch.tensor(
+        [
+            [1, 2, 3, 4],
+            [-inf, 1, 2, 0],
+            [-inf] * 4,
+            [nan, 1, 2, 3],
+            [inf, 1, 2, 3],
+            [-3e38, 3e38, 0, 1],
+        ]
+    )
+    where = None if mask is None else torch.tensor(mask)
+    for i in range(4):
+        indices = torch.full((6,), i)
+        found = []
+        for call in (
+            lambda x, indices: st.take_log_softmax(x, indices, where=where),
+            lambda x, indices: st.log_softmax(x, where=where).gather(1, indices[:, None])[:, 0],
+        ):
+            x = rows.clone().requires_grad_()
+            found.append(gradient(call(x, indices).double() @ torch.arange(1.0, 7).double(), x))
+        torch.testing.assert_close(*found, equal_nan=True)
+        absent = torch.isneginf(rows[1]) if mask is None else ~where | torch.isneginf(rows[1])
+        if absent[i]:
+            assert (found[0][1] == 0).all()
+
+
+def test_second_derivative_of_an_element_of_probability_zero():
+    x = torch.tensor([[-math.inf, 1.0, 2.0, 0.5], [0.0, 1.0, 2.0, 0.5]], dtype=torch.float64)
+    where = torch.tensor([[True] * 4, [True, False, True, True]])
+    indices = torch.tensor([[0, 2], [1, 2]])
+    found = []
+    for call in (
+        lambda x: st.take_log_softmax(x, indices, where=where),
+        lambda x: st.log_softmax(x, where=where).gather(1, indices),
+    ):
+        z = x.clone().requires_grad_()
+        upstream = torch.ones(2, 2, dtype=torch.float64, requires_grad=True)
+        (grad,) = torch.autograd.grad(call(z), z, upstream, create_graph=True)
+        found.append((grad, *torch.autograd.grad(grad.square().sum(), (z, upstream))))
+    torch.testing.assert_close(*found)
+    assert (found[0][2][:, 0] == 0).all() and (found[0][2][:, 1] != 0).all()
 
 
 # ---- Cross-entropy
@@ -463,17 +520,67 @@ def test_vmap(name):
 
 @in_torch_deprecated
 def test_no_forward_mode():
-    """Not a tangent that is silently lost; nor torch.func.grad, which torch itself refuses."""
-    x = torch.randn(3, 4)
+    """Not a tangent that is silently lost, of any argument."""
+    x, target = torch.randn(3, 4), torch.tensor([0, 1, 2])
     with pytest.raises(NotImplementedError, match="forward-mode"):
         torch.func.jvp(st.softmax, (x,), (x,))
-    with (
-        torch.autograd.forward_ad.dual_level(),
-        pytest.raises(NotImplementedError, match="forward-mode"),
-    ):
-        st.cross_entropy(torch.autograd.forward_ad.make_dual(x, x), torch.tensor([0, 1, 2]))
-    with pytest.raises(RuntimeError):
-        torch.func.grad(lambda x: st.softmax(x).square().sum())(x)
+    with pytest.raises(NotImplementedError, match="forward-mode"):
+        torch.func.jacfwd(st.logsumexp)(x)
+    with torch.autograd.forward_ad.dual_level():
+        dual, weight = (torch.autograd.forward_ad.make_dual(t, t) for t in (x, torch.ones(4)))
+        for name, call in (
+            ("input", lambda: st.cross_entropy(dual, target)),
+            ("weight", lambda: st.cross_entropy(x, target, weight)),
+            ("target", lambda: st.cross_entropy(x, dual)),
+            ("input", lambda: st.take_log_softmax(dual, target)),
+        ):
+            with pytest.raises(NotImplementedError, match=f"{name}: forward-mode"):
+                call()
+        with pytest.raises(RuntimeError):
+            torch.func.vmap(st.softmax)(dual)
+
+
+def test_operators_are_seen_by_who_looks_on():
+    """The profiler and modes: only where nobody does, a kernel is called without its operator."""
+    x, target = torch.randn(3, 4, requires_grad=True), torch.tensor([0, 1, 2])
+    seen = []
+
+    class Watching(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    def call():
+        (st.softmax(x).sum() + st.take_log_softmax(x, target).sum()).backward()
+        st.cross_entropy(x, target).backward()
+
+    with Watching():
+        call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    for names in set(seen), {event.name for event in profile.events()}:
+        assert {name for name in names if name.startswith("softmaxlib_torch::")} == {
+            f"softmaxlib_torch::{name}"
+            for name in ("activation", "activation_backward", "take_log_softmax", "cross_entropy")
+        }
+
+
+@in_torch_deprecated
+def test_tracing_records_the_operator():
+    x = torch.randn(3, 4)
+    traced = torch.jit.trace(lambda x: st.softmax(x, -1), (x,))
+    assert torch.equal(traced(2 * x), st.softmax(2 * x))
+
+
+def test_large_results_are_no_views():
+    """Those in memory that is kept: a view from an autograd.Function refuses what is in place."""
+    x = torch.randn(1100, 1000, requires_grad=True)
+    y = st.softmax(x)
+    y.mul_(2)
+    y = st.softmax(x.exp())
+    y.sum().backward()
+    x.grad.mul_(2)
+    assert y.nbytes > 1 << 22 and not y._is_view()
 
 
 # ---- Errors
@@ -499,6 +606,98 @@ def test_errors_of_input():
         st.softmax(torch.ones(3), where=torch.ones(3))
     with pytest.raises(TypeError, match="input has layout torch.sparse_coo; it must be dense"):
         st.softmax(torch.eye(3).to_sparse())
+
+
+def test_dims_of_numpy():
+    x, target = torch.randn(3, 3), torch.tensor([0, 1, 2])
+    functions = [getattr(st, name) for name in FUNCTIONS]
+    for call in (
+        *functions,
+        lambda x, dim: st.take_log_softmax(x, target, dim),
+        lambda x, dim: st.cross_entropy(x, target, dim=dim),
+    ):
+        for dim in (np.int64(0), np.int32(-2), torch.tensor(0)):
+            assert torch.equal(call(x, dim), call(x, 0))
+        for dim in (True, np.True_, 1.0, "0", np.float64(1)):
+            with pytest.raises(TypeError, match="dim is .*; it must be an int"):
+                call(x, dim)
+    for function in functions:
+        for dims in (np.array([0, 1]), [np.int64(0), 1], range(2)):
+            assert torch.equal(function(x, dims), function(x, (0, 1)))
+        with pytest.raises(TypeError, match="dim is True; it must be an int"):
+            function(x, (0, True))
+
+
+def test_numbers_of_numpy():
+    x, target = torch.randn(3, 3), torch.tensor([0, 1, 2])
+    for name in FUNCTIONS:
+        function = getattr(st, name)
+        assert torch.equal(function(x, temperature=np.float32(0.5)), function(x, temperature=0.5))
+    got = st.cross_entropy(
+        x, target, ignore_index=np.int64(1), label_smoothing=np.float32(0.5), temperature=2
+    )
+    assert torch.equal(
+        got, st.cross_entropy(x, target, ignore_index=1, label_smoothing=0.5, temperature=2.0)
+    )
+    for name, bad in (
+        ("label_smoothing", torch.tensor(0.1)),
+        ("label_smoothing", "much"),
+        ("temperature", np.array([1.0, 2.0])),
+        ("temperature", True),
+        ("ignore_index", 1.5),
+        ("ignore_index", True),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} .*must be a"):
+            st.cross_entropy(x, target, **{name: bad})
+
+
+def test_arrays_for_tensors():
+    """The same sentence for every argument of every function."""
+    x, target = torch.randn(3, 4), torch.tensor([0, 1, 2])
+    where, weight = torch.ones(3, 4) > 0, torch.ones(4)
+    arguments = {
+        **{name: {"input": x, "where": where} for name in FUNCTIONS},
+        "take_log_softmax": {"input": x, "indices": target, "where": where},
+        "cross_entropy": {"input": x, "target": target, "weight": weight, "where": where},
+    }
+    for name, tensors in arguments.items():
+        for side, tensor in tensors.items():
+            for value, kind in ((tensor.numpy(), "numpy.ndarray"), (tensor.tolist(), "list")):
+                with pytest.raises(TypeError, match=f"^{side} is a {kind}; it must be a torch.Te"):
+                    getattr(st, name)(**{**tensors, side: value})
+    with pytest.raises(TypeError, match="from_numpy shares its memory, and softmaxlib itself"):
+        st.softmax(x.numpy())
+
+
+def test_dtypes_of_side_tensors():
+    """Every integer is a class; what cannot be one is named."""
+    x, places = torch.randn(3, 4, requires_grad=True), torch.tensor([0, 1, 2])
+    signed = (torch.int8, torch.int16, torch.int32, torch.int64)
+    for dtype in (*signed, torch.uint8, torch.uint16, torch.uint32, torch.uint64):
+        for function in st.cross_entropy, st.take_log_softmax:
+            got, want = (function(x, p).sum() for p in (places.to(dtype), places))
+            assert torch.equal(got, want) and torch.equal(gradient(got, x), gradient(want, x))
+    for dtype in (torch.complex64, torch.float8_e4m3fn):
+        for side, call in (
+            ("target", lambda t: st.cross_entropy(x, t)),
+            ("weight", lambda t: st.cross_entropy(x, places, t[0])),
+            ("where", lambda t: st.softmax(x, where=t)),
+            ("indices", lambda t: st.take_log_softmax(x, t)),
+        ):
+            with pytest.raises(TypeError, match=f"{side} has dtype "):
+                call(torch.ones(3, 4).to(dtype))
+
+
+def test_without_torch():
+    """One sentence that says what to do, and nothing of what failed on the way."""
+    code = "import sys; sys.modules['torch'] = None; import softmaxlib; import softmaxlib.torch"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    *_, last = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert last == (
+        "ImportError: softmaxlib.torch needs torch: pip install torch, "
+        "or pip install '.[torch]' in a clone of softmaxlib"
+    )
 
 
 def test_errors_of_targets():
@@ -597,6 +796,48 @@ def test_it_is_the_optimizer():
     for twin in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
         assert twin.rescale and twin.param_groups[0]["lr"] == 0.25
     assert repr(optimizer).startswith("OrthogonalGradient(AdamW")
+
+
+def test_attributes_that_are_set_reach_the_optimizer():
+    linear = layer()
+    inner = torch.optim.SGD(linear.parameters(), lr=0.5, momentum=0.9)
+    optimizer = st.OrthogonalGradient(inner)
+    for name, value in (
+        ("state", {linear.weight: {"momentum_buffer": torch.ones(3, 4)}}),
+        ("param_groups", copy.copy(inner.param_groups[:])),
+        ("defaults", {"lr": 0.25}),
+        ("of_its_own", 3),
+    ):
+        setattr(optimizer, name, value)
+        assert getattr(inner, name) is value and getattr(optimizer, name) is value
+    other = torch.optim.SGD(linear.parameters(), lr=0.125)
+    optimizer.optimizer, optimizer.rescale = other, False
+    assert optimizer.param_groups is other.param_groups and not hasattr(other, "rescale")
+    assert "of_its_own" in vars(inner) and not hasattr(optimizer, "of_its_own")
+
+
+def test_schedulers_wrap_the_step_of_the_wrapper():
+    """They set optimizer.step, which must not become the wrapped optimizer's."""
+    linear = layer()
+    inner = torch.optim.SGD(linear.parameters(), lr=0.5)
+    optimizer = st.OrthogonalGradient(inner)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    optimizer.step()
+    scheduler.step()
+    for p in linear.parameters():
+        before = p.detach() + 0.5 * p.grad
+        assert abs(torch.cosine_similarity(p.grad.flatten(), before.flatten(), dim=0)) < 1e-5
+
+
+def test_gradient_with_the_negative_bit():
+    """A view of memory of the other sign: read as it is, not as it lies there."""
+    z = torch.randn(5, dtype=torch.complex64)
+    weights = torch.nn.Parameter(z.conj().imag)
+    weights.grad = torch.randn(5, dtype=torch.complex64).conj().imag
+    assert weights.is_neg() and weights.grad.is_neg()
+    want = sml.orthogonal_gradient((weights.grad + 0).numpy(), (weights.detach() + 0).numpy())
+    st.OrthogonalGradient(torch.optim.SGD([weights], lr=0.1)).step()
+    same_bits((weights.grad + 0).numpy(), want)
 
 
 def test_grad_scaler():
