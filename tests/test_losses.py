@@ -689,7 +689,7 @@ def test_shapes_and_dtypes():
         ((np.ones((3, 4)), [True, False, True]), {}, TypeError, "target has dtype bool"),
         ((np.ones((3, 4)), ["a", "b", "c"]), {}, TypeError, "target has dtype"),
         ((np.ones((3, 4), complex), [0, 1, 2]), {}, TypeError, "logits has dtype complex128"),
-        ((np.ones((3, 0)), [0, 0, 0]), {}, ValueError, "left out or ignore_index -100, as axis"),
+        ((np.ones((3, 0)), [0, 0, 0]), {}, ValueError, "left out, or ignore_index -100, as axis"),
         ((1.0, 0), {}, ValueError, "logits must have at least one dimension"),
         ((np.ones(4), 0), {"axis": 1}, Exception, "axis 1"),
         ((np.ones(4), 0), {"axis": None}, TypeError, "axis"),
