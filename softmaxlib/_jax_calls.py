@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
-import platform
-import shlex
 import subprocess
-import tempfile
 import threading
 import warnings
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, cast
 
 import jax
-import jaxlib
 import numpy as np
 
-from softmaxlib import _api, _core, _gradients, _runtime
+from softmaxlib import _api, _core, _gradients, _jax_build, _runtime
 from softmaxlib import _losses as _losses_of_numpy
-from softmaxlib._embedding import get_include, get_library_dir
 
 Shape: TypeAlias = tuple[int, ...]
 
 TARGETS = ("forward", "backward", "losses", "losses_and_gradient", "take")
 _ABSENT = np.zeros(0, np.bool_)  # an operand that is not given
-_SECONDS = 300  # for the compiler
 
 _lock = threading.Lock()
 
@@ -77,7 +69,7 @@ def _backend() -> str:
     if forced == "callback":
         return forced
     try:
-        _register(_built())
+        _register(_jax_build.load())
     except Exception as error:  # of the compiler, the file system, the linker or JAX
         if forced:
             raise RuntimeError(f"SOFTMAXLIB_JAX=ffi, but {_reason(error)}") from error
@@ -97,41 +89,7 @@ def _reason(error: Exception) -> str:
     return message
 
 
-def _built() -> Path:
-    """Return the compiled custom calls, from the user's cache if they are there."""
-    source = Path(__file__).with_name("_jax_ffi.cpp")
-    header = Path(get_include(), "softmaxlib", "softmaxlib.h")
-    # XLA's header names members after their types, which g++ only permits.
-    options = ["-std=c++17", "-O2", "-fPIC", "-shared", "-fpermissive", "-w"]
-    versions = (_core.version(), jaxlib.__version__, platform.machine(), *options)
-    key = hashlib.sha256(source.read_bytes() + header.read_bytes() + repr(versions).encode())
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "softmaxlib")
-    library = cache / f"jax-{jaxlib.__version__}-{key.hexdigest()[:20]}.so"
-    if not library.exists():
-        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache) as directory:
-            built = Path(directory, library.name)
-            subprocess.run(
-                [
-                    *(shlex.split(os.environ.get("CXX", "")) or ["c++"]),
-                    *options,
-                    f"-isystem{jax.ffi.include_dir()}",
-                    f"-I{get_include()}",
-                    *("-o", str(built), str(source), f"-L{get_library_dir()}", "-lsoftmaxlib"),
-                ],
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=_SECONDS,
-            )
-            built.replace(library)  # whole or not at all, for other processes
-    return library
-
-
-def _register(library: Path) -> None:
-    # Found by its name when the next is loaded, which therefore keeps no path of an installation.
-    ctypes.CDLL(str(Path(get_library_dir(), "libsoftmaxlib.so")))
-    handlers = ctypes.CDLL(str(library))
+def _register(handlers: ctypes.CDLL) -> None:
     for target in TARGETS:
         name = f"softmaxlib_jax_{target}"
         jax.ffi.register_ffi_target(
