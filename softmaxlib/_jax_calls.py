@@ -16,6 +16,11 @@ import numpy as np
 from softmaxlib import _api, _core, _gradients, _jax_build, _runtime
 from softmaxlib import _losses as _losses_of_numpy
 
+try:
+    from jax.experimental.buffer_callback import buffer_callback
+except ImportError:  # jax < 0.6.1
+    buffer_callback = None
+
 Shape: TypeAlias = tuple[int, ...]
 
 TARGETS = ("forward", "backward", "losses", "losses_and_gradient", "take")
@@ -47,15 +52,16 @@ def backend() -> str:
     str
         ``"ffi"``: custom calls of XLA, compiled when first needed, which takes seconds, and kept in
         the user's cache directory. ``"callback"``: the NumPy functions through
-        ``jax.pure_callback``, where that cannot be compiled. The environment variable
-        ``SOFTMAXLIB_JAX`` forces one of them.
+        ``jax.experimental.buffer_callback``, where that cannot be compiled. The environment
+        variable ``SOFTMAXLIB_JAX`` forces one of them.
 
     Raises
     ------
     ValueError
         If ``SOFTMAXLIB_JAX`` is neither.
     RuntimeError
-        If it is "ffi" and that cannot be compiled.
+        If it is "ffi" and that cannot be compiled, or if that is so and jax, older than 0.6.1, has
+        no ``buffer_callback``.
     """
     with _lock:
         return _backend()
@@ -66,20 +72,28 @@ def _backend() -> str:
     forced = os.environ.get("SOFTMAXLIB_JAX", "")
     if forced not in ("", "ffi", "callback"):
         raise ValueError(f'SOFTMAXLIB_JAX must be "ffi" or "callback", got {forced!r}')
-    if forced == "callback":
-        return forced
-    try:
-        _register(_jax_build.load())
-    except Exception as error:  # of the compiler, the file system, the linker or JAX
-        if forced:
-            raise RuntimeError(f"SOFTMAXLIB_JAX=ffi, but {_reason(error)}") from error
+    reason = "SOFTMAXLIB_JAX=callback"
+    if forced != "callback":
+        try:
+            _register(_jax_build.load())
+            return "ffi"
+        except Exception as error:  # of the compiler, the file system, the linker or JAX
+            reason = _reason(error)
+            if forced:
+                raise RuntimeError(f"SOFTMAXLIB_JAX=ffi, but {reason}") from error
+    if buffer_callback is None:
+        # Not jax.pure_callback: it copies what goes in on threads that the callback may occupy.
+        raise RuntimeError(
+            "softmaxlib.jax needs a C++ compiler (c++, or what CXX says), or jax 0.6.1 or newer "
+            f"for callbacks into Python; this is jax {jax.__version__}, and {reason}"
+        )
+    if not forced:
         warnings.warn(
-            f"softmaxlib.jax runs through jax.pure_callback, which is slower: {_reason(error)}",
+            f"softmaxlib.jax runs through callbacks into Python, which is slower: {reason}",
             RuntimeWarning,
             stacklevel=2,
         )
-        return "callback"
-    return "ffi"
+    return "callback"
 
 
 def _reason(error: Exception) -> str:
@@ -152,19 +166,54 @@ def _reduced(shape: Shape, call: Call, length: int = 1) -> Shape:
 
 def _call(target: str, call: Call, result: Any, *operands: Any, **means: Any) -> Any:
     if backend() == "callback":
-        back = _callback(target, call)
-        return jax.pure_callback(back, result, *operands, vmap_method="expand_dims")
-    means = {"vmap_method": "expand_dims"} | means
-    return jax.ffi.ffi_call(f"softmaxlib_jax_{target}", result, **means)(
-        *(_ABSENT if operand is None else operand for operand in operands),
-        function=np.int32(_core.functions[call.function]),
-        axes=np.array(call.axes, np.int32),
-        temperature=np.float64(call.temperature),
-        isa=np.int32(call.isa),
-        threads=np.int32(call.threads),
-        label_smoothing=np.float64(call.label_smoothing),
-        ignore_index=np.int64(call.ignore_index),
-    )
+        operands = matched(*operands)
+        called = buffer_callback(_callback(target, call), result, vmap_method="expand_dims")
+        results = called(*operands)
+    else:
+        operands = matched(*(_ABSENT if operand is None else operand for operand in operands))
+        means = {"vmap_method": "expand_dims"} | means
+        results = jax.ffi.ffi_call(f"softmaxlib_jax_{target}", result, **means)(
+            *operands,
+            function=np.int32(_core.functions[call.function]),
+            axes=np.array(call.axes, np.int32),
+            temperature=np.float64(call.temperature),
+            isa=np.int32(call.isa),
+            threads=np.int32(call.threads),
+            label_smoothing=np.float64(call.label_smoothing),
+            ignore_index=np.int64(call.ignore_index),
+        )
+    # Neither gives its results the axes of its operands in every version of JAX.
+    axes = _varying(*operands)
+    return jax.tree.map(lambda array: _vary(array, axes), results)
+
+
+# ---- What differs from device to device of a mesh, in jax.shard_map
+
+
+def matched(*operands: Any) -> tuple[Any, ...]:
+    """Return operands that vary over the same axes of the mesh; None stands for one not given."""
+    axes = _varying(*operands)
+    return tuple(None if operand is None else _vary(operand, axes) for operand in operands)
+
+
+def _varying(*operands: Any) -> frozenset[Any]:
+    """Return the axes over which any of the operands varies: none but within jax.shard_map."""
+    axes: frozenset[Any] = frozenset()
+    if hasattr(jax, "typeof"):  # jax >= 0.6
+        for kind in (jax.typeof(operand) for operand in operands if operand is not None):
+            # As jax 0.10 has it, and as those before it had.
+            axes |= kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma
+    return axes
+
+
+def _vary(array: Any, axes: frozenset[Any]) -> Any:
+    """Return the array as one that varies over these axes; its gradient is the sum over them."""
+    missing = tuple(axes - _varying(array))
+    if not missing:
+        return array
+    if hasattr(jax.lax, "pcast"):
+        return jax.lax.pcast(array, missing, to="varying")
+    return jax.lax.pvary(array, missing)
 
 
 # ---- The other end of callbacks
@@ -174,12 +223,13 @@ def _call(target: str, call: Call, result: Any, *operands: Any, **means: Any) ->
 def _callback(target: str, call: Call) -> Any:
     function: Any = globals()[f"_{target}"]
 
-    def back(*operands: Any) -> Any:
+    def back(context: Any, buffers: Any, *operands: Any) -> None:
         with (
             _runtime.setting(_runtime.chosen_isa, call.isa),
             _runtime.setting(_runtime.chosen_threads, call.threads),
         ):
-            return function(call, *(None if x is None else np.asarray(x) for x in operands))
+            results = function(call, *(None if x is None else np.asarray(x) for x in operands))
+        jax.tree.map(lambda buffer, y: np.copyto(np.asarray(buffer), y), buffers, results)
 
     return back
 

@@ -247,14 +247,14 @@ def cross_entropy(
         checked = as_weight(_without_values(weight) if traced else weight, x.shape[along])
         widest = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
         weights = jax.lax.stop_gradient(jnp.asarray(weight if traced else checked, widest))
-    losses = _compiled_losses(
-        call,
+    operands = _jax_calls.matched(
         x,
         jnp.expand_dims(targets, along) if classes else targets,
         weights,
         _as_where(where, x),
         temperatures,
     )
+    losses = _compiled_losses(call, *operands)
     losses = jnp.squeeze(losses, along)
     if reduction == "none":
         return losses.astype(x.dtype)
@@ -316,7 +316,8 @@ def take_log_softmax(
     places = jnp.where(places < 0, places + x.shape[along], places)
     number, temperatures = _as_temperature(temperature, x, (along,))
     call = _call("softmax", [along - x.ndim], number)
-    y = _compiled_take(call, x, places, _as_where(where, x), temperatures)
+    operands = _jax_calls.matched(x, places, _as_where(where, x), temperatures)
+    y = _compiled_take(call, *operands)
     return jnp.squeeze(y, along) if one_each else y
 
 
@@ -332,7 +333,7 @@ def _apply(
             None if a is None else a[..., None] for a in (x, mask, temperatures)
         )
     call = _call(function, [axis - x.ndim for axis in axes or (x.ndim - 1,)], number)
-    y = _compiled(call, x, mask, temperatures)
+    y = _compiled(call, *_jax_calls.matched(x, mask, temperatures))
     if not axes:
         return y[..., 0]
     return y if keepdims else jnp.squeeze(y, axes)

@@ -11,6 +11,11 @@ from pathlib import Path
 import pytest
 
 needs_jax = pytest.mark.skipif(not importlib.util.find_spec("jax"), reason="jax is not installed")
+needs_callbacks = pytest.mark.skipif(
+    not importlib.util.find_spec("jax")
+    or not importlib.util.find_spec("jax.experimental.buffer_callback"),
+    reason="jax < 0.6.1 has no callbacks that softmaxlib.jax can use",
+)
 needs_compiler = pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
 
 SOFTMAX = """
@@ -223,6 +228,7 @@ def test_directories_are_made_private(library, tmp_path):
 
 
 @needs_jax
+@needs_callbacks
 def test_fallback(tmp_path):
     """One warning, which says why, and the same results."""
     cache = tmp_path / "file"
@@ -236,14 +242,55 @@ def test_fallback(tmp_path):
         assert status == 0, errors
         result, warning = output.split("\n", 1)
         assert result == "callback [0.5 0.5] -0.6931472"
-        assert warning.startswith("softmaxlib.jax runs through jax.pure_callback")
-        assert warning.count("pure_callback") == 1 and reason in warning
+        assert warning.startswith("softmaxlib.jax runs through callbacks into Python")
+        assert warning.count("callbacks") == 1 and reason in warning
         status, _, errors = run(SOFTMAX, **environment, SOFTMAXLIB_JAX="ffi")
         assert status == 1 and "RuntimeError: SOFTMAXLIB_JAX=ffi, but" in errors
         assert reason in errors
 
 
 @needs_jax
+@needs_callbacks
+@pytest.mark.parametrize("backend", ["ffi", "callback"])
+def test_one_cpu(backend):
+    """XLA has one thread then, and what waits there for it hangs, as in jax.pure_callback."""
+    if backend == "ffi" and not shutil.which("c++"):
+        pytest.skip("no C++ compiler")
+    code = """
+import os
+os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+import jax
+import jax.numpy as jnp
+import softmaxlib.jax as smj
+weights = jnp.ones((2000, 2000))
+for i in range(20):  # what goes in is not ready, and large enough to be copied by another task
+    y = smj.softmax(smj.softmax(jnp.sin(jnp.ones((300, 2000)) * i) @ weights))
+print(float(jax.block_until_ready(y)[0, 0]) * 2000)
+"""
+    status, output, errors = run(code, SOFTMAXLIB_JAX=backend)
+    assert status == 0 and abs(float(output) - 1) < 1e-6, errors
+
+
+@needs_jax
+@needs_callbacks
+def test_jax_without_buffer_callback():
+    code = f"""
+import sys
+sys.modules["jax.experimental.buffer_callback"] = None
+{SOFTMAX}"""
+    for environment, reason in (
+        ({"SOFTMAXLIB_JAX": "callback"}, "and SOFTMAXLIB_JAX=callback"),
+        ({"XDG_CACHE_HOME": "/proc/self", "CXX": "false"}, "and the custom calls of XLA cannot be"),
+    ):
+        status, _, errors = run(code, **environment)
+        assert (
+            status == 1 and "needs a C++ compiler (c++, or what CXX says), or jax 0.6.1" in errors
+        )
+        assert reason in errors
+
+
+@needs_jax
+@needs_callbacks
 def test_environment_variable():
     assert run(SOFTMAX, SOFTMAXLIB_JAX="callback")[1] == "callback [0.5 0.5] -0.6931472\n\n"
     status, _, errors = run(SOFTMAX, SOFTMAXLIB_JAX="fast")
