@@ -18,6 +18,14 @@ inline bool is_finite(double x) {
   return (bits >> 52 & 0x7ff) != 0x7ff;
 }
 
+// From 0 to 1, likewise: where the caller's mode is to take subnormals for 0, they are numbers
+// here.
+inline bool in_unit_interval(double x) {
+  uint64_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  return bits <= 0x3ff0000000000000u || bits == uint64_t{1} << 63;
+}
+
 struct Call {
   Job job;
   Schedule schedule;
@@ -25,36 +33,45 @@ struct Call {
   int64_t scratch() const { return schedule.scratch * (schedule.split ? 1 : schedule.tasks); }
 };
 
-// The caller's options: NULL and what an older header lacks is at its default.
-class Options {
+// A caller's struct that says its own size. NULL is all defaults; `older` is the size that an older
+// header gives it (0: there is none), and what that lacks is at its default. Of a struct of any
+// other size nothing but the size is read: it may end where the caller's memory does.
+template <class S>
+class Versioned {
  public:
-  explicit Options(const softmaxlib_options* given) : use_(given) {
-    static constexpr softmaxlib_options kDefaults = SOFTMAXLIB_OPTIONS_INIT;
-    constexpr size_t kFirst = offsetof(softmaxlib_options, scale);  // 0.1 without attention
-    if (!given) {
-      use_ = &kDefaults;
-    } else if (given->struct_size == kFirst) {
-      local_ = kDefaults;
-      memcpy(&local_, given, kFirst);
-      local_.struct_size = sizeof(local_);
-      use_ = &local_;
-    }
+  Versioned(const S* given, const S& defaults, size_t older) : use_(given) {
+    if (given && given->struct_size == sizeof(S)) return;
+    local_ = defaults;
+    use_ = &local_;
+    if (!given) return;
+    if (older && given->struct_size == older) memcpy(&local_, given, older);
+    else valid_ = false;
+    local_.struct_size = sizeof(S);
   }
-  Options(const Options&) = delete;
-  Options& operator=(const Options&) = delete;
+  Versioned(const Versioned&) = delete;
+  Versioned& operator=(const Versioned&) = delete;
 
-  const softmaxlib_options& operator*() const { return *use_; }
-  const softmaxlib_options* operator->() const { return use_; }
+  bool valid() const { return valid_; }
+  const S& operator*() const { return *use_; }
+  const S* operator->() const { return use_; }
 
  private:
-  const softmaxlib_options* use_;
-  softmaxlib_options local_;
+  const S* use_;
+  S local_;
+  bool valid_ = true;
 };
 
-// Those that say how to run.
-inline softmaxlib_status check(const softmaxlib_options& o) {
-  if (o.struct_size != sizeof(softmaxlib_options)) return SOFTMAXLIB_ERROR_STRUCT_SIZE;
-  if (o.report && o.report->struct_size != sizeof(softmaxlib_report))
+class Options : public Versioned<softmaxlib_options> {
+ public:
+  explicit Options(const softmaxlib_options* given)
+      : Versioned(given, SOFTMAXLIB_OPTIONS_INIT, offsetof(softmaxlib_options, scale)) {}
+};
+
+// Those that say how to run. `reports`: the report is used.
+inline softmaxlib_status check(const Options& options, bool reports = true) {
+  if (!options.valid()) return SOFTMAXLIB_ERROR_STRUCT_SIZE;
+  const softmaxlib_options& o = *options;
+  if (reports && o.report && o.report->struct_size != sizeof(softmaxlib_report))
     return SOFTMAXLIB_ERROR_STRUCT_SIZE;
   if (o.algorithm < 0 || o.algorithm >= kAlgorithms) return SOFTMAXLIB_ERROR_ALGORITHM;
   if (!softmaxlib_isa_name(o.isa) && o.isa != SOFTMAXLIB_ISA_AUTO) return SOFTMAXLIB_ERROR_ISA;

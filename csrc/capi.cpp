@@ -4,9 +4,9 @@
 namespace softmaxlib {
 namespace {
 
-softmaxlib_status prepare(const Request& request, const softmaxlib_options& options, bool runs,
-                          Call* call) {
-  if (const softmaxlib_status status = check(options)) return status;
+softmaxlib_status prepare(const Request& request, const Options& given, bool runs, Call* call) {
+  if (const softmaxlib_status status = check(given)) return status;
+  const softmaxlib_options& options = *given;
   if (const softmaxlib_status status = lay_out(request, options, &call->job)) return status;
   if (const softmaxlib_status status = check_data(&call->job)) return status;
   const bool frugal = runs && !options.scratch && options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO;
@@ -77,7 +77,7 @@ softmaxlib_status explain(softmaxlib_function function, const softmaxlib_array* 
   const Options o(options);
   Call call;
   if (const softmaxlib_status status =
-          prepare(request_of(function, x, out, naxes, axes), *o, false, &call))
+          prepare(request_of(function, x, out, naxes, axes), o, false, &call))
     return status;
   const Schedule& s = call.schedule;
   const KernelTable& table = *table_of(o->isa);
@@ -100,7 +100,7 @@ softmaxlib_status softmaxlib_scratch_size(softmaxlib_function function, const so
   if (!bytes) return SOFTMAXLIB_ERROR_NULL;
   Call call;
   const softmaxlib_status status =
-      prepare(request_of(function, x, out, naxes, axes), *Options(options), false, &call);
+      prepare(request_of(function, x, out, naxes, axes), Options(options), false, &call);
   *bytes = status ? 0 : static_cast<size_t>(call.scratch());
   return status;
 }
@@ -112,7 +112,7 @@ softmaxlib_status softmaxlib_run(softmaxlib_function function, const softmaxlib_
   const Options o(options);
   Call call;
   if (const softmaxlib_status status =
-          prepare(request_of(function, x, out, naxes, axes), *o, true, &call))
+          prepare(request_of(function, x, out, naxes, axes), o, true, &call))
     return status;
   const KernelEntry& kernel =
       table_of(o->isa)->kernels[function][call.schedule.kernel][call.job.dtype[kOut]];

@@ -166,6 +166,7 @@ KernelTable make_table() {
   table.sample[registry::storage] = sample_rows<storage>;                                  \
   table.topk[registry::storage] = topk_of_rows<storage>;                                   \
   table.take[registry::storage] = take_of_rows<storage>;                                   \
+  table.scale_rows[registry::storage] = scale_rows<storage>;                               \
   table.cross_entropy[0][registry::storage] = cross_entropy_of_rows<SoftmaxOf, storage>;   \
   table.cross_entropy[1][registry::storage] = cross_entropy_of_rows<StablemaxOf, storage>; \
   table.orthogonal[registry::storage] = orthogonal_gradient_##storage;
@@ -189,6 +190,7 @@ KernelTable make_table() {
   SOFTMAXLIB_STORAGE(f16)
   SOFTMAXLIB_STORAGE(bf16)
 #undef SOFTMAXLIB_STORAGE
+  table.reduce_losses = reduce_losses;
   table.exp_sweep = run_exp_sweep;
   table.roofline = run_roofline;
   table.pass = run_pass_alone;

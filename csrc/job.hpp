@@ -48,9 +48,22 @@ struct TopK {
 struct Loss {
   bool probabilities;  // kTarget has them, else kIndices a class per row
   bool writes;         // the gradient, to kOut
-  double smoothing, gradient_scale;
+  double smoothing;
   const double* weight;  // NULL: 1
   int64_t ignore_index;
+  // A mean's weights are in a unit of their own, a power of two: they count times unit[0] unit[1],
+  // since one double may not hold it. The gradient's factor, likewise, is scale 2^exponent.
+  double unit[2];
+  double scale;
+  int exponent;
+};
+
+// How the rows' losses become a total: their sum 2^exponent / divisor.
+struct Reduction {
+  double divisor;
+  int exponent;
+  softmaxlib_dtype dtype;  // of *total
+  void* total;
 };
 
 struct Job {
@@ -90,6 +103,10 @@ struct Job {
   Dim outer[SOFTMAXLIB_MAX_NDIM];
   Dim inner[SOFTMAXLIB_MAX_NDIM];
 };
+
+static inline double weight_of(const Loss& loss, int64_t i) {
+  return loss.weight ? loss.weight[i] * loss.unit[0] * loss.unit[1] : 1;
+}
 
 static inline bool job_has(const Job& job, int operand) { return job.given >> operand & 1; }
 

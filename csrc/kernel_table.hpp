@@ -47,6 +47,8 @@ struct KernelTable {
   StateKernels states[kFunctions];
   Kernel sample[kStorages], topk[kStorages], gradient[kFunctions][kStorages];
   Kernel take[kStorages], cross_entropy[2][kStorages];  // of softmax, of stablemax
+  void (*reduce_losses)(const Job& job, const Reduction& reduction);
+  Kernel scale_rows[kStorages];
   Kernel orthogonal[kStorages];
   ExpSweep (*exp_sweep)(bool accurate, uint32_t first, uint64_t count);
   void (*roofline)(Roofline kind, const void* x, void* y, size_t bytes);

@@ -21,7 +21,7 @@ extern "C" softmaxlib_status softmaxlib_orthogonal_gradient(const softmaxlib_arr
                                                             const softmaxlib_options* options) {
   using namespace softmaxlib;
   const Options given(options);
-  if (const softmaxlib_status status = check(*given)) return status;
+  if (const softmaxlib_status status = check(given)) return status;
   if (!grad || !weights || !out) return SOFTMAXLIB_ERROR_NULL;
   const bool narrows = out->dtype != SOFTMAXLIB_F64 &&
                        (grad->dtype == SOFTMAXLIB_F64 || weights->dtype == SOFTMAXLIB_F64);

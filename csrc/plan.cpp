@@ -39,9 +39,9 @@ softmaxlib_status softmaxlib_plan_create(softmaxlib_function function, const sof
   if (!plan) return SOFTMAXLIB_ERROR_NULL;
   *plan = nullptr;
   const Options given(options);
+  if (const softmaxlib_status status = check(given, false)) return status;
   softmaxlib_options o = *given;
   o.report = nullptr;
-  if (const softmaxlib_status status = check(o)) return status;
   o.parallel_for = use_threads;
 
   softmaxlib_plan* const made = new (std::nothrow) softmaxlib_plan;

@@ -5,12 +5,21 @@
 namespace softmaxlib {
 namespace {
 
+// By their bits: see in_unit_interval.
+bool has_bits(double x, uint64_t wanted) {
+  uint64_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  return bits == wanted;
+}
+bool is_one(double x) { return has_bits(x, 0x3ff0000000000000u); }
+bool is_zero(double x) { return has_bits(x, 0) || has_bits(x, uint64_t{1} << 63); }
+
 bool valid_uniforms(const softmaxlib_array& array) {
   bool valid = true;
   for_each_element(array, item_size(SOFTMAXLIB_F64), [&](const char* p) {
     double u;
     memcpy(&u, p, sizeof(u));
-    return valid = is_finite(u) && u >= 0 && u < 1;
+    return valid = in_unit_interval(u) && !is_one(u);
   });
   return valid;
 }
@@ -46,15 +55,14 @@ softmaxlib_status softmaxlib_sample(const softmaxlib_array* x, const softmaxlib_
                                     const softmaxlib_filter* filter,
                                     const softmaxlib_options* options) {
   using namespace softmaxlib;
-  static constexpr softmaxlib_filter kAll = SOFTMAXLIB_FILTER_INIT;
   if (!x || !uniforms || !indices) return SOFTMAXLIB_ERROR_NULL;
   const Options given(options);
-  if (const softmaxlib_status status = check(*given)) return status;
-  const softmaxlib_filter& f = filter ? *filter : kAll;
-  if (f.struct_size != sizeof(softmaxlib_filter)) return SOFTMAXLIB_ERROR_STRUCT_SIZE;
+  if (const softmaxlib_status status = check(given)) return status;
+  const Versioned<softmaxlib_filter> versioned(filter, SOFTMAXLIB_FILTER_INIT, 0);
+  if (!versioned.valid()) return SOFTMAXLIB_ERROR_STRUCT_SIZE;
+  const softmaxlib_filter& f = *versioned;
   if (f.top_k < 0) return SOFTMAXLIB_ERROR_K;
-  if (!is_finite(f.top_p) || f.top_p <= 0 || f.top_p > 1 || !is_finite(f.min_p) || f.min_p < 0 ||
-      f.min_p > 1)
+  if (!in_unit_interval(f.top_p) || is_zero(f.top_p) || !in_unit_interval(f.min_p))
     return SOFTMAXLIB_ERROR_SAMPLING;
   if (uniforms->dtype != SOFTMAXLIB_F64 || indices->dtype != SOFTMAXLIB_I64)
     return SOFTMAXLIB_ERROR_DTYPE;
@@ -75,7 +83,7 @@ softmaxlib_status softmaxlib_topk_softmax(const softmaxlib_array* x,
   using namespace softmaxlib;
   if (!x || !weights || !indices) return SOFTMAXLIB_ERROR_NULL;
   const Options given(options);
-  if (const softmaxlib_status status = check(*given)) return status;
+  if (const softmaxlib_status status = check(given)) return status;
   if (!is_float(weights->dtype) || indices->dtype != SOFTMAXLIB_I64) return SOFTMAXLIB_ERROR_DTYPE;
   WithoutAxis w, i;
   if (x->ndim < 1 || axis < -x->ndim || axis >= x->ndim) return SOFTMAXLIB_ERROR_AXIS;

@@ -10,15 +10,20 @@ bool is_negative_infinity(double x) {
   const double infinity = -INFINITY;
   return memcmp(&x, &infinity, sizeof(x)) == 0;
 }
+bool is_negative(double x) {  // a finite one below 0
+  uint64_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  return bits > uint64_t{1} << 63;
+}
 
 // Whether bytes, wherever they come from, are a state that arithmetic can take.
 bool is_state(const softmaxlib_state& s) {
   return s.version == SOFTMAXLIB_STATE_VERSION && s.function < kFunctions &&
          (s.dtype == SOFTMAXLIB_F32 || s.dtype == SOFTMAXLIB_F64) && s.special <= 2 &&
-         s.reference >= -100000 && s.reference <= 100000 && is_finite(s.sum) && s.sum >= 0 &&
-         is_finite(s.error) && (is_finite(s.largest) || is_negative_infinity(s.largest)) &&
-         is_finite(s.largest_low) && is_finite(s.shift) && s.count >= 0 && s.count <= 2 &&
-         s.reserved == 0;
+         s.reference >= -100000 && s.reference <= 100000 && is_finite(s.sum) &&
+         !is_negative(s.sum) && is_finite(s.error) &&
+         (is_finite(s.largest) || is_negative_infinity(s.largest)) && is_finite(s.largest_low) &&
+         is_finite(s.shift) && s.count >= 0 && s.count <= 2 && s.reserved == 0;
 }
 
 bool are_states(const softmaxlib_state* states, int64_t rows) {
@@ -70,8 +75,8 @@ softmaxlib_status run_states(const softmaxlib_array* x, const softmaxlib_array* 
                              const softmaxlib_state* states, int32_t naxes, const int32_t* axes,
                              const softmaxlib_options* given) {
   const Options options(given);
+  if (const softmaxlib_status status = check(options)) return status;
   softmaxlib_options o = *options;
-  if (const softmaxlib_status status = check(o)) return status;
   if (!x) return SOFTMAXLIB_ERROR_NULL;
   StateArray of_rows;
   if (const softmaxlib_status status = of_rows.set(*x, states, naxes, axes, x->dtype))

@@ -15,6 +15,7 @@ from softmaxlib._arrays import (
     as_where,
     can_write_directly,
     check_out,
+    is_apart,
     normalize_axes,
     result_dtype,
 )
@@ -474,7 +475,12 @@ def _evaluate(
         )
     else:
         target = plain_out = check_out(out, shape, result)
-        if not can_write_directly(plain_out, x, temperatures, bias, where):
+        others = (temperatures, bias, where)
+        if not (
+            is_apart(plain_out, x, *others)
+            if reduces
+            else can_write_directly(plain_out, x, *others)
+        ):
             target = np.empty(shape, result)
 
     written = target.squeeze(axes) if keepdims and axes else target

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import operator
+import struct
+import sys
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -172,7 +173,7 @@ def as_number(name: str, value: Any) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise ValueError(f"{name} must be finite, got more than a float holds") from None
+        raise ValueError(f"{name} must be finite; the integer given is beyond float64") from None
 
 
 def _check_broadcasts(name: str, array: Array, shape: Axes) -> None:
@@ -185,11 +186,42 @@ def _check_broadcasts(name: str, array: Array, shape: Axes) -> None:
         )
 
 
+def as_doubles(array: Array, code: int) -> Array:
+    """Return a readable array as float64, converted by the library itself.
+
+    NumPy converts in the caller's floating-point mode, which may take a subnormal for 0, round in
+    another direction or trap what is inexact.
+    """
+    if array.dtype == _FLOAT64:
+        return array
+    doubles = np.empty(array.shape)
+    _core.convert(array, doubles, code, _codes[_FLOAT64])
+    return doubles
+
+
+# Ranges are checked by bits, too: where subnormals are taken for 0, none is positive, and where
+# exceptions are trapped, comparing with NaN ends the process.
+_LARGEST = 0x7FEF_FFFF_FFFF_FFFF  # the bits of the largest finite number
+_SIGN = 1 << 63
+_ONE = 0x3FF0_0000_0000_0000
+
+
+def _bits(number: float) -> int:
+    return int.from_bytes(struct.pack("=d", number), sys.byteorder)
+
+
+def in_unit_interval(number: float, *, or_zero: bool = True) -> bool:
+    """Tell whether a number is from 0 to 1, or above 0 and at most 1."""
+    bits = _bits(number)
+    return (bits <= _ONE and (or_zero or bits > 0)) or (or_zero and bits == _SIGN)
+
+
 def as_temperature(value: Any, shape: Axes, axes: Axes) -> tuple[float, Array | None]:
     """Return a scalar temperature, or 1.0 and an array of temperatures, checked."""
     if type(value) is float or type(value) is int:
-        if 0 < value < math.inf:
-            return float(value), None
+        number = as_number("temperature", value)
+        if 0 < _bits(number) <= _LARGEST:
+            return number, None
         raise ValueError(f"temperature must be positive and finite, got {value}")
     array, code = as_input("temperature", value)
     if code == _BOOL:
@@ -201,8 +233,9 @@ def as_temperature(value: Any, shape: Axes, axes: Axes) -> tuple[float, Array | 
             f"temperature of shape {array.shape} varies along axis {axes} of x of shape {shape}: "
             "it must have length 1 there"
         )
-    temperatures = array.astype(np.float64, copy=False)
-    bad = temperatures[~((temperatures > 0) & (temperatures < math.inf))]
+    temperatures = as_doubles(array, code)
+    # 0 becomes the largest integer of all.
+    bad = temperatures[temperatures.view(np.uint64) - np.uint64(1) >= np.uint64(_LARGEST)]
     if bad.size:
         raise ValueError(f"temperature must be positive and finite, got {bad.flat[0]}")
     return (float(temperatures.item()), None) if array.size == 1 else (1.0, temperatures)
@@ -214,7 +247,25 @@ def as_bias(value: Any, shape: Axes) -> tuple[Array, int]:
     if code == _BOOL:
         raise TypeError("bias has dtype bool; a boolean mask goes to where")
     _check_broadcasts("bias", array, shape)
-    return (array, code) if is_float(code) else (array.astype(np.float64), _codes[_FLOAT64])
+    return (array, code) if is_float(code) else (as_doubles(array, code), _codes[_FLOAT64])
+
+
+def as_weight(value: Any, n: int) -> NDArray[np.float64]:
+    """Return the weights of n classes, finite and not negative, as contiguous doubles."""
+    array, code = as_input("weight", value)
+    if code == _BOOL:
+        raise TypeError("weight has dtype bool; it must be a real number")
+    if array.shape != (n,):
+        raise ValueError(
+            f"weight has shape {array.shape}; it must have the shape ({n},): a class each"
+        )
+    weights = np.ascontiguousarray(as_doubles(array, code))
+    bits = weights.view(np.uint64)
+    bad = (bits > np.uint64(_LARGEST)) & (bits != np.uint64(_SIGN))
+    if bad.any():
+        i = int(np.argmax(bad))
+        raise ValueError(f"weight must be finite and not negative, got {weights[i]} of class {i}")
+    return weights
 
 
 def as_where(value: Any, shape: Axes) -> Array:
@@ -258,14 +309,18 @@ def _overlaps_itself(array: Array) -> bool:
     return bool(np.diff(np.sort(offsets, axis=None)).min() < array.itemsize)
 
 
+def is_apart(out: Array, *others: Array | None) -> bool:
+    """Tell whether out is native and apart from all of these, so that a result can go there."""
+    return out.dtype.isnative and not any(
+        other is not None and np.may_share_memory(out, other) for other in others
+    )
+
+
 def can_write_directly(out: Array, x: Array, *others: Array | None) -> bool:
-    """Tell whether out is native, and either x itself or apart from everything that is read."""
-    if not out.dtype.isnative:
-        return False
-    for other in others:
-        if other is not None and np.may_share_memory(out, other):
-            return False
-    return out is x or not np.may_share_memory(out, x) or _is_same_view(out, x)
+    """Tell the same where the result, of the shape of x, may also take its place."""
+    return is_apart(out, *others) and (
+        out is x or not np.may_share_memory(out, x) or _is_same_view(out, x)
+    )
 
 
 def _is_same_view(a: Array, b: Array) -> bool:

@@ -10,6 +10,7 @@ functions: dict[str, int]
 algorithms: dict[str, int]
 isas: dict[str, int]
 stores: dict[str, int]
+reductions: dict[str, int]
 rooflines: dict[str, int]
 passes: dict[str, int]
 dtypes: dict[str, int]
@@ -104,13 +105,14 @@ def cross_entropy(
     x: NDArray[Any],
     target: NDArray[Any],
     losses: NDArray[Any],
+    total: NDArray[Any] | None,
     grad: NDArray[Any] | None,
     x_dtype: int,
     target_dtype: int,
-    grad_dtype: int,
+    dtype: int,
     axis: int,
     label_smoothing: float,
-    gradient_scale: float,
+    reduction: int,
     weight: NDArray[Any] | None,
     ignore_index: int,
     temperature: float,
@@ -119,6 +121,7 @@ def cross_entropy(
     isa: int,
     num_threads: int,
 ) -> None: ...
+def convert(x: NDArray[Any], out: NDArray[Any], x_dtype: int, out_dtype: int) -> None: ...
 def take_log_softmax(
     x: NDArray[Any],
     indices: NDArray[Any],

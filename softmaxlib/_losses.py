@@ -14,10 +14,13 @@ from softmaxlib._arrays import (
     as_integer,
     as_number,
     as_temperature,
+    as_weight,
     as_where,
     can_write_directly,
     check_out,
     dtype_code,
+    in_unit_interval,
+    is_apart,
     is_float,
     native,
     one_axis,
@@ -145,7 +148,7 @@ def cross_entropy(
     if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
     smoothing = as_number("label_smoothing", label_smoothing)
-    if not 0 <= smoothing <= 1:
+    if not in_unit_interval(smoothing):
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
     ignored = as_integer("ignore_index", ignore_index, _INT64.min, None)
     if ignored > _INT64.max:
@@ -160,9 +163,7 @@ def cross_entropy(
     mask = None if where is None else as_where(where, x.shape)
     dtype, dtype_number = result_dtype(None, x.dtype, x_code)
     rows = _without(x.shape, along)
-    loss_shape = rows if reduction == "none" else ()
-    if out is not None:
-        check_out(out, loss_shape, dtype)
+    read = (x, targets, weights, temperatures, mask)
 
     grad = None
     if return_grad:
@@ -172,29 +173,32 @@ def cross_entropy(
             )
         else:
             grad = check_out(grad_out, x.shape, dtype, "grad_out")
-            others = (a for a in (targets, weights, temperatures, mask) if a is not grad_out)
+            others = (a for a in read[1:] if a is not grad_out)
             if not can_write_directly(grad, x, *others):
                 grad = np.empty(x.shape, dtype)
+    result = np.empty(rows if reduction == "none" else (), dtype)
+    if out is not None:
+        given = check_out(out, result.shape, dtype)
+        if is_apart(given, *read, grad):
+            result = given
 
-    count = 1.0
-    if reduction == "mean" and is_float(target_code):
-        count = float(np.prod(rows))
-    elif reduction == "mean":
-        count, weights = _count(targets, weights, ignored)
-    losses = np.empty(rows, np.float64)
+    total, losses = None, result
+    if reduction != "none":
+        total, losses = result, np.empty(rows, np.float64)
     try:
         _core.cross_entropy(
             _core.functions[activation],
             x,
             targets,
             losses,
+            total,
             grad,
             x_code,
             target_code,
             dtype_number,
             along,
             smoothing,
-            1 / count if return_grad and count else 1.0,
+            _core.reductions[reduction],
             weights,
             ignored,
             scalar,
@@ -209,15 +213,12 @@ def cross_entropy(
                 "target", targets, x.shape[along], f", or ignore_index {ignored}", ignored
             )
         raise
-    with np.errstate(over="ignore"):
-        result = _reduced(losses, reduction, count).astype(dtype)
-    if grad is not None and count == 0 and not is_float(target_code):
-        counted = targets != ignored
-        if counted.any():  # and all of weight 0
-            np.copyto(grad, np.nan, where=np.expand_dims(counted, along))
-    if out is not None:
-        out[...] = result
-    loss = out if out is not None else result if result.ndim else result[()]
+    if out is None:
+        loss = result if result.ndim else result[()]
+    else:
+        loss = out
+        if result is not given:
+            given[...] = result
     if grad is None:
         return loss
     if grad_out is None:
@@ -324,7 +325,7 @@ def take_log_softmax(
         places = np.where(places < 0, places + n, places)
 
     target = np.empty(shape, result) if out is None else check_out(out, shape, result)
-    if out is not None and not can_write_directly(target, values, places, temperatures, mask):
+    if out is not None and not is_apart(target, values, places, temperatures, mask):
         target = np.empty(shape, result)
     sums = np.empty(rows, result) if return_logsumexp else None
     _core.take_log_softmax(
@@ -388,36 +389,6 @@ def as_target(value: Any, shape: tuple[int, ...], along: int) -> tuple[NDArray[A
     return places, _core.dtypes["int64"]
 
 
-def as_weight(value: Any, n: int) -> NDArray[np.float64]:
-    array, code = as_input("weight", value)
-    if code == _core.dtypes["bool"]:
-        raise TypeError("weight has dtype bool; it must be a real number")
-    if array.shape != (n,):
-        raise ValueError(
-            f"weight has shape {array.shape}; it must have the shape ({n},): a class each"
-        )
-    weights = np.ascontiguousarray(array, np.float64)
-    bad = ~((weights >= 0) & (weights < np.inf))
-    if bad.any():
-        i = int(np.argmax(bad))
-        raise ValueError(f"weight must be finite and not negative, got {weights[i]} of class {i}")
-    return weights
-
-
-def _count(
-    targets: NDArray[np.int64], weights: NDArray[np.float64] | None, ignored: int
-) -> tuple[float, NDArray[np.float64] | None]:
-    """Return the sum of the labels' weights, and the weights in the unit of that sum."""
-    counted = targets[targets != ignored]
-    if weights is None or not weights.size or not counted.size:
-        return float(counted.size), weights
-    # The unit cancels; of the labels' largest weight, the sum's inverse is in range.
-    unit = -np.frexp(np.take(weights, counted, mode="clip").max())[1]
-    with np.errstate(over="ignore"):
-        weights = np.minimum(np.ldexp(weights, unit), np.finfo(np.float64).max)
-    return float(np.take(weights, counted, mode="clip").sum()), weights
-
-
 def _check_classes(
     name: str,
     places: NDArray[np.int64],
@@ -432,12 +403,3 @@ def _check_classes(
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         classes = f"from {least} to {n - 1}" if n else "of none, as axis is empty"
         raise error(f"{name} at {where} is {places[where]}; it must be {classes}{also}")
-
-
-def _reduced(losses: NDArray[np.float64], reduction: str, count: float) -> NDArray[np.float64]:
-    if reduction == "none":
-        return losses
-    total = losses.sum()
-    if reduction == "sum":
-        return np.asarray(total)
-    return np.asarray(total / count if count else np.nan)

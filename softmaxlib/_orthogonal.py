@@ -177,8 +177,11 @@ class _Projection:
             _runtime.current_isa(),
             _runtime.get_num_threads(),
         )
+        if wide != grad.dtype:
+            exact, target = target, np.empty_like(grad, subok=False)
+            _core.convert(exact, target, _core.dtypes["float64"], self.grad_code)
         if self.out is None:
-            return target if wide == grad.dtype else target.astype(grad.dtype)
+            return target
         if target is not self.out:
             self.out[...] = target
         return self.given  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ from softmaxlib._arrays import (
     as_integer,
     as_number,
     as_temperature,
+    in_unit_interval,
     one_axis,
     result_dtype,
 )
@@ -99,10 +100,10 @@ def sample(
     scalar, temperatures = as_temperature(temperature, x.shape, (along,))
     count = 0 if top_k is None else as_integer("top_k", top_k, 1, None)
     share = 1.0 if top_p is None else as_number("top_p", top_p)
-    if not 0 < share <= 1:
+    if not in_unit_interval(share, or_zero=False):
         raise ValueError(f"top_p must be in (0, 1], got {top_p}")
     least = 0.0 if min_p is None else as_number("min_p", min_p)
-    if not 0 <= least <= 1:
+    if not in_unit_interval(least):
         raise ValueError(f"min_p must be in [0, 1], got {min_p}")
 
     shape = x.shape[:along] + x.shape[along + 1 :]

@@ -23,13 +23,13 @@ from softmaxlib._arrays import (
     as_integer,
     as_number,
     as_temperature,
+    as_weight,
     as_where,
     normalize_axes,
     one_axis,
 )
 from softmaxlib._jax_calls import Call, backend
 from softmaxlib._losses import as_target as as_target
-from softmaxlib._losses import as_weight as as_weight
 
 __all__ = [
     "backend",

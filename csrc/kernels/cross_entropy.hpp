@@ -195,7 +195,7 @@ class ClassWeights {
     spread_ = loss.smoothing / static_cast<double>(job.n);
     if (job.base[kWhere] && loss.smoothing > 0) spread_ = loss.smoothing / count_visible();
     if (!job.base[kWhere] && !loss.probabilities) {
-      sum_ = spread_ * weight_sum + keep_ * weight_of(target);
+      sum_ = spread_ * weight_sum + keep_ * weight_of(*job.loss, target);
       return;
     }
     Total total;
@@ -214,7 +214,6 @@ class ClassWeights {
 
   // Elements [start, start + n) to q and visible; zeros up to whole vectors.
   SOFTMAXLIB_NOINLINE void fetch(int64_t start, int n) {
-    const double* weight = job_.loss->weight;
     const int padded = (n + 15) / 16 * 16;
     if (job_.base[kWhere]) {
       uint8_t where[kChunk];
@@ -239,15 +238,14 @@ class ClassWeights {
     } else if (target_ >= start && target_ < start + n) {
       q[target_ - start] += keep_;
     }
-    if (weight)
-      for (int i = 0; i < n; ++i) q[i] *= weight[start + i];
+    if (job_.loss->weight)
+      for (int i = 0; i < n; ++i) q[i] *= weight_of(*job_.loss, start + i);
   }
 
   alignas(64) double q[kChunk + 16];
   alignas(64) T visible[kChunk + 16];  // 1 or 0
 
  private:
-  double weight_of(int64_t i) const { return job_.loss->weight ? job_.loss->weight[i] : 1; }
   double count_visible() const {
     int64_t count = 0;
     for_runs(job_, place_, kWhere, 0, job_.n,
@@ -265,6 +263,37 @@ class ClassWeights {
 
 // ---- Rows
 
+// x = m 2^exponent with 1/2 <= |m| < 1; of 0, an infinity and NaN: themselves and 0.
+inline double split_exponent(double x, int* exponent) {
+  uint64_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  const int field = static_cast<int>(bits >> 52 & 0x7ff);
+  *exponent = 0;
+  if (x == 0 || field == 0x7ff) return x;
+  if (field == 0) {
+    const double m = split_exponent(x * 0x1p64, exponent);
+    *exponent -= 64;
+    return m;
+  }
+  *exponent = field - 1022;
+  return x * power_of_two(511 - field / 2) * power_of_two(511 - (field - field / 2));
+}
+
+// a b 2^exponent = value more; more is a power of two, and 1 where value alone is in range.
+struct WideProduct {
+  double value, more;
+
+  WideProduct(double a, double b, int exponent) {
+    constexpr int kMost = 1000;
+    int of_a, of_b;
+    const double m = split_exponent(a, &of_a) * split_exponent(b, &of_b);
+    const int k = of_a + of_b + exponent;
+    const int first = k > kMost ? kMost : k < -kMost ? -kMost : k;
+    value = m * power_of_two(first);
+    more = power_of_two(k - first > -kMost ? k - first : -kMost);
+  }
+};
+
 inline double product_or_zero(double q, double y) { return q == 0 ? 0 : q * y; }
 inline f64x8 product_or_zero(f64x8 q, f64x8 y) { return select(eq(q, f64x8::set1(0)), q, q * y); }
 inline f64x8 sum_of_products(InLanes<f32x16> q, InLanes<f32x16> y) {
@@ -281,12 +310,12 @@ class CrossEntropyRow {
   using T = typename Row<D>::T;
 
   CrossEntropyRow(const Job& job, const Row<D>& row, const Place& place, double weight_sum)
-      : job_(job),
-        loss_(*job.loss),
-        row_(row),
-        place_(place),
-        weight_sum_(weight_sum),
-        factor_(job.loss->writes ? job.loss->gradient_scale * affine_of(job, place, 0).scale : 0) {}
+      : job_(job), loss_(*job.loss), row_(row), place_(place), weight_sum_(weight_sum) {
+    if (!loss_.writes) return;
+    const WideProduct factor(loss_.scale, affine_of(job, place, 0).scale, loss_.exponent);
+    factor_ = factor.value;
+    more_ = factor.more;
+  }
 
   // The loss; writes the gradient where that is asked for.
   double run() {
@@ -305,9 +334,9 @@ class CrossEntropyRow {
     P::compute(
         row_,
         [&](const Row<D>& row, const P& p, const auto& rest) {
-          const double weight = loss_.weight && target >= 0 ? loss_.weight[target] : 1;
+          const double weight = target >= 0 ? weight_of(loss_, target) : 1;
           const bool even = target >= 0 && !loss_.weight && !job_.base[kWhere];
-          const auto fits = [&](double by) { return !loss_.writes || p.fits(by); };
+          const auto fits = [&](double by) { return !loss_.writes || (more_ == 1 && p.fits(by)); };
           if (target >= 0 && loss_.smoothing == 0 && fits(weight * factor_)) {
             result = of_class(row, p, rest, target, weight);
           } else if (even) {  // the loss is the same, whatever becomes of the gradient
@@ -318,11 +347,12 @@ class CrossEntropyRow {
           }
         },
         [&](const Row<D>& row, double) {
-          if (loss_.writes) row.fill(static_cast<T>(NAN), 0);
           if (row.terms() == 0) {  // no class: infinite, if any should be one
+            // Before the gradient is written, which may be where the target is.
             const double q = ClassWeights<D>(job_, place_, target, weight_sum_).sum();
             result = q > 0 ? INFINITY : q;
           }
+          if (loss_.writes) row.fill(static_cast<T>(NAN), 0);
         });
     return result == result ? result : static_cast<double>(NAN);
   }
@@ -381,9 +411,15 @@ class CrossEntropyRow {
       }
     };
     if (writes) {
-      const double g = (q * (n - 1) - sum * share_of_others(p, rest, z)) * c * first_of(p.slope(z));
+      // sum p - q - keep by way of 1 - p, where p is nearly 1; of a small p that would cancel. A
+      // label that keeps nothing is a class like any other.
+      const double others = share_of_others(p, rest, z);
+      const double difference = others < 0.5
+                                    ? q * (n - 1) - sum * others
+                                    : sum * (first_of(p.relative(z)) / (1 + p.ratio)) - (q + keep);
+      const double g = difference * c * first_of(p.slope(z));
       row.read_write(0, row.size(), 0, add);
-      put(target, static_cast<T>(g));
+      if (keep > 0) put(target, static_cast<T>(g));
     } else {
       row.read(0, row.size(),
                [&](auto x, int64_t start, int64_t size) { add(x, nullptr, start, size); });
@@ -438,10 +474,11 @@ class CrossEntropyRow {
   V gradient(const P& p, const Rest& rest, Pair<V> z, InLanes<V> q, double sum) const {
     const InLanes<V> all = in_all(sum, V()), one = in_all(factor_, V()) * p.slope(z);
     const InLanes<V> share = p.relative(z) * in_all(1 / (1 + p.ratio), V());
-    V g = ((all * share - q) * one).value();
+    const InLanes<V> more = in_all(more_, V());
+    V g = ((all * share - q) * one * more).value();
     if (p.ratio < 1) {  // 1 - p of the largest is more accurate than p
       const InLanes<V> others = in_all(sum * (p.ratio / (1 + p.ratio)), V());
-      const V of_largest = (((all - q) - others) * one).value();
+      const V of_largest = (((all - q) - others) * one * more).value();
       const auto hi = eq(z.hi, V::set1(static_cast<T>(rest.held_hi)));
       const auto lo = eq(z.lo, V::set1(static_cast<T>(rest.held_lo)));
       g = select(hi, select(lo, of_largest, g), g);
@@ -454,15 +491,25 @@ class CrossEntropyRow {
   const Row<D>& row_;
   const Place& place_;
   double weight_sum_;
-  double factor_;  // of the gradient
+  double factor_ = 0, more_ = 1;  // of the gradient: their product
 };
 
 inline double sum_of_weights(const Job& job) {
   if (!job.loss->weight) return static_cast<double>(job.n);
   Total total;
   total.reference = 0;
-  for (int64_t i = 0; i < job.n; ++i) total.add(job.loss->weight[i]);
+  for (int64_t i = 0; i < job.n; ++i) total.add(weight_of(*job.loss, i));
   return total.value();
+}
+
+// x in a dtype that is known at run time only, rounded to it.
+inline void put_as(softmaxlib_dtype dtype, char* to, double x) {
+  const auto put = [to](auto value) { memcpy(to, &value, sizeof(value)); };
+  const auto narrow = static_cast<float>(x);
+  if (dtype == SOFTMAXLIB_F64) put(x);
+  else if (dtype == SOFTMAXLIB_F32) put(narrow);
+  else if (dtype == SOFTMAXLIB_F16) put(narrow_one<f16>(narrow));
+  else put(narrow_one<bf16>(narrow));
 }
 
 template <template <class> class P, class D>
@@ -474,8 +521,35 @@ void cross_entropy_of_rows(const Job& job, int64_t start, int64_t stop, char*) {
   }
   for_each_row<D>(job, start, stop, [&](const Row<D>& row, const Place& place) {
     const double loss = CrossEntropyRow<P<D>, D>(job, row, place, weight_sum).run();
-    memcpy(job.base[kExtra] + place.offset[kExtra], &loss, sizeof(loss));
+    put_as(job.dtype[kExtra], job.base[kExtra] + place.offset[kExtra], loss);
   });
+}
+
+// The rows' losses, which are doubles, as one; in their order, whichever thread made which.
+inline void reduce_losses(const Job& job, const Reduction& reduction) {
+  const DefaultFloatingPoint environment;
+  const int64_t run = job.outer_ndim ? job.outer[job.outer_ndim - 1].size : 1;
+  const int64_t stride = job.outer_ndim ? job.outer[job.outer_ndim - 1].stride[kExtra] : 0;
+  // A sum that leaves the range is taken again in a smaller unit: a mean may be back inside.
+  double sum = 0, unit = 1;
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    Total total;
+    total.reference = 0;
+    for (int64_t r = 0; r < job.rows; r += run) {
+      const char* p = job.base[kExtra] + Rows(job, r).place().offset[kExtra];
+      for (int64_t i = 0; i < run; ++i) {
+        double loss;
+        memcpy(&loss, p + i * stride, sizeof(loss));
+        total.add(loss * unit);
+      }
+    }
+    sum = finite(total.sum) ? total.value() : total.sum;
+    if (finite(sum)) break;
+    unit = 0x1p-64;
+  }
+  const double quotient = reduction.divisor > 0 ? sum / reduction.divisor : NAN;
+  const WideProduct result(quotient, 1 / unit, reduction.exponent);
+  put_as(reduction.dtype, static_cast<char*>(reduction.total), result.value * result.more);
 }
 
 // log_softmax at indices; its logsumexp to kExtra.

@@ -79,8 +79,17 @@ inline void add_values(Lanes<f64x8>& lanes, f64x8 a) { lanes.add(a); }
 
 // The sum of a row, and what its elements are multiplied by.
 struct GradientFactors {
-  double sum;     // for logsumexp the gradient that comes in
-  Affine affine;  // its shift: logsumexp's result
+  double sum;       // for logsumexp the gradient that comes in
+  Affine affine;    // its shift: logsumexp's result
+  double unit = 1;  // of the gradient that comes in, and so of the sum
+
+  // Of doubles the sum, or what it is subtracted from, may leave the range where the result does
+  // not. Then all of the row is computed in a smaller unit.
+  static constexpr double kSmallUnit = 0x1p-64, kLargeSum = 0x1p960;
+  bool needs_smaller_unit() const {
+    const double size = sum < 0 ? -sum : sum;
+    return unit == 1 && !(size <= kLargeSum);
+  }
 
   // Whether float will do: nothing to multiply by, and the sum in units of an exponential is
   // normal.
@@ -88,6 +97,37 @@ struct GradientFactors {
     const double size = sum < 0 ? -sum : sum;
     return affine.scale == 1 && size > 0x1p-64 && size < 0x1p64;
   }
+};
+
+// d scale / (1 + |x scale|), d being in the row's unit.
+template <class V>
+class StableSlope {
+ public:
+  explicit StableSlope(const GradientFactors& f) {
+    const double scale = f.affine.scale;
+    if (scale >= 0x1p-900) {  // d / (1 / scale + |x|), where neither product can leave the range
+      const double half = f.unit == 1 ? 1 : 0x1p32;
+      before_ = after_ = half;
+      plus_ = 1 / scale;
+      times_ = 1;
+    } else {
+      before_ = scale / f.unit;
+      plus_ = after_ = 1;
+      times_ = scale;
+    }
+  }
+  InLanes<f32x16> operator()(InLanes<f32x16> d, InLanes<f32x16> x) const {
+    return {of(d.low, x.low), of(d.high, x.high)};
+  }
+  InLanes<f64x8> operator()(InLanes<f64x8> d, InLanes<f64x8> x) const { return {of(d.all, x.all)}; }
+
+ private:
+  f64x8 of(f64x8 d, f64x8 x) const {
+    const f64x8 slope = f64x8::set1(plus_) + magnitude(x).hi * f64x8::set1(times_);
+    return d * f64x8::set1(before_) / slope * f64x8::set1(after_);
+  }
+
+  double before_, plus_, times_, after_;
 };
 
 // Part of a row; S: what its operands are in memory, all contiguous.
@@ -102,7 +142,7 @@ struct GradientPiece {
   const S *grad, *y, *x;  // those that the function has
   const uint8_t* where;   // NULL: all
 
-  void add_to(Total& total, int64_t n) const {
+  void add_to(Total& total, int64_t n, double unit) const {
     Lanes<V> lanes;
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
@@ -110,9 +150,9 @@ struct GradientPiece {
       prefetch(y + i + kVectorsPerChunk * kLanes);
       prefetch(grad + i + kVectorsPerChunk * kLanes);
       if constexpr (Of::kReadsX) prefetch(x + i + kVectorsPerChunk * kLanes);
-      add_vector(lanes, i, kLanes);
+      add_vector(lanes, i, kLanes, unit);
     }
-    if (i < n) add_vector(lanes, i, static_cast<int>(n - i));
+    if (i < n) add_vector(lanes, i, static_cast<int>(n - i), unit);
     lanes.fold_into(total);
   }
 
@@ -130,20 +170,24 @@ struct GradientPiece {
       }
     }
     const double sum = f.sum;
-    const InLanes<V> total = in_all(sum, V()), scale = in_all(f.affine.scale, V());
+    const double unit = f.unit;
+    const InLanes<V> total = in_all(sum, V()), scale = in_all(f.affine.scale / unit, V());
     const Affine affine = f.affine;
+    const StableSlope<V> stable_slope(f);
     write_each(out, n, edge, [=](V g, V result, V z) SOFTMAXLIB_INLINE_LAMBDA {
       InLanes<V> d;
+      g = in_unit(g, unit);
       if constexpr (Of::kReduces) d = total * exp_wide(moved_argument(z, affine));
       else if constexpr (Of::kLog) d = less_exp(g, result, sum);
       else d = InLanes<V>::of(result) * (InLanes<V>::of(g) - total);
-      d = d * scale;
-      if constexpr (Of::kStable) d = over_one_plus_magnitude(d, InLanes<V>::of(z) * scale);
-      return d.value();
+      if constexpr (Of::kStable) return stable_slope(d, InLanes<V>::of(z)).value();
+      else return (d * scale).value();
     });
   }
 
  private:
+  static SOFTMAXLIB_INLINE f32x16 in_unit(f32x16 g, double) { return g; }
+  static SOFTMAXLIB_INLINE f64x8 in_unit(f64x8 g, double unit) { return g * f64x8::set1(unit); }
   static V load_some(const S* p, int64_t i, int n, T fill) {
     return n == kLanes ? load(p + i) : load_n(p + i, n, fill);
   }
@@ -156,9 +200,9 @@ struct GradientPiece {
     for (int j = 0; j < n; ++j) bytes[j] = where[i + j];
     return select(load_mask(bytes, v), v, V::set1(0));
   }
-  SOFTMAXLIB_INLINE void add_vector(Lanes<V>& lanes, int64_t i, int n) const {
+  SOFTMAXLIB_INLINE void add_vector(Lanes<V>& lanes, int64_t i, int n, double unit) const {
     const V result = load_some(y, i, n, kNone);
-    const V g = masked(load_some(grad, i, n, 0), result, i, n);
+    const V g = masked(in_unit(load_some(grad, i, n, 0), unit), result, i, n);
     if constexpr (Of::kLog) add_values(lanes, g);
     else add_products(lanes, g, result);
   }
@@ -202,14 +246,6 @@ struct GradientPiece {
     if (streaming) edge->begin(out + i, some(i, count), count);
     else store_n(out + i, some(i, count), count);
   }
-
-  static f64x8 divided(f64x8 d, f64x8 z) { return d / (f64x8::set1(1) + magnitude(z).hi); }
-  static InLanes<f32x16> over_one_plus_magnitude(InLanes<f32x16> d, InLanes<f32x16> z) {
-    return {divided(d.low, z.low), divided(d.high, z.high)};
-  }
-  static InLanes<f64x8> over_one_plus_magnitude(InLanes<f64x8> d, InLanes<f64x8> z) {
-    return {divided(d.all, z.all)};
-  }
 };
 
 // Where operands wait that cannot be read or written in place: a chunk, and what alignment adds.
@@ -231,7 +267,7 @@ class GradientRow {
   static constexpr int64_t kChunk = kVectorsPerChunk * V::lanes;
 
   GradientRow(const Job& job, const Place& place, GradientStage<D>* stage, Edge<D>* edge)
-      : job_(&job), place_(place), stage_(stage), factors_{0, affine_of(job, place, 0)} {
+      : job_(&job), place_(place), stage_(stage), factors_{0, affine_of(job, place, 0), 1} {
     const auto at = reinterpret_cast<uintptr_t>(job.base[kOut] + place.offset[kOut]);
     const int64_t past = static_cast<int64_t>(at) % kVector;
     if (!job.direct || !job.streaming || job.n < V::lanes || past % kItem) return;
@@ -245,15 +281,13 @@ class GradientRow {
       factors_.affine.shift = row_operand(*job_, place_, kResult, 0);
       factors_.sum = row_operand(*job_, place_, kGrad, 0);
     }
-    Total total;
-    total.reference = 0;
-    for (int64_t start = 0; start < job_->n; start += kChunk) {
-      const int64_t n = job_->n - start < kChunk ? job_->n - start : kChunk;
-      if constexpr (!Of::kReduces)
-        with_piece(start, n, [&](const auto& piece) { piece.add_to(total, n); });
-      if (before) before->write_chunk(start);
+    sum_up(before);
+    if constexpr (!Of::kReduces && sizeof(T) == 8) {
+      if (factors_.needs_smaller_unit()) {
+        factors_.unit = GradientFactors::kSmallUnit;
+        sum_up(nullptr);
+      }
     }
-    if constexpr (!Of::kReduces) factors_.sum = total.value();
   }
   void write() const {
     for (int64_t start = 0; start < job_->n; start += kChunk) write_chunk(start);
@@ -261,6 +295,18 @@ class GradientRow {
 
  private:
   static constexpr int64_t kItem = sizeof(D), kVector = V::lanes * kItem;
+
+  void sum_up(const GradientRow* before) {
+    Total total;
+    total.reference = 0;
+    for (int64_t start = 0; start < job_->n; start += kChunk) {
+      const int64_t n = job_->n - start < kChunk ? job_->n - start : kChunk;
+      if constexpr (!Of::kReduces)
+        with_piece(start, n, [&](const auto& piece) { piece.add_to(total, n, factors_.unit); });
+      if (before) before->write_chunk(start);
+    }
+    if constexpr (!Of::kReduces) factors_.sum = total.value();
+  }
 
   void write_chunk(int64_t start) const {
     const int64_t end = start + kChunk + head_ < job_->n ? start + kChunk + head_ : job_->n;
@@ -333,6 +379,59 @@ void gradient_rows(const Job& job, int64_t start, int64_t stop, char*) {
   }
   before.write();
   edge.flush();
+  stream_fence();
+}
+
+// x times a factor, which is the operand kBias; 0 where x is 0. The product is exact in double but
+// for double itself, and rounded once.
+template <class V>
+SOFTMAXLIB_INLINE V scaled_element(V x, InLanes<V> factor) {
+  const V product = (InLanes<V>::of(x) * factor).value();
+  return select(eq(x, V::set1(0)), V::set1(0), product);
+}
+
+template <class D>
+void scale_rows(const Job& job, int64_t start, int64_t stop, char*) {
+  using V = typename vector_of<D>::type;
+  using T = typename V::elem;
+  constexpr int64_t kChunk = kVectorsPerChunk * V::lanes;
+  const DefaultFloatingPoint environment;
+  alignas(64) T x[kChunk];
+  alignas(64) double factors[kChunk];
+  alignas(64) D y[kChunk];
+  Rows rows(job, start);
+  const bool even = job.linear && (job.n == 1 || job.inner[0].stride[kBias] == 0);
+  for (int64_t r = start; r < stop; ++r, rows.next()) {
+    const Place& place = rows.place();
+    if (even) {  // one factor for a contiguous row
+      const InLanes<V> factor = in_all(row_operand(job, place, kBias, 1), V());
+      Row<D>::map_elements(
+          Contiguous<D>{reinterpret_cast<const D*>(job.base[kX] + place.offset[kX])},
+          reinterpret_cast<D*>(job.base[kOut] + place.offset[kOut]), job.n, job.streaming,
+          [factor](V v) SOFTMAXLIB_INLINE_LAMBDA { return scaled_element(v, factor); });
+      continue;
+    }
+    for (int64_t i = 0; i < job.n; i += kChunk) {
+      const int64_t n = job.n - i < kChunk ? job.n - i : kChunk;
+      for_runs(job, place, kX, i, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather_any(job.dtype[kX], p, stride, count, x + done);
+               });
+      for_runs(job, place, kBias, i, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather_any(job.dtype[kBias], p, stride, count, factors + done);
+               });
+      for (int64_t j = n; j % V::lanes; ++j) x[j] = 0, factors[j] = 0;
+      for (int64_t j = 0; j < n; j += V::lanes) {
+        InLanes<V> factor;
+        load_lanes(factors + j, factor);
+        store(y + j, scaled_element(load(x + j), factor));
+      }
+      for_runs(job, place, kOut, i, n, [&](char* p, int64_t stride, int64_t done, int64_t count) {
+        for (int64_t j = 0; j < count; ++j) memcpy(p + j * stride, y + done + j, sizeof(D));
+      });
+    }
+  }
   stream_fence();
 }
 

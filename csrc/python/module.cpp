@@ -327,17 +327,19 @@ void orthogonal_gradient(const py::array& grad, const py::array& weights, const 
   last_report = report;
 }
 
+// losses: of dtype, or with a reduction of float64; total and grad: of dtype.
 void cross_entropy(int32_t activation, const py::array& x, const py::array& target,
-                   const py::array& losses, const std::optional<py::array>& grad, int32_t x_dtype,
-                   int32_t target_dtype, int32_t grad_dtype, int32_t axis, double label_smoothing,
-                   double gradient_scale, const std::optional<py::array_t<double>>& weight,
-                   int64_t ignore_index, double temperature,
+                   const py::array& losses, const std::optional<py::array>& total,
+                   const std::optional<py::array>& grad, int32_t x_dtype, int32_t target_dtype,
+                   int32_t dtype, int32_t axis, double label_smoothing, int32_t reduction,
+                   const std::optional<py::array>& weight, int64_t ignore_index, double temperature,
                    const std::optional<py::array>& temperatures,
                    const std::optional<py::array>& where, int32_t isa, int32_t num_threads) {
   const View x_view(x, x_dtype), target_view(target, target_dtype),
-      losses_view(losses, SOFTMAXLIB_F64);
-  std::optional<View> grad_view, temperatures_view, where_view;
-  if (grad) grad_view.emplace(*grad, grad_dtype);
+      losses_view(losses, reduction == SOFTMAXLIB_REDUCTION_NONE ? dtype : SOFTMAXLIB_F64);
+  std::optional<View> total_view, grad_view, temperatures_view, where_view;
+  if (total) total_view.emplace(*total, dtype);
+  if (grad) grad_view.emplace(*grad, dtype);
   if (temperatures) temperatures_view.emplace(*temperatures, SOFTMAXLIB_F64);
   if (where) where_view.emplace(*where, SOFTMAXLIB_BOOL);
   auto options = options_of(temperature, temperatures_view, isa, num_threads);
@@ -345,12 +347,22 @@ void cross_entropy(int32_t activation, const py::array& x, const py::array& targ
   softmaxlib_loss_options loss = SOFTMAXLIB_LOSS_OPTIONS_INIT;
   loss.ignore_index = ignore_index;
   loss.label_smoothing = label_smoothing;
-  loss.gradient_scale = gradient_scale;
-  loss.weight = weight ? weight->data() : nullptr;
+  loss.weight = weight ? static_cast<const double*>(weight->data()) : nullptr;
+  loss.reduction = reduction;
+  loss.total = get(total_view);
   check(without_gil([&] {
     return softmaxlib_cross_entropy(activation, x_view.get(), target_view.get(), losses_view.get(),
                                     get(grad_view), axis, &loss, &options);
   }));
+}
+
+// out = x, of any dtype, in its own floating dtype, whatever the caller's floating-point mode.
+void convert(const py::array& x, const py::array& out, int32_t x_dtype, int32_t out_dtype) {
+  static constexpr double kOne = 1;
+  const View x_view(x, x_dtype), out_view(out, out_dtype);
+  const softmaxlib_array one = {const_cast<double*>(&kOne), SOFTMAXLIB_F64, 0, nullptr, nullptr};
+  check(without_gil(
+      [&] { return softmaxlib_scale_rows(x_view.get(), &one, out_view.get(), nullptr); }));
 }
 
 void take_log_softmax(const py::array& x, const py::array& indices, const py::array& out,
@@ -722,6 +734,9 @@ PYBIND11_MODULE(_core, m) {
   m.attr("stores") =
       py::dict("auto"_a = int{SOFTMAXLIB_STORE_AUTO}, "plain"_a = int{SOFTMAXLIB_STORE_PLAIN},
                "streaming"_a = int{SOFTMAXLIB_STORE_STREAMING});
+  m.attr("reductions") =
+      py::dict("none"_a = int{SOFTMAXLIB_REDUCTION_NONE}, "sum"_a = int{SOFTMAXLIB_REDUCTION_SUM},
+               "mean"_a = int{SOFTMAXLIB_REDUCTION_MEAN});
   m.attr("rooflines") =
       py::dict("read"_a = static_cast<int>(softmaxlib::Roofline::kRead),
                "copy"_a = static_cast<int>(softmaxlib::Roofline::kCopy),
@@ -755,10 +770,11 @@ PYBIND11_MODULE(_core, m) {
         "where"_a, "isa"_a, "num_threads"_a);
   m.def("orthogonal_gradient", &orthogonal_gradient, "grad"_a, "weights"_a, "out"_a, "grad_dtype"_a,
         "weights_dtype"_a, "out_dtype"_a, "rescale"_a, "isa"_a, "num_threads"_a);
-  m.def("cross_entropy", &cross_entropy, "activation"_a, "x"_a, "target"_a, "losses"_a, "grad"_a,
-        "x_dtype"_a, "target_dtype"_a, "grad_dtype"_a, "axis"_a, "label_smoothing"_a,
-        "gradient_scale"_a, "weight"_a, "ignore_index"_a, "temperature"_a, "temperatures"_a,
-        "where"_a, "isa"_a, "num_threads"_a);
+  m.def("cross_entropy", &cross_entropy, "activation"_a, "x"_a, "target"_a, "losses"_a, "total"_a,
+        "grad"_a, "x_dtype"_a, "target_dtype"_a, "dtype"_a, "axis"_a, "label_smoothing"_a,
+        "reduction"_a, "weight"_a, "ignore_index"_a, "temperature"_a, "temperatures"_a, "where"_a,
+        "isa"_a, "num_threads"_a);
+  m.def("convert", &convert, "x"_a, "out"_a, "x_dtype"_a, "out_dtype"_a);
   m.def("take_log_softmax", &take_log_softmax, "x"_a, "indices"_a, "out"_a, "logsumexp"_a,
         "x_dtype"_a, "dtype"_a, "axis"_a, "temperature"_a, "temperatures"_a, "where"_a, "isa"_a,
         "num_threads"_a);

@@ -4,12 +4,8 @@
 #pragma once
 
 #include <stdint.h>
-#if defined(__SSE__) || defined(_M_X64)
-#include <xmmintrin.h>
-#else
-#include <fenv.h>
-#endif
 
+#include "environment.hpp"
 #include "job.hpp"
 #include "macros.hpp"
 #include "math/exp.hpp"
@@ -123,29 +119,6 @@ inline double reciprocal(const Total& total) {
   const double r = 1.0 / total.sum;
   return r - r * (r * total.error);
 }
-
-// Restores the caller's floating-point environment; inside, rounding to nearest, gradual underflow.
-class DefaultFloatingPoint {
- public:
-  DefaultFloatingPoint(const DefaultFloatingPoint&) = delete;
-  DefaultFloatingPoint& operator=(const DefaultFloatingPoint&) = delete;
-#if defined(__SSE__) || defined(_M_X64)
-  DefaultFloatingPoint() : saved_(_mm_getcsr()) { _mm_setcsr(0x1f80); }
-  ~DefaultFloatingPoint() { _mm_setcsr(saved_); }
-
- private:
-  unsigned saved_;
-#else
-  DefaultFloatingPoint() {
-    fegetenv(&saved_);
-    fesetenv(FE_DFL_ENV);
-  }
-  ~DefaultFloatingPoint() { fesetenv(&saved_); }
-
- private:
-  fenv_t saved_;
-#endif
-};
 
 // A function of map() takes one vector, or F::kAtOnce in arrays.
 template <class F>

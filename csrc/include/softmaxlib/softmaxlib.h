@@ -348,28 +348,55 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_orthogonal_gradient(const softmaxlib
  * Rows are along one axis. Options: isa, threads, store (of grad), temperature and scale (also per
  * row), bias, where; not causal, alibi_slopes or sinks; no scratch, no report. */
 
+typedef int32_t softmaxlib_reduction;
+enum {
+  SOFTMAXLIB_REDUCTION_NONE = 0,
+  SOFTMAXLIB_REDUCTION_SUM = 1,
+  SOFTMAXLIB_REDUCTION_MEAN = 2 /* over the weights of the labels that count; of probabilities over
+                                   the rows; NaN where these are 0 */
+};
+
 typedef struct softmaxlib_loss_options {
   size_t struct_size;
   int64_t ignore_index;   /* a target whose row is not read: loss and gradient 0 */
   double label_smoothing; /* in [0, 1]: this share of the target spread over the classes */
-  double gradient_scale;  /* a factor of the gradient, as of a mean */
-  const double* weight;   /* of each class, not negative; NULL: 1 */
-} softmaxlib_loss_options;
-#define SOFTMAXLIB_LOSS_OPTIONS_INIT {sizeof(softmaxlib_loss_options), -100, 0.0, 1.0, NULL}
+  double gradient_scale;  /* a factor of the gradient */
+  const double* weight;   /* of each class, finite and not negative; NULL: 1 */
 
-/* losses (F64, in the shape of x without the axis) = cross-entropy of every row with target: a
- * class (I64, of that shape) or probabilities (floating, of the shape of x). activation: SOFTMAX or
- * STABLEMAX. With q_j = weight_j times the (smoothed) target: sum of q_j (-log p_j).
+  /* Members above alone are a valid, older struct. */
+  softmaxlib_reduction reduction; /* other than NONE: also a total of the losses */
+  const softmaxlib_array* total;  /* which takes it: one element of any float dtype */
+} softmaxlib_loss_options;
+#define SOFTMAXLIB_LOSS_OPTIONS_INIT \
+  {sizeof(softmaxlib_loss_options), -100, 0.0, 1.0, NULL, 0, NULL}
+
+/* losses (any float dtype, in the shape of x without the axis) = cross-entropy of every row with
+ * target: a class (I64, of that shape) or probabilities (floating, of the shape of x). activation:
+ * SOFTMAX or STABLEMAX. With q_j = weight_j times the (smoothed) target: sum of q_j (-log p_j).
  *
- * grad (floating, of the shape of x; NULL: none) = gradient of the losses' sum with respect to x,
- * times gradient_scale. It may be x, or target if those are probabilities. Both keep their relative
- * accuracy where p is nearly 1: the gradient of a label is minus the sum of the others. Where
- * `where` is false it is 0, there is no class to spread to, and a target there has an infinite
- * loss. */
+ * With a reduction losses must be F64. They are the terms of the total then: of a mean in a unit of
+ * the call's own, a power of two. The total is their compensated sum, rounded once, the same for
+ * every ISA and number of threads; MEAN divides the gradient, too.
+ *
+ * grad (floating, of the shape of x; NULL: none) = gradient of the losses' sum, or of their mean,
+ * with respect to x, times gradient_scale. It may be x, or target if those are probabilities. Both
+ * keep their relative accuracy where p is nearly 1: the gradient of a label is minus the sum of the
+ * others. Where `where` is false it is 0, there is no class to spread to, and a target there has an
+ * infinite loss. */
 SOFTMAXLIB_API softmaxlib_status softmaxlib_cross_entropy(
     softmaxlib_function activation, const softmaxlib_array* x, const softmaxlib_array* target,
     const softmaxlib_array* losses, const softmaxlib_array* grad, int32_t axis,
     const softmaxlib_loss_options* loss_options, const softmaxlib_options* options);
+
+/* out = x times factors: the chain rule for a gradient that came with its loss. x: any dtype; out:
+ * floating, of the shape of x, and x itself or apart from it; factors: floating, broadcasts to x.
+ * Exactly 0 where x is 0, whatever the factor. With factors of 1 it converts x to out's dtype,
+ * rounded once, and touches nothing where out is x. Options: isa, store, threads; the others are
+ * ignored. */
+SOFTMAXLIB_API softmaxlib_status softmaxlib_scale_rows(const softmaxlib_array* x,
+                                                       const softmaxlib_array* factors,
+                                                       const softmaxlib_array* out,
+                                                       const softmaxlib_options* options);
 
 /* out = log_softmax(x) at indices (I64, in [0, n)) along the axis, k of them per row, in one read
  * of x: the bits that SOFTMAXLIB_LOG_SOFTMAX has there. indices and out have the shape of x but for
