@@ -15,6 +15,7 @@ import numpy as np
 
 from softmaxlib import _api, _core, _gradients, _jax_build, _runtime
 from softmaxlib import _losses as _losses_of_numpy
+from softmaxlib._arrays import as_doubles, dtype_code
 
 try:
     from jax.experimental.buffer_callback import buffer_callback
@@ -23,7 +24,10 @@ except ImportError:  # jax < 0.6.1
 
 Shape: TypeAlias = tuple[int, ...]
 
-TARGETS = ("forward", "backward", "losses", "losses_and_gradient", "take")
+TARGETS = ("forward", "backward", "losses", "losses_and_gradient", "scale", "take")
+# The result in the memory of the first operand, which is seldom of use afterwards: one large array
+# less to allocate. Under vmap that takes an operand of the whole shape.
+_IN_PLACE = {"vmap_method": "broadcast_all", "input_output_aliases": {0: 0}}
 _ABSENT = np.zeros(0, np.bool_)  # an operand that is not given
 
 _lock = threading.Lock()
@@ -39,6 +43,8 @@ class Call(NamedTuple):
     threads: int
     label_smoothing: float = 0.0
     ignore_index: int = -100
+    reduction: str = "none"
+    ndim: int = 0  # of x: under vmap, each of its elements is reduced by itself
 
 
 # ---- The two mechanisms
@@ -125,30 +131,33 @@ def backward(call: Call, grad: Any, x: Any, y: Any, where: Any, temperatures: An
     x = y if x is None else x
     result = jax.ShapeDtypeStruct(x.shape, y.dtype)
     means = {}
-    if grad.shape == x.shape:
-        # In its memory, which is seldom of use afterwards: one large array less to allocate. Under
-        # vmap that takes a grad of the whole shape.
-        means = {"vmap_method": "broadcast_all", "input_output_aliases": {0: 0}}
+    if (grad.shape, grad.dtype) == (x.shape, y.dtype):
+        means = _IN_PLACE
     return _call("backward", call, result, grad, x, y, where, temperatures, **means)
 
 
 def losses(call: Call, x: Any, target: Any, weight: Any, where: Any, temperatures: Any) -> Any:
-    """Return the cross-entropy of every row; of length 1 along the axis, as a target of classes."""
-    wide = np.float64 if x.dtype == np.float64 else np.float32
-    result = jax.ShapeDtypeStruct(_reduced(x.shape, call), wide)
-    return _call("losses", call, result, x, target, weight, where, temperatures)
+    """Return the cross-entropy, reduced, or of each row: of length 1 along the axis."""
+    return _call("losses", call, _loss_of(call, x), x, target, weight, where, temperatures)
 
 
 def losses_and_gradient(
     call: Call, x: Any, target: Any, weight: Any, where: Any, temperatures: Any
 ) -> Any:
-    """Return that, and the gradient of its sum with respect to x."""
-    wide = np.float64 if x.dtype == np.float64 else np.float32
-    results = (
-        jax.ShapeDtypeStruct(_reduced(x.shape, call), wide),
-        jax.ShapeDtypeStruct(x.shape, x.dtype),
-    )
+    """Return that, and the gradient of it, or of its sum, with respect to x."""
+    results = _loss_of(call, x), jax.ShapeDtypeStruct(x.shape, x.dtype)
     return _call("losses_and_gradient", call, results, x, target, weight, where, temperatures)
+
+
+def _loss_of(call: Call, x: Any) -> jax.ShapeDtypeStruct:
+    shape = _reduced(x.shape, call) if call.reduction == "none" else ()
+    return jax.ShapeDtypeStruct(shape, x.dtype)
+
+
+def scale(call: Call, x: Any, factors: Any) -> Any:
+    """Return x times factors, which broadcast to it: exactly 0 where x is."""
+    result = jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return _call("scale", call, result, x, factors, **_IN_PLACE)
 
 
 def take(call: Call, x: Any, indices: Any, where: Any, temperatures: Any) -> Any:
@@ -181,6 +190,8 @@ def _call(target: str, call: Call, result: Any, *operands: Any, **means: Any) ->
             threads=np.int32(call.threads),
             label_smoothing=np.float64(call.label_smoothing),
             ignore_index=np.int64(call.ignore_index),
+            reduction=np.int32(_core.reductions[call.reduction]),
+            ndim=np.int32(call.ndim),
         )
     # Neither gives its results the axes of its operands in every version of JAX.
     axes = _varying(*operands)
@@ -265,37 +276,66 @@ def _backward(call: Call, grad: Any, x: Any, y: Any, where: Any, temperatures: A
 
 
 def _losses(
-    call: Call, x: Any, target: Any, weight: Any, where: Any, temperatures: Any, **options: Any
+    call: Call,
+    x: Any,
+    target: Any,
+    weight: Any,
+    where: Any,
+    temperatures: Any,
+    return_grad: bool = False,
 ) -> Any:
     whole = _whole(x, target, where, temperatures)
     (axis,) = call.axes
+    along = len(whole) + axis
+    if weight is not None and weight.size != whole[along]:
+        raise ValueError("weight is one for each class: vmap cannot map it")
+    of_rows = _reduced(whole, call)
     if np.issubdtype(target.dtype, np.integer):
-        target = np.broadcast_to(target, _reduced(whole, call)).squeeze(axis)
+        target = np.broadcast_to(target, of_rows).squeeze(along)
     else:
         target = np.broadcast_to(target, whole)
-    if weight is not None and weight.size != whole[axis]:
-        raise ValueError("weight is one for each class: vmap cannot map it")
-    result = _losses_of_numpy.cross_entropy(
-        # Halves are computed as float32 anyway; so, their losses are not rounded to halves.
-        np.broadcast_to(x, whole).astype(np.promote_types(x.dtype, np.float32)),
-        target,
-        axis=axis,
-        activation=cast(Any, call.function),
-        label_smoothing=call.label_smoothing,
-        weight=None if weight is None else weight.reshape(-1),
-        ignore_index=call.ignore_index,
-        reduction="none",
-        temperature=call.temperature if temperatures is None else temperatures,
-        where=where,
-        **options,
-    )
-    if not options:
-        return np.expand_dims(result, axis)
-    losses, gradient = result
-    return np.expand_dims(losses, axis), gradient.astype(x.dtype)
+    x = np.broadcast_to(x, whole)
+    where = None if where is None else np.broadcast_to(where, whole)
+    temperatures = None if temperatures is None else np.broadcast_to(temperatures, of_rows)
+
+    # A reduction is of each element of vmap by itself; else these are so many more rows.
+    reduces = call.reduction != "none"
+    mapped = whole[: len(whole) - call.ndim] if reduces else ()
+    losses = np.empty(mapped if reduces else whole[:along] + whole[along + 1 :], x.dtype)
+    gradient = np.empty(whole, x.dtype) if return_grad else None
+    for place in np.ndindex(mapped):
+        at = (*place, ...)
+        _losses_of_numpy.cross_entropy(
+            x[at],
+            target[at],
+            axis=axis,
+            activation=cast(Any, call.function),
+            label_smoothing=call.label_smoothing,
+            weight=None if weight is None else weight.reshape(-1),
+            ignore_index=call.ignore_index,
+            reduction=cast(Any, call.reduction),
+            temperature=call.temperature if temperatures is None else temperatures[at],
+            where=None if where is None else where[at],
+            return_grad=return_grad,
+            out=losses[at],
+            grad_out=None if gradient is None else gradient[at],
+        )
+    loss = losses if reduces else np.expand_dims(losses, along)
+    return loss if gradient is None else (loss, gradient)
 
 
 _losses_and_gradient = functools.partial(_losses, return_grad=True)
+
+
+def _scale(call: Call, x: Any, factors: Any) -> Any:
+    if (factors == 1).all():
+        return x
+    # In double, and rounded by the library: in XLA's threads NumPy takes a subnormal number for 0.
+    product, factors = (as_doubles(a, cast(int, dtype_code(a.dtype))) for a in (x, factors))
+    product = np.where(product == 0, 0, product * factors)
+    result = np.empty(product.shape, x.dtype)
+    _core.convert(product, result, _core.dtypes["float64"], _core.dtypes[x.dtype.name])
+    return result
 
 
 def _take(call: Call, x: Any, indices: Any, where: Any, temperatures: Any) -> Any:
