@@ -219,6 +219,9 @@ def cross_entropy(
     TypeError, ValueError
         As `softmaxlib.cross_entropy`. What depends on traced values or on classes is an error of
         JAX when it runs.
+    NotImplementedError
+        If its gradient is differentiated: `log_softmax` and `log_stablemax` have second
+        derivatives.
 
     See Also
     --------
@@ -280,7 +283,8 @@ def take_log_softmax(
     Returns
     -------
     jax.Array
-        Of the shape of indices and the dtype of x.
+        Of the shape of indices and the dtype of x. Where it is -inf, what comes in counts for
+        nothing in the derivative.
 
     Raises
     ------

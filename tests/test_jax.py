@@ -400,9 +400,9 @@ def test_ignore_index_and_the_type_of_the_target():
         with pytest.raises(jax.errors.JaxRuntimeError, match="target|beyond int64"):
             jax.block_until_ready(smj.cross_entropy(x, target))
     with without_64_bits():
-        same_bits(
-            smj.cross_entropy(np.float32(x), [0, 4, 2], ignore_index=ignored), np.float32(loss)
-        )
+        x = x.astype(np.float32)
+        y = smj.cross_entropy(x, [0, 4, 2], ignore_index=ignored)
+        same_bits(y, sml.cross_entropy(x, [0, 4, 2]))
         target = np.array([0, 2**32, 2])
         with pytest.raises(
             ValueError, match=r"target holds 4294967296, which is beyond int32, all"
@@ -586,12 +586,12 @@ def test_export(mechanism):
         checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in names]
         if mechanism == "callback":
             with pytest.raises(NotImplementedError):
-                jax.export.export(jax.jit(function), disabled_checks=checks)(x).serialize()
+                jax.export.export(jax.jit(function), disabled_checks=checks)(x)
             continue
-        with pytest.raises(ValueError, match=f"custom calls .*softmaxlib_jax_{target}"):
+        with pytest.raises(ValueError, match=f"(?s)custom calls .*softmaxlib_jax_{target}"):
             jax.export.export(jax.jit(function))(x)
-        exported = jax.export.export(jax.jit(function), disabled_checks=checks)(x).serialize()
-        same_bits(jax.export.deserialize(exported).call(x), function(x))
+        exported = jax.export.export(jax.jit(function), disabled_checks=checks)(x)
+        same_bits(exported.call(x), function(x))
 
 
 # ---- Errors

@@ -251,6 +251,31 @@ def test_fallback(tmp_path):
 
 
 @needs_jax
+@needs_compiler
+@pytest.mark.skipif(
+    not importlib.util.find_spec("flatbuffers"), reason="jax.export writes with flatbuffers"
+)
+def test_exported(cached, tmp_path):
+    """What one process exports another calls, once that has its custom calls, too."""
+    file = tmp_path / "exported"
+    start = "import sys, jax, jax.numpy as jnp, jax.export, softmaxlib.jax as smj, pathlib\n"
+    start += f"file = pathlib.Path({str(file)!r})\n"
+    export = """
+check = jax.export.DisabledSafetyCheck.custom_call("softmaxlib_jax_forward")
+exported = jax.export.export(jax.jit(smj.softmax), disabled_checks=[check])(jnp.zeros(2))
+file.write_bytes(exported.serialize())
+"""
+    call = "print(jax.export.deserialize(bytearray(file.read_bytes())).call(jnp.zeros(2)))"
+    home = {"XDG_CACHE_HOME": str(cached.parent.parent)}
+    status, _, errors = run(start + export, **home)
+    assert status == 0, errors
+    status, output, errors = run(start + "smj.backend()\n" + call, **home)
+    assert output == "[0.5 0.5]\n", errors
+    status, _, errors = run(start + call, **home)
+    assert status == 1 and "softmaxlib_jax_forward" in errors
+
+
+@needs_jax
 @needs_callbacks
 @pytest.mark.parametrize("backend", ["ffi", "callback"])
 def test_one_cpu(backend):
