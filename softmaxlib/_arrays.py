@@ -73,6 +73,9 @@ def as_array(name: str, value: Any, *, has_where: bool = False) -> Array:
             return np.asarray(np.from_dlpack(value))
         return np.asarray(value)
     except Exception as error:
+        if type(error).__module__.startswith("jax"):  # in jit, grad or vmap: without values yet
+            message = f"{name} is traced by JAX: use the functions of softmaxlib.jax"
+            raise TypeError(message) from None
         if not hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
             raise  # a ragged list, say: NumPy's own words are the best
         try:

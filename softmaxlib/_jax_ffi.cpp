@@ -12,6 +12,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "xla/ffi/api/ffi.h"
@@ -32,6 +33,8 @@ struct Call {
   int32_t threads;
   double label_smoothing;
   int64_t ignore_index;
+  int32_t reduction;
+  int32_t ndim;  // of x, without the axes of vmap
 
   Axes reduced() const { return function == SOFTMAXLIB_LOGSUMEXP ? axes : Axes(); }
 };
@@ -52,10 +55,20 @@ bool contains(Axes axes, size_t ndim, size_t d) {
                      [=](int32_t axis) { return int64_t(ndim) + axis == int64_t(d); });
 }
 
+std::vector<int64_t> dims_of(const Buffer& buffer) {
+  const auto dims = buffer.dimensions();
+  return std::vector<int64_t>(dims.begin(), dims.end());
+}
+
+int64_t product(const std::vector<int64_t>& shape) {
+  int64_t result = 1;
+  for (const int64_t n : shape) result *= n;
+  return result;
+}
+
 // The shape of x: along the axes its own, else that of the result, which has every axis of vmap.
 std::vector<int64_t> whole_shape(const Buffer& x, const Buffer& result, Axes axes) {
-  const auto dims = x.dimensions();
-  std::vector<int64_t> shape(dims.begin(), dims.end());
+  std::vector<int64_t> shape = dims_of(x);
   for (size_t d = 0; d < shape.size(); ++d)
     if (!contains(axes, shape.size(), d)) shape[d] = result.dimensions()[d];
   return shape;
@@ -88,6 +101,15 @@ class View {
   View& operator=(const View&) = delete;
 
   const softmaxlib_array* get() const { return &array_; }
+
+  // What is at this place, in C order, of its first axes.
+  softmaxlib_array at(int64_t place, size_t axes) const {
+    auto* data = static_cast<char*>(array_.data);
+    for (size_t d = axes; d-- > 0; place /= shape_[d]) data += place % shape_[d] * strides_[d];
+    return {data, array_.dtype, array_.ndim - int32_t(axes), array_.shape + axes,
+            array_.strides + axes};
+  }
+
   const softmaxlib_array* if_given() const { return given_ ? &array_ : nullptr; }
 
  private:
@@ -96,21 +118,40 @@ class View {
   softmaxlib_array array_;
 };
 
-template <class To, class From>
-std::vector<To> converted(const Buffer& buffer) {
+template <class From>
+std::vector<int64_t> integers_of(const Buffer& buffer) {
   const From* first = static_cast<const From*>(buffer.untyped_data());
-  return std::vector<To>(first, first + buffer.element_count());
+  std::vector<int64_t> result(first, first + buffer.element_count());
+  if (std::is_same<From, uint64_t>::value)  // beyond any class, as it was
+    std::replace_if(result.begin(), result.end(), [](int64_t i) { return i < 0; }, INT64_MAX);
+  return result;
 }
 
-// What the library takes as 64 bits, and JAX may have as 32.
+// What the library takes as 64 bits, and JAX may have as fewer.
 std::vector<int64_t> integers(const Buffer& buffer) {
-  return buffer.element_type() == ffi::S64 ? converted<int64_t, int64_t>(buffer)
-                                           : converted<int64_t, int32_t>(buffer);
+  switch (buffer.element_type()) {
+    case ffi::S8: return integers_of<int8_t>(buffer);
+    case ffi::S16: return integers_of<int16_t>(buffer);
+    case ffi::S32: return integers_of<int32_t>(buffer);
+    case ffi::U8: return integers_of<uint8_t>(buffer);
+    case ffi::U16: return integers_of<uint16_t>(buffer);
+    case ffi::U32: return integers_of<uint32_t>(buffer);
+    case ffi::U64: return integers_of<uint64_t>(buffer);
+    default: return integers_of<int64_t>(buffer);
+  }
 }
 
+// Converted by the library: in XLA's threads a subnormal number is 0.
 std::vector<double> doubles(const Buffer& buffer) {
-  return buffer.element_type() == ffi::F64 ? converted<double, double>(buffer)
-                                           : converted<double, float>(buffer);
+  const auto count = int64_t(buffer.element_count());
+  std::vector<double> result(buffer.element_count());
+  const double one = 1;
+  const softmaxlib_array from = {buffer.untyped_data(), dtype_of(buffer.element_type()), 1, &count,
+                                 nullptr};
+  const softmaxlib_array to = {result.data(), SOFTMAXLIB_F64, 1, &count, nullptr};
+  const softmaxlib_array factor = {const_cast<double*>(&one), SOFTMAXLIB_F64, 0, nullptr, nullptr};
+  if (count > 0) softmaxlib_scale_rows(&from, &factor, &to, nullptr);
+  return result;
 }
 
 // The tasks of one call, taken one by one by whoever is free.
@@ -160,8 +201,7 @@ struct Threads {
 
 class Options : public softmaxlib_options {
  public:
-  Options(const ffi::ThreadPool& pool, const Call& call, const View& its_where,
-          const View& its_temperatures)
+  Options(const ffi::ThreadPool& pool, const Call& call)
       : softmaxlib_options(SOFTMAXLIB_OPTIONS_INIT),
         threads_{pool, int32_t(std::min<int64_t>(call.threads, pool.num_threads()))} {
     isa = call.isa;
@@ -169,6 +209,10 @@ class Options : public softmaxlib_options {
     parallel_for = Threads::parallel_for;
     parallel_context = &threads_;
     temperature = call.temperature;
+  }
+  Options(const ffi::ThreadPool& pool, const Call& call, const View& its_where,
+          const View& its_temperatures)
+      : Options(pool, call) {
     temperatures = its_temperatures.if_given();
     where = its_where.if_given();
   }
@@ -233,15 +277,14 @@ ffi::Error wrong_class(const std::vector<int64_t>& classes, int64_t n, int64_t i
 ffi::Error cross_entropy(ffi::ThreadPool pool, const Call& call, const Buffer& x,
                          const Buffer& target, const Buffer& weight, const Buffer& where,
                          const Buffer& temperatures, Buffer losses, const Buffer* grad) {
-  const auto whole = whole_shape(x, losses, call.axes);
+  std::vector<int64_t> whole = dims_of(x);
+  const size_t mapped = whole.size() - size_t(call.ndim);
+  std::copy_n(losses.dimensions().begin(), mapped, whole.begin());
   const int32_t axis = call.axes[0];
   const int64_t n = whole[whole.size() + size_t(int64_t(axis))];
   const View x_view(x, whole), where_view(where, whole), temperature_view(temperatures, whole);
   const View grad_view(grad ? *grad : x, whole);
-  Options options(pool, call, where_view, temperature_view);
 
-  std::vector<double> sums(losses.element_count());
-  const View losses_view(losses, sums.data(), SOFTMAXLIB_F64, sizeof(double), whole, call.axes);
   const bool probabilities = dtype_of(target.element_type()) >= 0;
   auto classes = probabilities ? std::vector<int64_t>() : integers(target);
   const View labels(target, classes.data(), SOFTMAXLIB_I64, sizeof(int64_t), whole, call.axes);
@@ -250,21 +293,40 @@ ffi::Error cross_entropy(ffi::ThreadPool pool, const Call& call, const Buffer& x
   softmaxlib_loss_options loss_options = SOFTMAXLIB_LOSS_OPTIONS_INIT;
   loss_options.label_smoothing = call.label_smoothing;
   loss_options.ignore_index = call.ignore_index;
+  loss_options.reduction = call.reduction;
   const std::vector<double> weights = doubles(weight);
   if (!weights.empty() && int64_t(weights.size()) != n)
     return ffi::Error::InvalidArgument("weight is one for each class: vmap cannot map it");
   if (!weights.empty()) loss_options.weight = weights.data();
 
-  const softmaxlib_status status = softmaxlib_cross_entropy(
-      call.function, x_view.get(), probabilities ? shares.get() : labels.get(), losses_view.get(),
-      grad ? grad_view.get() : nullptr, axis, &loss_options, &options);
-  if (status == SOFTMAXLIB_ERROR_TARGET) return wrong_class(classes, n, call.ignore_index);
-  if (losses.element_type() == ffi::F64)
-    std::copy(sums.begin(), sums.end(), static_cast<double*>(losses.untyped_data()));
-  else
-    std::transform(sums.begin(), sums.end(), static_cast<float*>(losses.untyped_data()),
-                   [](double sum) { return float(sum); });
-  return error_of(status);
+  // A reduction is of each element of vmap by itself; else these are so many more rows.
+  const bool reduces = call.reduction != SOFTMAXLIB_REDUCTION_NONE;
+  const size_t axes = reduces ? mapped : 0;
+  std::vector<int64_t> rows(whole.begin() + int64_t(mapped), whole.end());
+  rows.erase(rows.end() + axis);
+  std::vector<double> terms(reduces ? size_t(product(rows)) : 0);
+  const softmaxlib_array term_array = {terms.data(), SOFTMAXLIB_F64, int32_t(rows.size()),
+                                       rows.data(), nullptr};
+  const View losses_view(losses, reduces ? dims_of(losses) : whole, reduces ? Axes() : call.axes);
+
+  Options options(pool, call);
+  const int64_t elements = product({whole.begin(), whole.begin() + int64_t(axes)});
+  for (int64_t place = 0; place < elements; ++place) {
+    const auto x_part = x_view.at(place, axes), grad_part = grad_view.at(place, axes);
+    const auto target_part = probabilities ? shares.at(place, axes) : labels.at(place, axes);
+    const auto loss_part = losses_view.at(place, axes);
+    softmaxlib_array where_part, temperature_part;
+    if (where_view.if_given()) options.where = &(where_part = where_view.at(place, axes));
+    if (temperature_view.if_given())
+      options.temperatures = &(temperature_part = temperature_view.at(place, axes));
+    loss_options.total = reduces ? &loss_part : nullptr;
+    const softmaxlib_status status = softmaxlib_cross_entropy(
+        call.function, &x_part, &target_part, reduces ? &term_array : &loss_part,
+        grad ? &grad_part : nullptr, axis, &loss_options, &options);
+    if (status == SOFTMAXLIB_ERROR_TARGET) return wrong_class(classes, n, call.ignore_index);
+    if (status != SOFTMAXLIB_OK) return error_of(status);
+  }
+  return ffi::Error::Success();
 }
 
 ffi::Error losses_alone(ffi::ThreadPool pool, Call call, Buffer x, Buffer target, Buffer weight,
@@ -278,12 +340,22 @@ ffi::Error losses_and_gradient(ffi::ThreadPool pool, Call call, Buffer x, Buffer
   return cross_entropy(pool, call, x, target, weight, where, temperatures, *losses, &*grad);
 }
 
+// The gradient of a loss times that of what follows it, in the memory of the first.
+ffi::Error scale(ffi::ThreadPool pool, Call call, Buffer x, Buffer factors, Result out) {
+  const auto whole = dims_of(*out);
+  const View x_view(x, whole), factor_view(factors, whole), out_view(*out, whole);
+  const Options options(pool, call);
+  return error_of(softmaxlib_scale_rows(x_view.get(), factor_view.get(), out_view.get(), &options));
+}
+
 ffi::Error take(ffi::ThreadPool pool, Call call, Buffer x, Buffer indices, Buffer where,
                 Buffer temperatures, Result out) {
   const auto whole = whole_shape(x, *out, call.axes);
-  const auto dims = out->dimensions();
-  const std::vector<int64_t> taken(dims.begin(), dims.end());
+  const auto taken = dims_of(*out);
+  const int64_t n = whole[whole.size() + size_t(int64_t(call.axes[0]))];
   std::vector<int64_t> places = integers(indices);
+  for (int64_t& place : places)
+    if (place < 0) place += n;
   const View place_view(indices, places.data(), SOFTMAXLIB_I64, sizeof(int64_t), taken, {});
   const View x_view(x, whole), out_view(*out, taken);
   const View where_view(where, whole), temperature_view(temperatures, whole);
@@ -294,13 +366,12 @@ ffi::Error take(ffi::ThreadPool pool, Call call, Buffer x, Buffer indices, Buffe
 
 }  // namespace
 
-XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(Call, ffi::StructMember<int32_t>("function"),
-                                      ffi::StructMember<Axes>("axes"),
-                                      ffi::StructMember<double>("temperature"),
-                                      ffi::StructMember<int32_t>("isa"),
-                                      ffi::StructMember<int32_t>("threads"),
-                                      ffi::StructMember<double>("label_smoothing"),
-                                      ffi::StructMember<int64_t>("ignore_index"));
+XLA_FFI_REGISTER_STRUCT_ATTR_DECODING(
+    Call, ffi::StructMember<int32_t>("function"), ffi::StructMember<Axes>("axes"),
+    ffi::StructMember<double>("temperature"), ffi::StructMember<int32_t>("isa"),
+    ffi::StructMember<int32_t>("threads"), ffi::StructMember<double>("label_smoothing"),
+    ffi::StructMember<int64_t>("ignore_index"), ffi::StructMember<int32_t>("reduction"),
+    ffi::StructMember<int32_t>("ndim"));
 
 namespace {
 auto call() { return ffi::Ffi::Bind().Ctx<ffi::ThreadPool>().Attrs<Call>(); }
@@ -339,6 +410,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(softmaxlib_jax_losses_and_gradient, losses_and_gra
                                   .Arg<Buffer>()  // where
                                   .Arg<Buffer>()  // temperatures
                                   .Ret<Buffer>()
+                                  .Ret<Buffer>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(softmaxlib_jax_scale, scale,
+                              call()
+                                  .Arg<Buffer>()  // x
+                                  .Arg<Buffer>()  // factors
                                   .Ret<Buffer>());
 
 XLA_FFI_DEFINE_HANDLER_SYMBOL(softmaxlib_jax_take, take,

@@ -16,7 +16,9 @@ try:
     import jax
     import jax.numpy as jnp
 except ImportError as error:
-    raise ImportError("softmaxlib.jax needs jax: pip install 'softmaxlib[jax]'") from error
+    raise ImportError(
+        "softmaxlib.jax needs jax: pip install jax, or pip install '.[jax]' in a clone"
+    ) from error
 
 from softmaxlib import _jax_calls, _runtime
 from softmaxlib._arrays import (
@@ -217,6 +219,9 @@ def cross_entropy(
     TypeError, ValueError
         As `softmaxlib.cross_entropy`. What depends on traced values or on classes is an error of
         JAX when it runs.
+    NotImplementedError
+        If its gradient is differentiated: `log_softmax` and `log_stablemax` have second
+        derivatives.
 
     See Also
     --------
@@ -231,41 +236,33 @@ def cross_entropy(
     smoothing = as_number("label_smoothing", label_smoothing)
     if not 0 <= smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    ignored = as_integer("ignore_index", ignore_index, -(2**63), 2**63 - 1)
+    ignored = as_integer("ignore_index", ignore_index, -(2**63), None)
+    if ignored >= 2**63:
+        raise ValueError(f"ignore_index must be within int64, got {ignored}")
     number, temperatures = _as_temperature(temperature, x, (along,))
     call = _call(activation, [along - x.ndim], number)
-    call = call._replace(label_smoothing=smoothing, ignore_index=ignored)
+    call = call._replace(
+        label_smoothing=smoothing, ignore_index=ignored, reduction=reduction, ndim=x.ndim
+    )
 
-    targets = jnp.asarray(target)
+    targets = _in_full("target", target)
     as_target(_without_values(targets), x.shape, along)
     classes = jnp.issubdtype(targets.dtype, jnp.integer)
-    if classes:
-        targets = targets.astype(jnp.int64 if targets.dtype.itemsize == 8 else jnp.int32)
     weights = None
     if weight is not None:
         traced = isinstance(weight, jax.Array)
         checked = as_weight(_without_values(weight) if traced else weight, x.shape[along])
         widest = jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
         weights = jax.lax.stop_gradient(jnp.asarray(weight if traced else checked, widest))
-    losses = _compiled_losses(
-        call,
+    operands = _jax_calls.matched(
         x,
         jnp.expand_dims(targets, along) if classes else targets,
         weights,
         _as_where(where, x),
         temperatures,
     )
-    losses = jnp.squeeze(losses, along)
-    if reduction == "none":
-        return losses.astype(x.dtype)
-    total = losses.sum()
-    if reduction == "mean" and classes:
-        counts = targets != ignored
-        of_rows = 1 if weights is None else weights[jnp.where(counts, targets, 0)]
-        total = total / jnp.where(counts, of_rows, 0).sum().astype(total.dtype)
-    elif reduction == "mean":
-        total = total / losses.size
-    return total.astype(x.dtype)
+    losses = _compiled_losses(call, *operands)
+    return jnp.squeeze(losses, along) if reduction == "none" else losses
 
 
 def take_log_softmax(
@@ -286,7 +283,8 @@ def take_log_softmax(
     Returns
     -------
     jax.Array
-        Of the shape of indices and the dtype of x.
+        Of the shape of indices and the dtype of x. Where it is -inf, what comes in counts for
+        nothing in the derivative.
 
     Raises
     ------
@@ -300,7 +298,7 @@ def take_log_softmax(
     """
     x = _floating("x", x)
     along = one_axis("x", axis, x.ndim)
-    places = jnp.asarray(indices)
+    places = _in_full("indices", indices)
     if not jnp.issubdtype(places.dtype, jnp.integer):
         raise TypeError(f"indices has dtype {places.dtype}; it must be an integer type")
     rows = x.shape[:along] + x.shape[along + 1 :]
@@ -312,11 +310,12 @@ def take_log_softmax(
             f"indices has shape {places.shape}; it must have the shape {rows} or be k along "
             f"axis {axis} of x of shape {x.shape}"
         )
-    places = places.astype(jnp.int64 if places.dtype.itemsize == 8 else jnp.int32)
-    places = jnp.where(places < 0, places + x.shape[along], places)
+    if places.dtype.itemsize < 4:  # the length of axis may be beyond such a type
+        places = places.astype(jnp.int32)
     number, temperatures = _as_temperature(temperature, x, (along,))
     call = _call("softmax", [along - x.ndim], number)
-    y = _compiled_take(call, x, places, _as_where(where, x), temperatures)
+    operands = _jax_calls.matched(x, places, _as_where(where, x), temperatures)
+    y = _compiled_take(call, *operands)
     return jnp.squeeze(y, along) if one_each else y
 
 
@@ -332,7 +331,7 @@ def _apply(
             None if a is None else a[..., None] for a in (x, mask, temperatures)
         )
     call = _call(function, [axis - x.ndim for axis in axes or (x.ndim - 1,)], number)
-    y = _compiled(call, x, mask, temperatures)
+    y = _compiled(call, *_jax_calls.matched(x, mask, temperatures))
     if not axes:
         return y[..., 0]
     return y if keepdims else jnp.squeeze(y, axes)
@@ -347,6 +346,19 @@ def _floating(name: str, value: Any) -> Any:
         raise TypeError(
             f"{name} has dtype {array.dtype}; it must be float16, bfloat16, float32 or float64"
         )
+    return array
+
+
+def _in_full(name: str, value: Any) -> Any:
+    """Return the value as an array of JAX, which without 64 bits cuts off integers in silence."""
+    array = jnp.asarray(value)
+    if isinstance(value, (np.ndarray, np.generic)) and array.dtype.kind in "iu":
+        cut = np.asarray(value)[value.astype(array.dtype) != value]
+        if cut.size:
+            raise ValueError(
+                f"{name} holds {cut[0]}, which is beyond {array.dtype}, all that JAX has unless "
+                "jax_enable_x64 is set"
+            )
     return array
 
 
@@ -415,7 +427,7 @@ def _of_temperatures(x: Any, of_x: Any, temperatures: Any) -> Any:
 def _losses_forward(
     call: Call, x: Any, target: Any, weight: Any, where: Any, temperatures: Any
 ) -> Any:
-    losses, of_x = _jax_calls.losses_and_gradient(call, x, target, weight, where, temperatures)
+    losses, of_x = _losses_and_gradient(call, x, target, weight, where, temperatures)
     shares = target if jnp.issubdtype(target.dtype, jnp.floating) else None
     reads_x = shares is not None or temperatures is not None
     return losses, (of_x, x if reads_x else None, shares, weight, where, temperatures)
@@ -423,11 +435,14 @@ def _losses_forward(
 
 def _losses_backward(call: Call, residuals: Any, grad: Any) -> Any:
     of_x, x, shares, weight, where, temperatures = residuals
-    dtype = of_x.dtype
-    of_x = jnp.where(of_x == 0, 0, grad * of_x.astype(grad.dtype))
+    grad = grad.reshape(grad.shape or (1,) * of_x.ndim)
+    of_x = _scale(call, of_x, grad)
     of_target = None
     if shares is not None:
         log_p = _function(call._replace(function=f"log_{call.function}"), x, where, temperatures)
+        grad = grad.astype(_arithmetic(x))
+        if call.reduction == "mean":
+            grad = grad / (x.size // max(x.shape[call.axes[0]], 1))
         of_target = (call.label_smoothing - 1) * grad * log_p.astype(grad.dtype)
         if weight is not None:
             rest = -1 - call.axes[0]  # axes after that of the classes
@@ -435,8 +450,34 @@ def _losses_backward(call: Call, residuals: Any, grad: Any) -> Any:
         if where is not None:
             of_target = jnp.where(where, of_target, 0)
         of_target = of_target.astype(shares.dtype)
-    of_temperatures = _of_temperatures(x, of_x, temperatures)
-    return of_x.astype(dtype), of_target, None, None, of_temperatures
+    return of_x, of_target, None, None, _of_temperatures(x, of_x, temperatures)
+
+
+def _losses_and_gradient_forward(call: Call, *operands: Any) -> Any:
+    """Return what is needed for the derivative of the loss, and none of the gradient's."""
+    losses, residuals = _losses_forward(call, *(None if a is None else a.value for a in operands))
+    return (losses, residuals[0]), residuals
+
+
+def _losses_and_gradient_backward(call: Call, residuals: Any, grads: Any) -> Any:
+    grad, of_gradient = grads
+    if not isinstance(of_gradient, jax.custom_derivatives.SymbolicZero):
+        raise NotImplementedError(
+            "cross_entropy has no second derivative: write the loss with softmaxlib.jax."
+            f"log_{call.function}, which has one"
+        )
+    return _losses_backward(call, residuals, grad)
+
+
+def _scale_forward(call: Call, x: Any, factors: Any) -> Any:
+    return _scale(call, x, factors), (x, factors)
+
+
+def _scale_backward(call: Call, residuals: Any, grad: Any) -> Any:
+    x, factors = residuals
+    products = jnp.where(x == 0, 0, x.astype(_arithmetic(x)) * grad)
+    alike = [d for d, n in enumerate(factors.shape) if n == 1]
+    return grad * factors, jnp.sum(products, alike, keepdims=True).astype(factors.dtype)
 
 
 def _gradient_forward(call: Call, *operands: Any) -> Any:
@@ -477,16 +518,16 @@ def _take_forward(call: Call, x: Any, places: Any, where: Any, temperatures: Any
 
 
 def _take_backward(call: Call, residuals: Any, grad: Any) -> Any:
+    """Return the gradient of log_softmax where grad is 0 but at the places."""
     x, places, where, temperatures = residuals
     (axis,) = call.axes
-    p = _function(call, x, where, temperatures)
-    grad = grad.astype(_arithmetic(x))
     at = list(jnp.indices(places.shape, sparse=True))
     at[axis] = places
-    of_x = (-p * grad.sum(axis, keepdims=True)).at[tuple(at)].add(grad)
-    counts = x > -jnp.inf if where is None else where & (x > -jnp.inf)
-    of_x = jnp.where(counts, of_x / (call.temperature if temperatures is None else temperatures), 0)
-    return of_x.astype(x.dtype), None, None, _of_temperatures(x, of_x, temperatures)
+    grad = jnp.zeros(x.shape, _arithmetic(x)).at[tuple(at)].add(grad)
+    of_log = call._replace(function="log_softmax")
+    log_p = _function(of_log, x, where, temperatures)
+    of_x = _gradient(of_log, grad, x, log_p, where, temperatures)
+    return of_x, None, None, _of_temperatures(x, of_x, temperatures)
 
 
 _function = jax.custom_vjp(_jax_calls.forward, nondiff_argnums=(0,))
@@ -494,6 +535,12 @@ _function.defvjp(_forward, _backward)
 _gradient = jax.custom_vjp(_jax_calls.backward, nondiff_argnums=(0,))
 _gradient.defvjp(_gradient_forward, _gradient_backward)
 _compiled = jax.jit(_function, static_argnums=0)
+_scale = jax.custom_vjp(_jax_calls.scale, nondiff_argnums=(0,))
+_scale.defvjp(_scale_forward, _scale_backward)
+_losses_and_gradient = jax.custom_vjp(_jax_calls.losses_and_gradient, nondiff_argnums=(0,))
+_losses_and_gradient.defvjp(
+    _losses_and_gradient_forward, _losses_and_gradient_backward, symbolic_zeros=True
+)
 _losses = jax.custom_vjp(_jax_calls.losses, nondiff_argnums=(0,))
 _losses.defvjp(_losses_forward, _losses_backward)
 _compiled_losses = jax.jit(_losses, static_argnums=0)

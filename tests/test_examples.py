@@ -317,6 +317,22 @@ def test_jax_derivatives(jax, function):
         )
 
 
+@of_functions
+def test_jax_shard_map(jax, function):
+    """A carry of a loop must keep its type, part of which is that it varies over the mesh."""
+    if not hasattr(jax, "shard_map"):
+        pytest.skip("jax.shard_map came with jax 0.6")
+    ours = getattr(jax.softmaxlib, function)
+    x = logits((4, 5), np.float32)
+    twice = jax.shard_map(
+        lambda x: jax.lax.scan(lambda x, _: (ours(x), None), x, None, 2)[0],
+        mesh=jax.sharding.Mesh(np.array(jax.devices()[:1]), ("i",)),
+        in_specs=jax.sharding.PartitionSpec("i"),
+        out_specs=jax.sharding.PartitionSpec("i"),
+    )
+    same_bits(np.asarray(twice(x)), getattr(sml, function)(getattr(sml, function)(x)))
+
+
 def test_jax_calls_within_calls(jax):
     """More calls at once than XLA has threads: none may wait for a task that has no thread."""
     x = logits((64, 20_000), np.float32)

@@ -25,6 +25,8 @@ def mechanism(request):
     """Run every test of this module with both."""
     if request.param == "ffi" and shutil.which("c++") is None:
         pytest.skip("no C++ compiler")
+    if request.param == "callback" and smj._jax_calls.buffer_callback is None:
+        pytest.skip("jax < 0.6.1 has no callbacks that softmaxlib.jax can use")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SOFTMAXLIB_JAX", request.param)
         for cache in (smj._jax_calls._backend.cache_clear, jax.clear_caches):
@@ -34,6 +36,10 @@ def mechanism(request):
 
 def logits(*shape, dtype=np.float64, seed=0):
     return (np.random.default_rng(seed).standard_normal(shape) * 3).astype(dtype)
+
+
+def without_64_bits():
+    return jax.enable_x64(False) if hasattr(jax, "enable_x64") else jax.experimental.disable_x64()
 
 
 def same_bits(y, z):
@@ -212,6 +218,7 @@ LOSSES = (
     {"activation": "stablemax", "reduction": "none", "label_smoothing": 1.0, "temperature": 2},
     {"where": np.array([True, True, True, False, True]), "ignore_index": 3},
 )
+REDUCTIONS = ("mean", "sum", "none")
 of_losses = pytest.mark.parametrize("options", LOSSES, ids=lambda options: "-".join(options))
 
 
@@ -289,36 +296,144 @@ def test_cross_entropy_is_differentiable_in_all_that_it_says(activation):
     )
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @of_losses
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_cross_entropy_has_the_bits_of_numpy(options, dtype):
+def test_cross_entropy_has_the_bits_of_numpy(options, dtype, reduction):
     x, target = logits(7, 5, dtype=dtype), targets(7)
-    options = options | {"reduction": "none"}
+    options = options | {"reduction": reduction}
     y, pull = jax.vjp(lambda x: smj.cross_entropy(x, target, **options), x)
     loss, gradient = sml.cross_entropy(x, target, **options, return_grad=True)
     same_bits(y, loss)
     same_bits(pull(jnp.ones_like(y))[0], gradient)
-    for small in (np.int8, np.int32):
-        same_bits(smj.cross_entropy(x, target.astype(small), **options), loss)
+    for other in (np.int8, np.int32, np.uint16, np.uint64):
+        same_bits(smj.cross_entropy(x, target.astype(other), **options), loss)
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
 @of_losses
-def test_cross_entropy_under_vmap(options):
-    options = options | {"reduction": "none"}
+def test_cross_entropy_under_vmap(options, reduction):
+    """Each element is reduced by itself, whichever operands are mapped, with classes and shares."""
+    options = options | {"reduction": reduction}
     x, target = logits(3, 4, 5), targets(3, 4)
 
     def loss(x, target):
         return smj.cross_entropy(x, target, **options)
 
-    rows = np.stack([sml.cross_entropy(*of, **options) for of in zip(x, target, strict=True)])
-    same_bits(jax.jit(jax.vmap(loss))(x, target), rows)
-    of_target = jax.vmap(loss, (None, 0))(x[0], target)
-    same_bits(of_target, np.stack([sml.cross_entropy(x[0], t, **options) for t in target]))
+    def expected(x, target):
+        return sml.cross_entropy(x, target, **options, return_grad=True)
+
+    losses, gradients = zip(*map(expected, x, target), strict=True)
+    same_bits(jax.jit(jax.vmap(loss))(x, target), np.stack(losses))
+    nested = jax.vmap(jax.vmap(loss, (None, 0)), (0, None))(x, target[:2])
+    same_bits(nested, np.stack([[expected(row, t)[0] for t in target[:2]] for row in x]))
     gradient = jax.vmap(jax.grad(lambda x, target: loss(x, target).sum()), (None, 0))
-    _, gradients = zip(
-        *(sml.cross_entropy(x[0], t, **options, return_grad=True) for t in target), strict=True
+    same_bits(gradient(x[0], target), np.stack([expected(x[0], t)[1] for t in target]))
+    if "where" not in options:
+        q = shares(3, 4, 5)
+        losses, gradients = zip(*map(expected, x, q), strict=True)
+        got = jax.vmap(jax.value_and_grad(lambda x, q: loss(x, q).sum()))(x, q)
+        same_bits(got[1], np.stack(gradients))
+        same_bits(jax.vmap(loss)(x, q), np.stack(losses))
+
+
+def test_cross_entropy_under_vmap_of_its_options():
+    """A mask and a temperature for each element, and one element whose labels are all ignored."""
+    x, target = logits(4, 5), targets(3, 4)
+    target[1] = -100
+    where, t = targets(3, 5) > 0, np.array([0.5, 1.0, 2.0])
+
+    def loss(target, where, t):
+        return smj.cross_entropy(x, target, where=where, temperature=t)
+
+    rows = [sml.cross_entropy(x, target[i], where=where[i], temperature=t[i]) for i in range(3)]
+    got = jax.vmap(loss)(target, where, t)
+    assert np.isnan(got[1])
+    same_bits(got, np.stack(rows))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_cross_entropy_keeps_subnormal_numbers(reduction):
+    """XLA takes them for 0 around the call: in a sum of rows, or a product with the cotangent."""
+    x, target = np.array([[100, 0]], np.float32), np.array([0])
+    loss, gradient = sml.cross_entropy(x, target, reduction=reduction, return_grad=True)
+    assert 0 < loss < np.finfo(np.float32).tiny
+    for transform in (jax.jit, lambda f: f):
+        f = transform(lambda x: smj.cross_entropy(x, target, reduction=reduction))
+        y, pull = jax.vjp(f, x)
+        same_bits(y, loss)
+        for factor in (1, 2, 0.5):
+            expected = (gradient.astype(np.float64) * factor).astype(np.float32)
+            same_bits(pull(jnp.full_like(y, factor))[0], expected)
+            assert expected.any()
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_cross_entropy_of_no_rows(reduction):
+    for target in np.zeros(0, int), np.zeros((0, 5)):
+        x = np.zeros((0, 5))
+        loss, gradient = sml.cross_entropy(x, target, reduction=reduction, return_grad=True)
+        y, pull = jax.vjp(lambda x, q=target: smj.cross_entropy(x, q, reduction=reduction), x)
+        same_bits(y, loss)
+        same_bits(pull(jnp.ones_like(y))[0], gradient)
+
+
+def test_ignore_index_and_the_type_of_the_target():
+    """An ignore_index that this type cannot hold ignores nothing; no target is cut off to be it."""
+    x, target = logits(3, 5), np.array([0, 4, 2])
+    loss = sml.cross_entropy(x, target)
+    for ignored in (2**31, 2**40, -(2**63), 2**63 - 1, 2**32 - 100):
+        for dtype in (np.int32, np.int64, np.uint32):
+            same_bits(smj.cross_entropy(x, target.astype(dtype), ignore_index=ignored), loss)
+    ignored = 2**40
+    target[0] = ignored
+    same_bits(
+        smj.cross_entropy(x, target, ignore_index=ignored),
+        sml.cross_entropy(x, target, ignore_index=ignored),
     )
-    same_bits(gradient(x[0], target), np.stack(gradients))
+    with pytest.raises(
+        ValueError, match="ignore_index must be within int64, got 9223372036854775808"
+    ):
+        smj.cross_entropy(x, target, ignore_index=2**63)
+    for dtype, wrong in (np.uint32, 2**32 - 100), (np.uint64, 2**64 - 100):  # -100, cut off
+        target = np.array([0, wrong, 2], dtype)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="target|beyond int64"):
+            jax.block_until_ready(smj.cross_entropy(x, target))
+    with without_64_bits():
+        x = x.astype(np.float32)
+        y = smj.cross_entropy(x, [0, 4, 2], ignore_index=ignored)
+        same_bits(y, sml.cross_entropy(x, [0, 4, 2]))
+        target = np.array([0, 2**32, 2])
+        with pytest.raises(
+            ValueError, match=r"target holds 4294967296, which is beyond int32, all"
+        ):
+            smj.cross_entropy(x, target)
+        with pytest.raises(ValueError, match=r"indices holds 4294967296, which is beyond int32"):
+            smj.take_log_softmax(x, target)
+
+
+def test_second_derivatives_of_cross_entropy():
+    """None of its gradient, and said so; of whatever else depends on loss and gradient, all."""
+    x, target, direction = logits(3, 5), targets(3), logits(3, 5, seed=1)
+    for activation in ("softmax", "stablemax"):
+        loss = functools.partial(smj.cross_entropy, target=target, activation=activation)
+        with pytest.raises(NotImplementedError, match=f"softmaxlib.jax.log_{activation}, which"):
+            jax.grad(lambda x, f=loss: jnp.vdot(jax.grad(f)(x), direction))(x)
+        with pytest.raises(NotImplementedError, match="cross_entropy has no second derivative"):
+            jax.jacrev(jax.jit(jax.grad(loss)))(x)
+
+        def alike(x, f=loss):
+            """A step of gradient descent whose direction counts as constant."""
+            value, gradient = jax.value_and_grad(f)(x)
+            return value**2 + f(x - jax.lax.stop_gradient(gradient))
+
+        def by_hand(x, f=loss):
+            constant = x - jax.grad(f)(x)
+            return 2 * f(x) * jax.grad(f)(x) + jax.grad(f)(constant)
+
+        near(jax.jit(jax.grad(alike))(x), by_hand(x))
+        of_factor = jax.grad(lambda c, f=loss: jnp.vdot(jax.grad(lambda x: c * f(x))(x), direction))
+        near(of_factor(3.0), np.vdot(jax.grad(loss)(x), direction))
 
 
 def test_cross_entropy_does_not_collapse():
@@ -393,6 +508,46 @@ def test_take_log_softmax(axis):
         near(jax.grad(ours, 1)(x, 0.7), jax.grad(of_all, 1)(x, 0.7))
 
 
+def test_take_log_softmax_of_what_is_not_there():
+    """The gradient is that of log_softmax: 0 there, and what comes in there is in no sum."""
+    x = np.array([[-np.inf, 1.0, 0.0], [2.0, 1.0, 0.0]])
+    where = np.array([[True, True, True], [False, True, True]])
+    for options in {}, {"where": where}, {"temperature": 0.7, "where": where}:
+        for indices in np.array([0, 0]), np.array([[0, 1], [1, 0]]), np.array([[0, 0], [2, 2]]):
+
+            def ours(x, t, indices=indices, options=options):
+                y = smj.take_log_softmax(x, indices, **{"temperature": t} | options)
+                return jnp.sum(y * jnp.array(0.5))
+
+            def theirs(x, t, indices=indices, options=options):
+                y = smj.log_softmax(x, **{"temperature": t} | options)
+                kept = indices[:, None] if indices.ndim == 1 else indices
+                return jnp.sum(jnp.take_along_axis(y, kept, 1) * jnp.array(0.5))
+
+            got, expected = (jax.grad(f, (0, 1))(x, 1.3) for f in (ours, theirs))
+            near(got[0], expected[0])
+            near(got[1], expected[1])
+            assert np.isfinite(got[0]).all() and np.isfinite(got[1])
+    alone = jax.grad(lambda a: smj.take_log_softmax(a, 0))(x[0])
+    np.testing.assert_array_equal(alone, [0, 0, 0])
+    masked = jax.grad(lambda a: smj.take_log_softmax(a, 0, where=where[1]))(x[1])
+    np.testing.assert_array_equal(masked, [0, 0, 0])
+    both = jax.grad(lambda a: smj.take_log_softmax(a, np.array([0, 1])).sum())(x[0])
+    np.testing.assert_array_equal(
+        both, sml.log_softmax_backward([7.0, 1.0, 0.0], sml.log_softmax(x[0]))
+    )
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint32, np.int64, np.uint64])
+def test_take_log_softmax_with_indices_of_any_type(dtype):
+    """Along an axis that is longer than the largest index of some."""
+    x, last = logits(2, 300), 299 if np.iinfo(dtype).max >= 299 else np.iinfo(dtype).max
+    indices = np.array([0, -1 if np.iinfo(dtype).min < 0 else last]).astype(dtype)
+    same_bits(smj.take_log_softmax(x, indices), sml.take_log_softmax(x, indices))
+    gradient = jax.grad(lambda x: smj.take_log_softmax(x, indices).sum())(x)
+    np.testing.assert_array_equal(np.argmax(gradient, -1), indices.astype(int) % 300)
+
+
 def test_take_log_softmax_under_vmap():
     x, indices = logits(3, 4, 5), targets(3, 4)
     expected = sml.take_log_softmax(x, indices)
@@ -413,6 +568,30 @@ def test_take_log_softmax_under_vmap():
 def test_take_log_softmax_errors(indices, error, words):
     with pytest.raises(error, match=words):
         jax.block_until_ready(smj.take_log_softmax(jnp.ones((2, 3)), indices))
+
+
+# ---- Compiled for elsewhere
+
+
+def test_export(mechanism):
+    """JAX wants to be told of custom calls that it does not know; callbacks it refuses."""
+    x = logits(4, 5)
+    functions = {
+        "forward": smj.softmax,
+        "losses_and_gradient": jax.grad(lambda x: smj.cross_entropy(x, jnp.zeros(4, int))),
+        "take": lambda x: smj.take_log_softmax(x, jnp.zeros(4, int)),
+    }
+    for target, function in functions.items():
+        names = [f"softmaxlib_jax_{name}" for name in (target, "scale")]
+        checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in names]
+        if mechanism == "callback":
+            with pytest.raises(NotImplementedError):
+                jax.export.export(jax.jit(function), disabled_checks=checks)(x)
+            continue
+        with pytest.raises(ValueError, match=f"(?s)custom calls .*softmaxlib_jax_{target}"):
+            jax.export.export(jax.jit(function))(x)
+        exported = jax.export.export(jax.jit(function), disabled_checks=checks)(x)
+        same_bits(exported.call(x), function(x))
 
 
 # ---- Errors

@@ -20,9 +20,9 @@ def load(library: Path) -> None:
 def _call(name, x, axis):
     # Counted from the end, so that vmap may put its axis in front.
     axis = np.int32(axis if axis < 0 else axis - x.ndim)
-    call = jax.ffi.ffi_call(
-        f"softmaxlib_{name}", jax.ShapeDtypeStruct(x.shape, x.dtype), vmap_method="broadcast_all"
-    )
+    # The whole type of x: in jax.shard_map also over what it varies, not shape and dtype alone.
+    type_of_x = jax.eval_shape(lambda x: x, x)
+    call = jax.ffi.ffi_call(f"softmaxlib_{name}", type_of_x, vmap_method="broadcast_all")
     return call(x, axis=axis)
 
 
