@@ -126,9 +126,12 @@ def _glance(report: Report) -> str:
             f"{_told(row['over']['floor'])}."
         )
     if rows:
+        lines = (*rows, *_section(report, "batches"))
+        noisy = [row["noisy"] for row in lines if row["kind"] == "function"]
+        rest = f"; cannot tell beside {sum(noisy)} noisy of {len(noisy)} times" * any(noisy)
         points.append(
             f'<a href="#steps">Steps between lengths of rows</a>: '
-            f"<strong>{len(report['steps'])}</strong>."
+            f"<strong>{len(report['steps'])}</strong>{rest}."
         )
     scaling = plots.scaling(_section(report, "threads"))
     if scaling:
