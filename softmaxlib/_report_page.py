@@ -483,7 +483,7 @@ def _threads(report: Report) -> str:
         "Thread scaling",
         ("what", "threads", "speedup", "ns per 1,000"),
         (
-            (name, str(threads), _ratio(row["speedup"]), _spread(row))
+            (name, str(threads), "1" if threads == 1 else _ratio(row["speedup"]), _spread(row))
             for name, points in scaling.items()
             for threads, row in points.items()
         ),
