@@ -105,8 +105,11 @@ SOFTMAXLIB_INLINE InLanes<f32x16> less_exp(f32x16 g, f32x16 x, double total) {
   });
 }
 SOFTMAXLIB_INLINE InLanes<f64x8> less_exp(f64x8 g, f64x8 x, double total) {
-  const f64x8 e = Exp<f64x8>(0)(Pair<f64x8>{x, f64x8::set1(0)});
-  return {fnma(e, f64x8::set1(total * exp_unit<f64x8>()), g)};
+  // The unit of the exponential goes to whichever of the two it does not carry below the range.
+  const bool is_small = total < 0x1p-900 && total > -0x1p-900;
+  const double unit = exp_unit<f64x8>();
+  const f64x8 e = Exp<f64x8>(0)(Pair<f64x8>{x, f64x8::set1(0)}) * f64x8::set1(is_small ? unit : 1);
+  return {fnma(e, f64x8::set1(is_small ? total : total * unit), g)};
 }
 
 // e^z times the gradient that comes in, which is one of the row, and the scale. Where e^z alone is
