@@ -57,7 +57,6 @@ class Call {
     if (function_ == SOFTMAXLIB_LOGSUMEXP) out_shape_.erase(out_shape_.begin() + axis);
     x_ = {x(), kernel.dtype, static_cast<int32_t>(shape_.size()), shape_.data(), nullptr};
     out_ = {y(), kernel.dtype, static_cast<int32_t>(out_shape_.size()), out_shape_.data(), nullptr};
-    report_.struct_size = sizeof(report_);
     options_.algorithm = kernel.algorithm;
     options_.isa = isa;
     options_.store = store;
@@ -83,7 +82,7 @@ class Call {
   int32_t axis_;
   std::vector<int64_t> shape_, out_shape_;
   softmaxlib_array x_, out_;
-  softmaxlib_report report_ = {};
+  softmaxlib_report report_ = SOFTMAXLIB_REPORT_INIT;
   softmaxlib_options options_ = SOFTMAXLIB_OPTIONS_INIT;
   Scratch scratch_;
 };

@@ -118,8 +118,7 @@ bool has_streaming_stores(softmaxlib_isa isa) {
   alignas(64) float row[16] = {};
   const int64_t shape[] = {16};
   const softmaxlib_array array = {row, SOFTMAXLIB_F32, 1, shape, nullptr};
-  softmaxlib_report report = {};
-  report.struct_size = sizeof(report);
+  softmaxlib_report report = SOFTMAXLIB_REPORT_INIT;
   softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
   options.algorithm = SOFTMAXLIB_TWO_PASS;
   options.isa = isa;

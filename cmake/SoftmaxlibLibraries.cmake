@@ -25,7 +25,7 @@ if(MSVC)  # softmaxlib.lib is the import library
 endif()
 
 target_compile_definitions(softmaxlib_shared INTERFACE SOFTMAXLIB_SHARED)
-target_link_libraries(softmaxlib_shared PRIVATE Threads::Threads)
+target_link_libraries(softmaxlib_shared PRIVATE softmaxlib_flags Threads::Threads)
 if(NOT SOFTMAXLIB_BUILD_PYTHON)  # a wheel holds no symbolic links
   # Before 1.0 a minor version may break the ABI, so it is part of the name.
   set_target_properties(softmaxlib_shared PROPERTIES

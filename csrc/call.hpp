@@ -5,26 +5,12 @@
 #include <stddef.h>
 #include <string.h>
 
+#include "bits.hpp"
 #include "kernel_table.hpp"
 #include "rows/layout.hpp"
 #include "rows/schedule.hpp"
 
 namespace softmaxlib {
-
-// By its bits: comparing a NaN would raise a flag, and for callers who unmasked it a signal.
-inline bool is_finite(double x) {
-  uint64_t bits;
-  memcpy(&bits, &x, sizeof(bits));
-  return (bits >> 52 & 0x7ff) != 0x7ff;
-}
-
-// From 0 to 1, likewise: where the caller's mode is to take subnormals for 0, they are numbers
-// here.
-inline bool in_unit_interval(double x) {
-  uint64_t bits;
-  memcpy(&bits, &x, sizeof(bits));
-  return bits <= 0x3ff0000000000000u || bits == uint64_t{1} << 63;
-}
 
 struct Call {
   Job job;

@@ -27,13 +27,9 @@ bool are_classes(const softmaxlib_array& array, int64_t n, int64_t ignored) {
   return valid;
 }
 
-// Finite and not negative, by their bits: see is_finite.
 bool are_weights(const double* weight, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) {
-    uint64_t bits;
-    memcpy(&bits, weight + i, sizeof(bits));
-    if (!is_finite(weight[i]) || bits > uint64_t{1} << 63) return false;
-  }
+  for (int64_t i = 0; i < n; ++i)
+    if (!is_finite_not_negative(weight[i])) return false;
   return true;
 }
 

@@ -191,7 +191,7 @@ void softmaxlib_pool_destroy(softmaxlib_pool* pool) {
 
 void softmaxlib_pool_parallel_for(void* pool, int64_t count, softmaxlib_task task, void* argument) {
   softmaxlib_pool* p = static_cast<softmaxlib_pool*>(pool);
-  if (count > 1 && !p->after_fork() && p->busy.try_lock()) {
+  if (p && count > 1 && !p->after_fork() && p->busy.try_lock()) {
     const std::lock_guard<std::mutex> lock(p->busy, std::adopt_lock);
     p->run({task, argument, count});
     return;

@@ -5,15 +5,6 @@
 namespace softmaxlib {
 namespace {
 
-// By their bits: see in_unit_interval.
-bool has_bits(double x, uint64_t wanted) {
-  uint64_t bits;
-  memcpy(&bits, &x, sizeof(bits));
-  return bits == wanted;
-}
-bool is_one(double x) { return has_bits(x, 0x3ff0000000000000u); }
-bool is_zero(double x) { return has_bits(x, 0) || has_bits(x, uint64_t{1} << 63); }
-
 bool valid_uniforms(const softmaxlib_array& array) {
   bool valid = true;
   for_each_element(array, item_size(SOFTMAXLIB_F64), [&](const char* p) {

@@ -6,24 +6,14 @@ static_assert(sizeof(softmaxlib_state) == 64, "the layout is part of the interfa
 namespace softmaxlib {
 namespace {
 
-bool is_negative_infinity(double x) {
-  const double infinity = -INFINITY;
-  return memcmp(&x, &infinity, sizeof(x)) == 0;
-}
-bool is_negative(double x) {  // a finite one below 0
-  uint64_t bits;
-  memcpy(&bits, &x, sizeof(bits));
-  return bits > uint64_t{1} << 63;
-}
-
 // Whether bytes, wherever they come from, are a state that arithmetic can take.
 bool is_state(const softmaxlib_state& s) {
   return s.version == SOFTMAXLIB_STATE_VERSION && s.function < kFunctions &&
          (s.dtype == SOFTMAXLIB_F32 || s.dtype == SOFTMAXLIB_F64) && s.special <= 2 &&
-         s.reference >= -100000 && s.reference <= 100000 && is_finite(s.sum) &&
-         !is_negative(s.sum) && is_finite(s.error) &&
-         (is_finite(s.largest) || is_negative_infinity(s.largest)) && is_finite(s.largest_low) &&
-         is_finite(s.shift) && s.count >= 0 && s.count <= 2 && s.reserved == 0;
+         s.reference >= -100000 && s.reference <= 100000 && is_finite_not_negative(s.sum) &&
+         is_finite(s.error) && (is_finite(s.largest) || is_negative_infinity(s.largest)) &&
+         is_finite(s.largest_low) && is_finite(s.shift) && s.count >= 0 && s.count <= 2 &&
+         s.reserved == 0;
 }
 
 bool are_states(const softmaxlib_state* states, int64_t rows) {

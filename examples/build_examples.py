@@ -9,14 +9,21 @@ Needs CMake and a compiler, and for the last two their runtimes.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import softmaxlib
+try:
+    import softmaxlib
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"build_examples.py needs {error.name}: in the clone, `pip install -e .`"
+    ) from None
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("c", "pytorch", "jax_ffi")
+RUNTIMES = {"c": None, "pytorch": "torch", "jax_ffi": "jax"}
 
 
 def build(name: str, directory: Path) -> Path:
@@ -41,6 +48,13 @@ def library(work: Path) -> Path:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Build examples into build/examples.")
-    parser.add_argument("names", nargs="*", default=NAMES, metavar="name", help="default: all")
-    for name in parser.parse_args().names:
+    parser.add_argument("names", nargs="*", default=RUNTIMES, metavar="name", help="default: all")
+    names = parser.parse_args().names
+    if shutil.which("cmake") is None:
+        sys.exit("build_examples.py needs cmake: `pip install cmake`")
+    for name in names:
+        runtime = RUNTIMES.get(name)
+        if runtime and importlib.util.find_spec(runtime) is None:
+            sys.exit(f"the example {name} needs {runtime}: `pip install {runtime}`")
+    for name in names:
         build(name, HERE.parent / "build" / "examples")

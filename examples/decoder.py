@@ -13,10 +13,13 @@ from __future__ import annotations
 import argparse
 import time
 
-import numpy as np
-from numpy.typing import NDArray
+try:
+    import numpy as np
+    from numpy.typing import NDArray
 
-import softmaxlib as sml
+    import softmaxlib as sml
+except ModuleNotFoundError as error:
+    raise SystemExit(f"decoder.py needs {error.name}: in the clone, `pip install -e .`") from None
 
 Array = NDArray[np.float32]
 

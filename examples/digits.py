@@ -1,6 +1,6 @@
 """Logits that nobody made up: two classifiers of handwritten digits, and how far off softmax is.
 
-    python examples/digits.py            # needs scikit-learn, scipy, mpmath
+    python examples/digits.py        # needs `pip install -e '.[test]'`
 
 The logits of scikit-learn's digits, test half, go through every function of softmaxlib, and through
 SciPy's or, where SciPy has none, NumPy's formula. The reference is mpmath with 200 bits.
@@ -11,17 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import mpmath
-import numpy as np
-import scipy.special
-from numpy.typing import NDArray
-from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
-from sklearn.neural_network import MLPClassifier
-from threadpoolctl import threadpool_limits
+try:
+    import mpmath
+    import numpy as np
+    import scipy.special
+    from numpy.typing import NDArray
+    from sklearn.datasets import load_digits
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import train_test_split
+    from sklearn.neural_network import MLPClassifier
+    from threadpoolctl import threadpool_limits
 
-import softmaxlib as sml
+    import softmaxlib as sml
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"digits.py needs {error.name}: in the clone, `pip install -e '.[test]'`"
+    ) from None
 
 Array = NDArray[Any]
 DTYPES = (np.float32, np.float64)

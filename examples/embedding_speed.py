@@ -25,8 +25,13 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-from build_examples import HERE, build, library
+try:
+    import numpy as np
+    from build_examples import HERE, build, library
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"embedding_speed.py needs {error.name}: in the clone, `pip install -e .`"
+    ) from None
 
 RUNTIMES = {"torch": "pytorch", "jax": "jax_ffi"}  # and its example
 SHAPES = ((512, 32000), (32, 12, 512, 512))
@@ -101,6 +106,8 @@ def print_table(function: str, rounds: int, directory: Path) -> None:
             print(f"{runtime} is not installed: left out")
         else:
             libraries[runtime] = str(library(build(example, directory)))
+    if not libraries:
+        sys.exit("embedding_speed.py needs torch or jax: `pip install torch`")
     mallocs = {"glibc": ""}
     if found := ctypes.util.find_library(TCMALLOC):
         mallocs["tcmalloc"] = found

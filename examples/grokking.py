@@ -1,6 +1,6 @@
 """Grokking without regularization, where float32 does not end it: addition modulo 113.
 
-    python examples/grokking.py            # needs softmaxlib[bench]; minutes on two cores
+    python examples/grokking.py        # needs `pip install -e '.[bench]'`; minutes on two cores
 
 The experiment of "Grokking at the Edge of Numerical Stability" (Prieto et al., 2025), in NumPy: a
 network of two hidden layers sees some of the pairs (i, j), as one-hot vectors, and is to give
@@ -30,10 +30,18 @@ from pathlib import Path
 # Read when NumPy is imported.
 os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
-import numpy as np
-from numpy.typing import NDArray
+try:
+    import numpy as np
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-import softmaxlib as sml
+    import softmaxlib as sml
+except ModuleNotFoundError as error:
+    raise SystemExit(
+        f"grokking.py needs {error.name}: in the clone, `pip install -e '.[bench]'`"
+    ) from None
 
 Array = NDArray[np.float32]
 Loss = Callable[[Array, NDArray[np.intp]], tuple[Array, Array]]
@@ -219,9 +227,6 @@ def train(variant: Variant, settings: Settings, advance: Callable[[Record], None
 @contextmanager
 def progress_bars(variants: dict[str, Variant]) -> Iterator[dict[str, Callable[[Record], None]]]:
     """Show a bar for each variant and one for all, with the time left, on a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description:20}"),
@@ -290,8 +295,6 @@ def table(variants: dict[str, Variant], results: dict[str, list[Record]]) -> str
 
 
 def plot(results: dict[str, list[Record]], title: str, path: Path) -> None:
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(9, 5.5), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey=True).flat
     for axes, (name, records) in zip(panels, results.items(), strict=False):

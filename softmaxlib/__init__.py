@@ -1,6 +1,17 @@
 """Softmax and its relatives on CPUs: fast, accurate, the same bits on every ISA."""
 
-from softmaxlib import _core
+try:
+    from softmaxlib import _core
+except ImportError as error:
+    if error.name != __name__:  # the compiled module is there, and has said what it lacks
+        raise
+    from pathlib import Path
+
+    folder = Path(__file__).parent
+    raise ImportError(
+        f"{folder} has the sources of softmaxlib but not its compiled module: run `pip install -e "
+        f"{folder.parent}` or, where softmaxlib is installed, start Python in another folder"
+    ) from None
 from softmaxlib._api import log_softmax, log_stablemax, logsumexp, softmax, stablemax
 from softmaxlib._embedding import get_cmake_dir, get_include, get_library_dir
 from softmaxlib._explain import Explanation, explain

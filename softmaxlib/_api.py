@@ -52,8 +52,8 @@ def softmax(
         Real numbers: float16, bfloat16 (ml_dtypes), float32 or float64; integers and bool compute
         in float64. Any strides; CPU tensors share their memory through DLPack or ``__array__``.
     axis : int, tuple of int or None, default -1
-        One distribution over these axes together; None: over the whole array. With ``()`` every
-        element stands alone.
+        One distribution over these axes together; with ``()`` every element stands alone. None:
+        over the whole array, which is the default of ``scipy.special.softmax``.
     temperature : float or array_like, default 1.0
         Divides x; positive and finite. An array broadcasts against x, with length 1 along axis.
     bias : array_like, optional
@@ -131,8 +131,8 @@ def log_softmax(
         Real numbers: float16, bfloat16 (ml_dtypes), float32 or float64; integers and bool compute
         in float64. Any strides; CPU tensors share their memory through DLPack or ``__array__``.
     axis : int, tuple of int or None, default -1
-        One distribution over these axes together; None: over the whole array. With ``()`` every
-        element stands alone.
+        One distribution over these axes together; with ``()`` every element stands alone. None:
+        over the whole array, which is the default of ``scipy.special.log_softmax``.
     temperature : float or array_like, default 1.0
         Divides x; positive and finite. An array broadcasts against x, with length 1 along axis.
     bias : array_like, optional
@@ -210,8 +210,8 @@ def stablemax(
         Real numbers: float16, bfloat16 (ml_dtypes), float32 or float64; integers and bool compute
         in float64. Any strides; CPU tensors share their memory through DLPack or ``__array__``.
     axis : int, tuple of int or None, default -1
-        One distribution over these axes together; None: over the whole array. With ``()`` every
-        element stands alone.
+        One distribution over these axes together; with ``()`` every element stands alone. None:
+        over the whole array, which is the default of ``scipy.special.softmax``.
     temperature : float or array_like, default 1.0
         Divides x; positive and finite. An array broadcasts against x, with length 1 along axis.
     bias : array_like, optional
@@ -292,8 +292,8 @@ def log_stablemax(
         Real numbers: float16, bfloat16 (ml_dtypes), float32 or float64; integers and bool compute
         in float64. Any strides; CPU tensors share their memory through DLPack or ``__array__``.
     axis : int, tuple of int or None, default -1
-        One distribution over these axes together; None: over the whole array. With ``()`` every
-        element stands alone.
+        One distribution over these axes together; with ``()`` every element stands alone. None:
+        over the whole array, which is the default of ``scipy.special.softmax``.
     temperature : float or array_like, default 1.0
         Divides x; positive and finite. An array broadcasts against x, with length 1 along axis.
     bias : array_like, optional
@@ -375,8 +375,8 @@ def logsumexp(
         Real numbers: float16, bfloat16 (ml_dtypes), float32 or float64; integers and bool compute
         in float64. Any strides; CPU tensors share their memory through DLPack or ``__array__``.
     axis : int, tuple of int or None, default -1
-        One distribution over these axes together; None: over the whole array. With ``()`` every
-        element stands alone.
+        One distribution over these axes together; with ``()`` every element stands alone. None:
+        over the whole array, which is the default of ``scipy.special.logsumexp``.
     keepdims : bool, default False
         Keep the reduced axes, with length 1.
     temperature : float or array_like, default 1.0
@@ -450,7 +450,7 @@ def _evaluate(
     algorithm: Any,
     keepdims: Any,
 ) -> NDArray[Any]:
-    x, x_code = as_input("x", x)
+    x, x_code = as_input("x", x, has_where=True)
     result, result_code = result_dtype(dtype, x.dtype, x_code)
     axes = normalize_axes(axis, x.ndim)
     scalar, temperatures = as_temperature(temperature, x.shape, axes)

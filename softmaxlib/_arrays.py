@@ -21,6 +21,7 @@ except ImportError:  # NumPy < 1.25
 Array: TypeAlias = NDArray[Any]
 Axes: TypeAlias = tuple[int, ...]
 
+_MAX_NDIM = 64 if int(np.__version__.partition(".")[0]) >= 2 else 32
 _FLOATS = "float16, bfloat16, float32 or float64"
 _LAST_FLOAT_CODE = max(_core.dtypes[name] for name in ("float16", "bfloat16", "float32", "float64"))
 _BOOL = _core.dtypes["bool"]
@@ -44,12 +45,20 @@ def is_float(code: int) -> bool:
     return code <= _LAST_FLOAT_CODE
 
 
-def as_array(name: str, value: Any) -> Array:
-    """Return the value as a base-class ndarray, without a copy where it has memory to share."""
+def as_array(name: str, value: Any, *, has_where: bool = False) -> Array:
+    """Return the value as a base-class ndarray, without a copy where it has memory to share.
+
+    has_where: whether the argument ``where`` may say which of its elements take part.
+    """
     if type(value) is np.ndarray:
         return value
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array: pass {name}.data, and its mask as where=~mask")
+        instead = (
+            f"pass {name}.data, and its mask as where=~mask"
+            if has_where
+            else f"pass {name}.filled(...) with what its masked elements stand for"
+        )
+        raise TypeError(f"{name} is a masked array, and its mask would be lost: {instead}")
     try:
         if hasattr(value, "__dlpack__") and not hasattr(value, "__array__"):
             return np.asarray(np.from_dlpack(value))
@@ -81,9 +90,9 @@ def native(array: Array) -> Array:
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
-def as_input(name: str, value: Any) -> tuple[Array, int]:
+def as_input(name: str, value: Any, *, has_where: bool = False) -> tuple[Array, int]:
     """Return the value as a native array of a dtype that can be read, and the dtype's code."""
-    array = as_array(name, value)
+    array = as_array(name, value, has_where=has_where)
     code = _codes.get(array.dtype)
     if code is None:  # another byte order, bfloat16 met for the first time, or nothing we read
         array = native(array)
@@ -143,6 +152,10 @@ def normalize_axes(axis: Any, ndim: int) -> Axes:
     )
     if len(set(axes)) != len(axes):
         raise ValueError(f"axis {axis} repeats an axis of an array of {ndim} dimensions")
+    if not axes and ndim >= _MAX_NDIM:  # there would be one axis more, of length 1
+        raise ValueError(
+            f"axis () takes an array of at most {_MAX_NDIM - 1} dimensions, got one of {ndim}"
+        )
     return axes if ndim else ()
 
 
@@ -165,6 +178,8 @@ def as_integer(name: str, value: Any, low: int, high: int | None) -> int:
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if number < low or (high is not None and number > high):
         bounds = f"at least {low}" if high is None else f"from {low} to {high}, the length of axis"
+        if high == low:
+            bounds = f"{low}, the length of axis"
         raise ValueError(f"{name} must be {bounds}; got {number}")
     return number
 
@@ -210,7 +225,7 @@ _ONE = 0x3FF0_0000_0000_0000
 
 
 def _bits(number: float) -> int:
-    return int.from_bytes(struct.pack("=d", number), sys.byteorder)
+    return int.from_bytes(struct.pack("d", number), sys.byteorder)
 
 
 def in_unit_interval(number: float, *, or_zero: bool = True) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +14,9 @@ from numpy.typing import DTypeLike
 from softmaxlib import _core, _runtime
 from softmaxlib._api import Algorithm, Axis, _algorithm_code, _reduced_shape
 from softmaxlib._arrays import normalize_axes, result_dtype
+
+_MOST_DIMENSIONS = 64  # of the C interface
+_MOST_BYTES = 2**57  # all that x86-64 can address
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,9 @@ def explain(
     Raises
     ------
     TypeError
-        If the dtype is not supported.
+        If the dtype is not supported, or shape or strides has what is not an integer.
     ValueError
-        If shape, strides, function or algorithm is invalid.
+        If shape or strides is invalid or larger than any array, or function or algorithm unknown.
     numpy.exceptions.AxisError
         If an axis is out of range.
 
@@ -97,9 +102,11 @@ def explain(
     stores  streaming (x and y exceed 3/4 of the last cache: a plain store would first read y)
     tasks   1 task (one thread)
     """
-    lengths = (int(shape),) if isinstance(shape, (int, np.integer)) else tuple(map(int, shape))
+    lengths = (int(shape),) if isinstance(shape, (int, np.integer)) else _integers("shape", shape)
     if any(length < 0 for length in lengths):
         raise ValueError(f"shape must not be negative, got {lengths}")
+    if len(lengths) > _MOST_DIMENSIONS:
+        raise ValueError(f"shape must have at most {_MOST_DIMENSIONS} lengths, got {len(lengths)}")
     if function not in _core.functions:
         raise ValueError(
             f"unknown function {function!r}; it must be one of {', '.join(_core.functions)}"
@@ -115,9 +122,13 @@ def explain(
         for i in range(len(lengths) - 1, 0, -1):
             steps[i - 1] = steps[i] * max(lengths[i], 1)
     else:
-        steps = [int(step) for step in strides]
+        steps = list(_integers("strides", strides))
         if len(steps) != len(lengths):
             raise ValueError(f"strides has {len(steps)} numbers, shape {len(lengths)}")
+    sides = [max(length, 1) for length in lengths]  # as in NumPy, a 0 makes no other any smaller
+    reach = sum(abs(step) * (side - 1) for step, side in zip(steps, sides, strict=True))
+    if max(math.prod(sides) * item, reach + item, *map(abs, steps)) > _MOST_BYTES:
+        raise ValueError("shape and strides reach over more than 2^57 bytes, as no array can")
     reduces = function == "logsumexp"
     out_shape = _reduced_shape(lengths, axes, False) if reduces else lengths
     if not axes:  # every element stands alone: along an axis of its own
@@ -138,3 +149,10 @@ def explain(
     )
     found["isa"] = _runtime.isa_name(found["isa"])
     return Explanation(**found)
+
+
+def _integers(name: str, values: Any) -> tuple[int, ...]:
+    try:
+        return tuple(map(operator.index, values))
+    except TypeError:
+        raise TypeError(f"{name} must be integers, got {values!r}") from None

@@ -276,7 +276,7 @@ def _backward(
     if x is None:
         argument, x_code = result, result_code
     else:
-        argument, x_code = as_input("x", x)
+        argument, x_code = as_input("x", x, has_where=True)
     axes = normalize_axes(axis, argument.ndim)
     shape = argument.shape
     dtype = result.dtype

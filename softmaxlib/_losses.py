@@ -120,13 +120,14 @@ def cross_entropy(
     In float32 the loss of a label has at most 4 ULP, and so has its gradient, computed as minus the
     sum of the other probabilities; the gradient of another class has at most 5 (StableMax: 7). For
     any other q: the loss 5, the gradient 5 ULP of ``Q p + q``. In float64 all of these 8. That is
-    so where -log p itself is normal, before weights and temperature. Losses are added in float64.
+    so where -log p itself is normal, before weights and temperature. Losses are added in float64, with compensation.
 
     Where the definitions agree, so do the results with those of
     torch.nn.functional.cross_entropy: rows that are all ignored have the mean NaN, and a label of
-    logit -inf the loss inf; but a class with q = 0 and logit -inf adds 0, not NaN. Rows with NaN
-    or +inf, or of -inf alone, have loss and gradient NaN, unless they are ignored. The same bits on
-    every instruction set and number of threads.
+    logit -inf the loss inf. But a class with q = 0 and logit -inf adds 0, not NaN, and a class of
+    logit -inf has gradient 0, also where it is the label. Rows with NaN or +inf, or of -inf alone,
+    have loss and gradient NaN, unless they are ignored. The same bits on every instruction set and
+    number of threads.
 
     References
     ----------
@@ -141,7 +142,7 @@ def cross_entropy(
     >>> grad[0]
     array([-4.1399375e-08,  4.1399375e-08], dtype=float32)
     """
-    x, x_code = as_input("logits", logits)
+    x, x_code = as_input("logits", logits, has_where=True)
     along = one_axis("logits", axis, x.ndim)
     if not isinstance(activation, str) or activation not in ("softmax", "stablemax"):
         raise ValueError(f'activation must be "softmax" or "stablemax", got {activation!r}')
@@ -179,6 +180,8 @@ def cross_entropy(
     result = np.empty(rows if reduction == "none" else (), dtype)
     if out is not None:
         given = check_out(out, result.shape, dtype)
+        if grad_out is not None and np.shares_memory(given, grad_out):
+            raise ValueError("out and grad_out share memory; each must have its own")
         if is_apart(given, *read, grad):
             result = given
 
@@ -294,7 +297,7 @@ def take_log_softmax(
     >>> np.exp(softmaxlib.take_log_softmax(x, [0, 1]))
     array([0.5, 0.8])
     """
-    values, x_code = as_input("x", x)
+    values, x_code = as_input("x", x, has_where=True)
     along = one_axis("x", axis, values.ndim)
     if not isinstance(return_logsumexp, (bool, np.bool_)):
         raise TypeError(f"return_logsumexp must be a bool, got {return_logsumexp!r}")
@@ -401,5 +404,5 @@ def _check_classes(
     bad = ((places < least) | (places >= n)) & (also == "" or places != ignored)
     if bad.any():
         where = tuple(int(i) for i in np.argwhere(bad)[0])
-        classes = f"from {least} to {n - 1}" if n else "of none, as axis is empty"
-        raise error(f"{name} at {where} is {places[where]}; it must be {classes}{also}")
+        classes = f"from {least} to {n - 1}{also}" if n else f"left out{also}, as axis has length 0"
+        raise error(f"{name} at {where} is {places[where]}; it must be {classes}")

@@ -31,11 +31,13 @@ class Library:
     packages: tuple[str, ...]  # the first names the version
     load: Callable[[Function, int], Prepare]  # of the number of threads
 
+    def missing(self) -> list[str]:
+        """Name the packages that are not installed."""
+        return [name for name in self.packages if importlib.util.find_spec(name) is None]
+
     def version(self) -> str | None:
         """Return the version, None where a package is not installed."""
-        if any(importlib.util.find_spec(package) is None for package in self.packages):
-            return None
-        return importlib.metadata.version(self.packages[0])
+        return None if self.missing() else importlib.metadata.version(self.packages[0])
 
 
 def _of_arrays(call: Callable[[Array, int], Any]) -> Prepare:

@@ -50,6 +50,7 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 SAMPLE_NS = 3e6
 MIN_ROUNDS, MAX_ROUNDS = 5, 41
 MIN_ROUNDS_QUICK, MOST_QUICK = 3, 1 << 26
+MOST_DIMS = 32  # NumPy 1.x has no more
 ARRAYS = 8  # of the size of x, at most, that a call of any library and its result need
 CHECKED = 1 << 18
 MISSING = "not installed"
@@ -88,12 +89,17 @@ def parse_shape(text: str) -> Shape:
     dims_text, _, axis_text = text.partition(":")
     try:
         parts = [part.partition("^") for part in dims_text.split("x")]
-        dims = tuple(int(base) ** int(power or 1) for base, _, power in parts)
+        # From 2^63 on a length is beyond any array, and may be beyond memory as a number.
+        dims = tuple(int(base) ** min(int(power or 1), 63) for base, _, power in parts)
         axis = int(axis_text or -1)
     except ValueError:
         raise ValueError(f"{text}: not a shape such as 8192x512, 512x8x4096:1 or 2^20") from None
     if min(dims) < 1:
         raise ValueError(f"{text}: every length must be at least 1")
+    if len(dims) > MOST_DIMS or math.prod(dims) >= 1 << 63:
+        raise ValueError(
+            f"{text}: an array has at most {MOST_DIMS} dimensions and fewer than 2^63 elements"
+        )
     if not -len(dims) <= axis < len(dims):
         raise ValueError(f"{text}: axis {axis} of {len(dims)} dimensions")
     return Shape(dims, axis % len(dims))

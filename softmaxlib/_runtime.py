@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from softmaxlib import _core
 
-_MAX_THREADS = 1024
+MAX_THREADS = 1024
 _AUTO_ISA = _core.isas["auto"]
 _ISA_NAMES = {code: name for name, code in _core.isas.items()}
 _T = TypeVar("_T")
@@ -36,6 +36,38 @@ def setting(variable: ContextVar[_T], value: _T) -> Iterator[None]:
         variable.reset(token)
 
 
+class _Choice(AbstractContextManager[None]):
+    """A choice that holds from its call on; a ``with`` block may give it an end.
+
+    Leaving the block brings back the value itself and resets no token: a token is refused by any
+    other context than its own, and an asynchronous generator may be closed in another one.
+    """
+
+    def __init__(self, call: str, variable: ContextVar[int], value: int) -> None:
+        self._call = call
+        self._variable = variable
+        self._value = value
+        self._before = variable.get()
+        self._entered = False
+        variable.set(value)
+
+    def __enter__(self) -> None:
+        if self._entered:
+            raise RuntimeError(f"{self._call} serves one with block: call it again for another one")
+        self._entered = True
+        self._variable.set(self._value)  # again, since another choice may have come in between
+
+    def __exit__(self, *error: object) -> None:
+        self._variable.set(self._before)
+
+    def __call__(self, function: object) -> NoReturn:
+        self._variable.set(self._before)
+        raise TypeError(
+            f"{self._call} is no decorator: it would take effect where the function is defined; "
+            f"write `with softmaxlib.{self._call}:` inside of the function"
+        )
+
+
 # ---- instruction sets ----------------------------------------------------------------------------
 
 
@@ -51,31 +83,46 @@ def available_isas() -> tuple[str, ...]:
 
 
 def use_isa(name: str) -> AbstractContextManager[None]:
-    """Choose the instruction set for the calls inside a ``with`` block.
+    """Choose the instruction set for the calls that follow in this thread or asyncio task.
 
-    The choice holds in the current thread or asyncio task, and goes before the environment variable
-    ``SOFTMAXLIB_ISA``. Without either, the best available one runs. All give the same bits.
+    It goes before the environment variable ``SOFTMAXLIB_ISA``. Without either, the best available
+    one runs. All give the same bits.
 
     Parameters
     ----------
     name : str
         One of `available_isas`.
 
+    Returns
+    -------
+    context manager
+        The choice holds from this call on, also where the result is not used. At the end of a
+        ``with`` block what held before this call holds again, however the block is left.
+
     Raises
     ------
     ValueError
         If there is no such instruction set, or this CPU lacks it.
     TypeError
-        If name is not a str.
+        If name is not a str, or the result is used as a decorator.
+    RuntimeError
+        If the result is used in a second ``with`` block.
+
+    Notes
+    -----
+    A task that is created later begins with the choice, a thread without it. Blocks may be nested.
+    A generator shares the context of whoever advances it: until a block inside of it is left, the
+    choice holds for its caller too.
 
     Examples
     --------
     >>> with softmaxlib.use_isa("scalar"):
     ...     y = softmaxlib.softmax(x)
+    >>> softmaxlib.use_isa("avx2")  # until another is chosen
     """
     if not isinstance(name, str):
         raise TypeError(f"the name of an ISA must be a str, got {type(name).__name__}")
-    return setting(chosen_isa, _isa_code(name, "ISA"))
+    return _Choice(f"use_isa({name!r})", chosen_isa, _isa_code(name, "ISA"))
 
 
 def _isa_code(name: str, what: str) -> int:
@@ -114,8 +161,8 @@ def _check_threads(n: Any) -> int:
         count = operator.index(n)
     except TypeError:
         raise TypeError(f"the number of threads must be an int, got {type(n).__name__}") from None
-    if not 1 <= count <= _MAX_THREADS:
-        raise ValueError(f"the number of threads must be from 1 to {_MAX_THREADS}, got {count}")
+    if not 1 <= count <= MAX_THREADS:
+        raise ValueError(f"the number of threads must be from 1 to {MAX_THREADS}, got {count}")
     return count
 
 
@@ -142,28 +189,41 @@ def set_num_threads(n: int) -> None:
 
 
 def threads(n: int) -> AbstractContextManager[None]:
-    """Choose the number of threads for the calls inside a ``with`` block.
+    """Choose the number of threads for the calls that follow in this thread or asyncio task.
 
-    The choice holds in the current thread or asyncio task, and goes before `set_num_threads`.
+    It goes before `set_num_threads`, which is for the whole process.
 
     Parameters
     ----------
     n : int
         From 1 to 1024.
 
+    Returns
+    -------
+    context manager
+        The choice holds from this call on, also where the result is not used. At the end of a
+        ``with`` block what held before this call holds again, however the block is left.
+
     Raises
     ------
     ValueError
         If n is out of range.
     TypeError
-        If n is not an integer.
+        If n is not an integer, or the result is used as a decorator.
+    RuntimeError
+        If the result is used in a second ``with`` block.
+
+    Notes
+    -----
+    It reaches and ends as in `use_isa`.
 
     Examples
     --------
     >>> with softmaxlib.threads(1):
     ...     y = softmaxlib.softmax(x)
     """
-    return setting(chosen_threads, _check_threads(n))
+    count = _check_threads(n)
+    return _Choice(f"threads({count})", chosen_threads, count)
 
 
 def get_num_threads() -> int:
@@ -188,11 +248,13 @@ def get_num_threads() -> int:
 def _default_threads() -> int:
     text = os.environ.get("SOFTMAXLIB_NUM_THREADS", "")
     try:
+        if text and not (text.isascii() and text.isdigit()):  # int() takes " 7", "1_0" and "+7"
+            raise ValueError
         count = _check_threads(int(text)) if text else _usable_cpus()
     except ValueError:
         raise ValueError(
             f"environment variable SOFTMAXLIB_NUM_THREADS: {text!r} is not a number from 1 to "
-            f"{_MAX_THREADS}"
+            f"{MAX_THREADS}"
         ) from None
     _core.known.default_threads = count
     return count
@@ -203,14 +265,14 @@ def _usable_cpus() -> int:
         count = len(os.sched_getaffinity(0))
     else:
         count = os.cpu_count() or 1
-    return max(1, min(count, math.ceil(_cgroup_quota()), _MAX_THREADS))
+    return max(1, min(count, math.ceil(_cgroup_quota()), MAX_THREADS))
 
 
 def _cgroup_quota(
     membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> float:
     """Return how many CPUs the cgroups of this process (v2 or v1) may use; many if no limit."""
-    quotas = [float(_MAX_THREADS)]
+    quotas = [float(MAX_THREADS)]
     for line in _read(membership).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):

@@ -15,8 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
+
 import softmaxlib
-from softmaxlib import _core, _embedding
+from softmaxlib import _core, _embedding, _runtime
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check_environment() -> None:
     try:
         softmaxlib.info()
+        _core.with_kept_memory(1 << 30, lambda: np.empty(0))  # large: reads SOFTMAXLIB_KEPT_BYTES
     except ValueError as error:
         raise UsageError(error) from None
 
@@ -139,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
         help="kind of stores; both: plain ones, and streaming ones too where x and y leave the "
         "caches (default)",
     )
-    bench.add_argument("--threads", type=_positive, default=1, metavar="N", help="default: 1")
+    bench.add_argument("--threads", type=_threads, default=1, metavar="N", help="default: 1")
     bench.add_argument(
         "--sizes", type=_sizes, metavar="N,N,...", help="elements per row, instead of the usual"
     )
@@ -204,13 +207,9 @@ def _info(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(found, indent=2, default=str))
         return 0
-    from rich.table import Table
-
-    console = _console()
-    table = Table(show_header=False, box=None, pad_edge=False)
+    width = max(map(len, found))
     for key, value in found.items():
-        table.add_row(f"[bold]{key}", _text(key, value))
-    console.print(table)
+        print(f"{key:{width}}  {_text(key, value)}")
     return 0
 
 
@@ -306,6 +305,9 @@ def _run_peers(args: argparse.Namespace) -> int:
         if name not in _peer_calls.LIBRARIES:
             known = ", ".join(_peer_calls.LIBRARIES)
             raise UsageError(f"--library {name}: it must be one of {known}")
+        if missing := _peer_calls.LIBRARIES[name].missing():
+            packages = " ".join(missing)
+            raise UsageError(f"--library {name}: not installed; run `pip install {packages}`")
     dtypes = tuple(args.dtype or _peers.DTYPES)
     settings = _peers.Settings(
         quick=args.quick,
@@ -511,49 +513,30 @@ def _csv(rows: Iterable[dict[str, Any]]) -> bytes:
 
 
 def _run_verify(args: argparse.Namespace) -> int:
-    from rich import box
-    from rich.table import Table
-
     from softmaxlib import _verify
 
-    console = _console()
     if args.json:
         _check_writable(args.json)
     seconds = args.seconds or (15.0 if args.quick else 120.0)
     checks = _verify.checks(args.quick, args.seed, seconds)
     results: list[_verify.Result] = []
     status = 0
+    width = max(len(name) for name, _ in checks)
+    print(f"{'check':{width}}            s  seen")
     try:
-        with _progress() as progress:
-            task = progress.add_task("", total=1.0)
-
-            def step(name: str, part: float) -> None:
-                label = f"{len(results) + 1}/{len(checks)} {name}"
-                if part == 0.0:
-                    progress.reset(task, description=label)
-                progress.update(task, completed=part)
-
-            for result in _verify.run(checks, step):
-                results.append(result)
+        for r in _verify.run(checks, lambda name, part: _show_progress(f"{name} {part:.0%}")):
+            results.append(r)
+            _show_progress("")
+            verdict = "pass" if r.passed else "FAIL"
+            print(f"{r.check:{width}}  {verdict}  {r.seconds:5.1f}  {r.detail}", flush=True)
     except KeyboardInterrupt:
         status = INTERRUPTED
-        console.print("Interrupted: what follows is what was checked so far.")
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    table.add_column("check", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("seen")
-    table.add_column("s", justify="right", no_wrap=True)
-    for r in results:
-        verdict = "[green]pass" if r.passed else "[bold red]FAIL"
-        table.add_row(r.check, verdict, r.detail, f"{r.seconds:.1f}")
-    console.print(table)
-    console.print(f"ISAs: {', '.join(_core.isas_available())}; seed {args.seed}", highlight=False)
+        _show_progress("")
+        print(f"Interrupted after {len(results)} of {len(checks)} checks.")
+    print(f"ISAs: {', '.join(_core.isas_available())}; seed {args.seed}")
     failed = [result for result in results if not result.passed]
     for result in failed:
-        console.print(f"\n[bold]{result.check}[/] shows again with:", highlight=False)
-        console.print(
-            result.reproducer or "", soft_wrap=True, highlight=False, markup=False, emoji=False
-        )
+        print(f"\n{result.check} shows again with:\n{result.reproducer}")
     if args.json:
         report = {"complete": status == 0, "seed": args.seed, **_verify.report(results)}
         _write(args.json, json.dumps(report, indent=1).encode())
@@ -571,22 +554,45 @@ def _definitions() -> str:
     return "\n\n".join(textwrap.fill(text, 80) for text in (ROOFLINE, TRAFFIC))
 
 
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: must be an integer") from None
+
+
 def _positive(text: str) -> int:
-    value = int(text)
+    value = _integer(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    if value >= 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text}: must be less than 2^63")
+    return value
+
+
+def _threads(text: str) -> int:
+    value = _positive(text)
+    if value > _runtime.MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{text}: must be at most {_runtime.MAX_THREADS}")
     return value
 
 
 def _natural(text: str) -> int:
-    value = int(text)
+    value = _integer(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text}: must not be negative")
     return value
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text}: must be a number") from None
+
+
 def _seconds(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text}: must be a positive number")
     return value
@@ -607,14 +613,14 @@ def _shape(text: str) -> _peers.Shape:
 
 def _bytes(text: str) -> int:
     scale = {"K": 10, "M": 20, "G": 30}.get(text[-1:].upper())
-    value = int(text) if scale is None else int(float(text[:-1]) * 2**scale)
-    if value < 1 << 16:
-        raise argparse.ArgumentTypeError(f"{text}: must be at least 64K")
-    return value
+    value = _integer(text) if scale is None else _number(text[:-1]) * 2**scale
+    if not 1 << 16 <= value < 1 << 63:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 64K and less than 2^63")
+    return int(value)
 
 
 def _offset(text: str) -> int:
-    value = int(text)
+    value = _integer(text)
     if value % 4 or not 0 <= value < 4096:
         raise argparse.ArgumentTypeError(f"{text}: must be a multiple of 4 below 4096")
     return value
@@ -633,7 +639,15 @@ def _isas(wanted: list[str] | None) -> tuple[str, ...]:
 
 def _require(module: str) -> None:
     if importlib.util.find_spec(module) is None:
-        raise UsageError(f"this needs {module}: pip install softmaxlib[bench]")
+        raise UsageError(
+            f"this needs {module}: run `pip install -e '.[bench]'` in a clone of softmaxlib"
+        )
+
+
+def _show_progress(text: str) -> None:
+    """Put this line in place of the last, on the error stream, where that is a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _console() -> Console:

@@ -16,7 +16,7 @@ try:
     import softmaxlib as sml
     from softmaxlib import _core, _runtime
 except ImportError as error:
-    pytest.exit(f"softmaxlib is not installed ({error}): run `pip install .[test]`", 4)
+    pytest.exit(f"softmaxlib is not installed ({error}): run `pip install -e '.[test]'`", 4)
 
 ISAS = ("avx512", "avx2", "scalar")
 _ran: collections.Counter[str] = collections.Counter()

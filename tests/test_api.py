@@ -310,8 +310,53 @@ def test_masked_arrays_are_told_what_to_do(function):
     masked = np.ma.masked_less([1.0, 2.0], 1.5)
     with pytest.raises(TypeError, match=r"x\.data.*where=~mask"):
         call(function, masked)
-    with pytest.raises(TypeError, match="bias"):
-        call(function, [1.0, 2.0], bias=masked)
+    for name in ("temperature", "bias", "where"):
+        with pytest.raises(TypeError, match=rf"^{name} is a masked .* pass {name}\.filled\("):
+            call(function, [1.0, 2.0], **{name: masked})
+
+
+def test_a_hint_at_where_only_where_there_is_one():
+    x, masked = np.ones(2), np.ma.masked_less([1.0, 2.0], 1.5)
+    places = np.ma.array([[0]], mask=[[True]])
+    for has_where, name, call_it in (
+        (True, "logits", lambda: sml.cross_entropy(masked, 0)),
+        (True, "x", lambda: sml.take_log_softmax(masked, 0)),
+        (True, "x", lambda: sml.stablemax_backward(x, masked, x)),
+        (False, "target", lambda: sml.cross_entropy(x, masked)),
+        (False, "weight", lambda: sml.cross_entropy(x, 0, weight=masked)),
+        (False, "indices", lambda: sml.take_log_softmax(x[None], places)),
+        (False, "grad", lambda: sml.softmax_backward(masked, x)),
+        (False, "y", lambda: sml.softmax_backward(x, masked)),
+        (False, "logits", lambda: sml.sample(masked, np.random.default_rng(0))),
+        (False, "x", lambda: sml.topk_softmax(masked, 1)),
+        (False, "grad", lambda: sml.orthogonal_gradient(masked, x)),
+        (False, "weights", lambda: sml.orthogonal_gradient(x, masked)),
+    ):
+        with pytest.raises(TypeError, match=f"^{name} is a masked array") as caught:
+            call_it()
+        assert ("where=~mask" in str(caught.value)) == has_where, caught.value
+
+
+def test_as_many_dimensions_as_numpy_has():
+    most = 64 if np.lib.NumpyVersion(np.__version__) >= "2.0.0" else 32
+    x = np.arange(4.0).reshape((1,) * (most - 2) + (2, 2))
+    for axis in (-1, 0, None, (0, most - 1)):
+        assert np.isclose(sml.softmax(x, axis).sum(axis), 1).all()
+    np.testing.assert_array_equal(sml.softmax(x[0], axis=()), np.ones(x[0].shape))
+    words = rf"^axis \(\) takes an array of at most {most - 1} dimensions, got one of {most}$"
+    for function in (sml.softmax, sml.log_softmax, sml.logsumexp, sml.stablemax, sml.log_stablemax):
+        with pytest.raises(ValueError, match=words):
+            function(x, axis=())
+    for backward in (sml.softmax_backward, sml.log_softmax_backward):
+        with pytest.raises(ValueError, match=words):
+            backward(x, x, axis=())
+    for backward in (
+        sml.logsumexp_backward,
+        sml.stablemax_backward,
+        sml.log_stablemax_backward,
+    ):
+        with pytest.raises(ValueError, match=words):
+            backward(x, x, x, axis=())
 
 
 @EVERY

@@ -46,6 +46,34 @@ def test_info(capsys):
     assert _core.isas_available()[0] in printed
 
 
+WITHOUT_EXTRAS = """
+import sys
+for name in ("rich", "matplotlib", "scipy", "ml_dtypes"): sys.modules[name] = None
+from softmaxlib import cli
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["info"], [_core.version(), "caches", "KiB"]),
+        (["info", "--json"], [_core.version(), "caches"]),
+        (["verify", "--quick", "--seconds", "0.5"], ["outputs sum to 1  ", "no ml_dtypes", "pass"]),
+    ],
+)
+def test_info_and_verify_need_numpy_alone(here, command, words):
+    ran = subprocess.run(
+        [sys.executable, "-c", WITHOUT_EXTRAS, *command],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert all(word in ran.stdout for word in words)
+
+
 def test_info_json():
     ran = softmaxlib("info", "--json")
     assert ran.returncode == 0, ran.stderr
@@ -198,17 +226,25 @@ def test_ctrl_c(here, command):
         ([*TINY, "--isa", "sse9"], "sse9"),
         ([*TINY, "--store", "wet"], "invalid choice"),
         ([*TINY, "--threads", "0"], "at least 1"),
-        ([*TINY, "--rounds", "x"], "invalid"),
+        ([*TINY, "--threads", "99999999"], "99999999: must be at most 1024"),
+        (["bench", "--peers", "--threads", "99999999"], "99999999: must be at most 1024"),
+        ([*TINY, "--rounds", "x"], "x: must be an integer"),
+        ([*TINY, "--rounds", str(1 << 63)], "less than 2^63"),
         (["bench", "--sizes", "1,0"], "at least 1"),
-        (["bench", "--sizes", ""], "invalid"),
+        (["bench", "--sizes", ""], "must be an integer"),
+        (["bench", "--sizes", "1" + 400 * "0"], "less than 2^63"),
         (["bench", "--sizes", str(1 << 50)], "may be used"),
         ([*TINY, "--max-bytes", "3"], "64K"),
+        ([*TINY, "--max-bytes", "infG"], "less than 2^63"),
+        ([*TINY, "--max-bytes", "nanG"], "64K"),
+        ([*TINY, "--max-bytes", "xG"], "must be a number"),
         ([*TINY, "--offset", "3"], "multiple of 4"),
         ([*TINY, "--plot", "a.bmp"], ".png or .svg"),
         ([*TINY, "--json", "no/such/a.json"], "cannot write"),
         ([*TINY, "--csv", "."], "directory"),
         ([*TINY, "--json", "a", "--csv", "./a"], "same file"),
         (["verify", "--seconds", "-1"], "positive"),
+        (["verify", "--seconds", "soon"], "soon: must be a number"),
         (["verify", "--seed", "-1"], "negative"),
         (["verify", "--json", "no/such/a.json"], "cannot write"),
     ],
@@ -233,10 +269,24 @@ def test_missing_extra(here, capsys, monkeypatch, module):
         cli.importlib.util, "find_spec", lambda name: None if name == module else find_spec(name)
     )
     assert cli.main(TINY) == 2
-    assert f"this needs {module}: pip install softmaxlib[bench]" in capsys.readouterr().err
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"this needs {module}: run `pip install -e '.[bench]'` in a clone" in said
 
 
-@pytest.mark.parametrize("variable", ["SOFTMAXLIB_ISA", "SOFTMAXLIB_NUM_THREADS"])
+@pytest.mark.parametrize(
+    ("library", "packages"), [("torch", "torch"), ("onnxruntime", "onnxruntime onnx")]
+)
+def test_a_library_that_is_asked_for_and_missing(here, capsys, monkeypatch, library, packages):
+    for name in packages.split():
+        monkeypatch.setitem(sys.modules, name, None)
+    assert cli.main(["bench", "--peers", "--library", library, "--no-plot"]) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert f"--library {library}: not installed; run `pip install {packages}`" in said
+
+
+@pytest.mark.parametrize(
+    "variable", ["SOFTMAXLIB_ISA", "SOFTMAXLIB_NUM_THREADS", "SOFTMAXLIB_KEPT_BYTES"]
+)
 def test_bad_environment(variable):
     ran = softmaxlib("info", **{variable: "nonsense"})
     assert ran.returncode == 2

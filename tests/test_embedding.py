@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -54,6 +55,14 @@ def test_documented_code_compiles(tmp_path):
     )
     flags = [*C11[:-1], "-Wno-missing-prototypes", f"-I{sml.get_include()}", "-fsyntax-only"]
     run(tool("cc", "gcc"), *flags, source)
+
+
+def test_every_struct_that_grows_has_an_initializer():
+    header = Path(sml.get_include(), "softmaxlib", "softmaxlib.h").read_text()
+    structs = re.findall(r"typedef struct (\w+) \{\s*size_t struct_size;", header)
+    assert len(structs) >= 5
+    for name in structs:
+        assert re.search(rf"#define {name.upper()}_INIT\W*\{{\s*sizeof\({name}\),", header), name
 
 
 def test_directories():

@@ -61,6 +61,16 @@ def test_its_text():
         (((2, -1),), ValueError, "negative"),
         (((2, 2), "int32"), TypeError, "float16"),
         (((2, 2), "f4", 2), sml._arrays.AxisError, "axis"),
+        ((2**70,), ValueError, "shape and strides reach over more than 2.57 bytes"),
+        ((2**99999,), ValueError, "shape and strides reach over"),
+        (((2**40, 2**40),), ValueError, "shape and strides reach over"),
+        (((0, 2**70),), ValueError, "shape and strides reach over"),
+        ((2**55 + 1,), ValueError, "shape and strides reach over"),
+        (((1,) * 65,), ValueError, "at most 64 lengths, got 65"),
+        (((1,) * 64, "f4", ()), ValueError, "at most 63 dimensions, got one of 64"),
+        (((2.5,),), TypeError, r"shape must be integers, got \(2.5,\)"),
+        (("12",), TypeError, "shape must be integers, got '12'"),
+        ((None,), TypeError, "shape must be integers, got None"),
     ],
 )
 def test_bad_arguments(arguments, error, words):
@@ -75,3 +85,15 @@ def test_bad_names():
         sml.explain((2, 2), algorithm="four_pass")
     with pytest.raises(ValueError, match="strides"):
         sml.explain((2, 2), strides=(4,))
+    with pytest.raises(TypeError, match="strides must be integers, got 8"):
+        sml.explain((2, 2), strides=8)
+    for strides in ((2**70, 4), (2**62, 4), (-(2**63), 4)):
+        with pytest.raises(ValueError, match="shape and strides reach over"):
+            sml.explain((3, 2), strides=strides)
+
+
+def test_the_largest_array():
+    for dtype, n in ((np.float16, 2**56), (np.float32, 2**55), (np.float64, 2**54)):
+        told = sml.explain((1, n), dtype)
+        assert told.rows * told.n == n
+    assert sml.explain((2, 2**53), strides=(2**56, 4)).rows == 2

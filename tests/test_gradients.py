@@ -53,6 +53,49 @@ def test_formula(name, dtype, n):
     assert_close(got, name, grad, x, y)
 
 
+LARGEST = np.finfo(np.float64).max
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0, 1e-3, 1e150])
+@pytest.mark.parametrize("sizes", ["one sign", "both signs", "one large", "all sizes"])
+@pytest.mark.parametrize("n", [2, 5, 600])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients_near_the_end_of_the_range(name, n, sizes, temperature):
+    """Nothing in between overflows where the result does not."""
+    rng = np.random.default_rng(n)
+    x = rng.normal(0, 2, n) * min(temperature, 1e100)
+    y = forward(name, x, temperature=temperature)
+    grad = rng.uniform(0.5, 1, np.shape(y)) * LARGEST
+    if sizes == "both signs":
+        grad = grad * rng.choice([-1, 1], np.shape(y))
+    elif sizes == "one large" and np.ndim(y):
+        grad[1:] *= 1e-290
+    elif sizes == "all sizes":
+        grad = grad * 10.0 ** rng.uniform(-600, 0, np.shape(y))
+    got = backward(name, grad, x, y, temperature=temperature)
+    want, scale = gradient(name, grad, x, y, temperature=temperature)
+    finite = np.abs(want) <= LARGEST
+    beyond = got[~finite]
+    np.testing.assert_array_equal(beyond, np.where(want[~finite] > 0, np.inf, -np.inf))
+    # The unit is a share of what is added, which itself may be beyond the range.
+    unit = np.maximum(scale[finite] * np.longdouble(2) ** -52, np.longdouble(2) ** -1074)
+    error = np.abs(got[finite] - want[finite]) / unit
+    assert error.max(initial=0) <= gradient_bound(name, got.dtype)
+
+
+def test_gradients_that_overflowed_in_between():
+    grad, p, x = [-1.2e308, 1.2e308], [0.05, 0.95], [1.0, 2.0]
+    np.testing.assert_allclose(sml.softmax_backward(grad, p), [-1.14e307, 1.14e307], rtol=1e-15)
+    np.testing.assert_allclose(sml.stablemax_backward(grad, x, p), [-5.7e306, 3.8e306], rtol=1e-15)
+    # x / temperature is beyond the range, the gradient is not.
+    far = sml.stablemax_backward([1.0, 2.0], [1e300, 1e300], [0.5, 0.5], temperature=1e-9)
+    np.testing.assert_allclose(far, [-2.5e-301, 2.5e-301], rtol=1e-15)
+    far = sml.log_stablemax_backward(
+        [1.0, 2.0], [1e300, -1e300], np.log([0.5, 0.5]), temperature=1e-9
+    )
+    np.testing.assert_allclose(far, [-5e-301, 5e-301], rtol=1e-15)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.75])
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_finite_differences(name, temperature):

@@ -79,7 +79,7 @@ print(m.get_handler_name(y))
     assert run(code, SOFTMAXLIB_KEPT_BYTES=str(64 * MIB)).stdout.strip() == "softmaxlib"
 
 
-@pytest.mark.parametrize("text", ["much", "-5", "1.5", "9" * 30])
+@pytest.mark.parametrize("text", ["much", "-5", " -5", " 5", "+5", "1.5", "9" * 30])
 def test_nonsense_in_the_environment(text):
     done = run("sml.softmax(np.zeros((1000, 2000)))", SOFTMAXLIB_KEPT_BYTES=text)
     assert done.returncode == 1

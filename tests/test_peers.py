@@ -457,12 +457,16 @@ def test_interrupted_keeps_what_it_has(here, capsys, peer):
         ([*TINY, "--offset", "0"], "--offset does not go with --peers"),
         ([*TINY, "--dtype", "float8"], "invalid choice"),
         ([*TINY, "--library", "cupy"], "--library cupy"),
-        ([*TINY, "--threads", "9999"], "may use"),
+        ([*TINY, "--threads", "1000"], "may use"),
         ([*TINY, "--shape", "8y8"], "8y8: not a shape"),
         ([*TINY, "--shape", ""], "not a shape"),
         ([*TINY, "--shape", "0x8"], "at least 1"),
         ([*TINY, "--shape", "8x8:2"], "axis 2 of 2 dimensions"),
         ([*TINY, "--shape", "2^50"], "may be used"),
+        ([*TINY, "--shape", "2^99999"], "2^99999: an array has at most 32 dimensions and fewer"),
+        ([*TINY, "--shape", "2^9999999999999x2"], "fewer than 2^63 elements"),
+        ([*TINY, "--shape", "2^32x2^31"], "fewer than 2^63 elements"),
+        ([*TINY, "--shape", "x".join("1" * 33)], "at most 32 dimensions"),
         ([*TINY, "--plot", "a.bmp"], ".png or .svg"),
         ([*TINY, "--json", "no/such/a.json"], "cannot write"),
     ],
@@ -488,7 +492,7 @@ def test_missing_ml_dtypes(capsys, monkeypatch):
         lambda name: None if name == "ml_dtypes" else find_spec(name),
     )
     assert cli.main([*TINY, "--dtype", "bfloat16", "--no-plot"]) == 2
-    assert "this needs ml_dtypes: pip install softmaxlib[bench]" in capsys.readouterr().err
+    assert "this needs ml_dtypes: run `pip install -e '.[bench]'`" in capsys.readouterr().err
     monkeypatch.setattr(_peers, "dtypes", lambda: {"float32": np.dtype(np.float32)})
     peers = _peers.Peers(_peers.Settings(quick=True))
     assert "bfloat16: not timed, it needs ml_dtypes" in peers.notes

@@ -1,5 +1,6 @@
 """Instruction sets, threads, environment variables, fork and spawn, and interruption."""
 
+import asyncio
 import contextvars
 import multiprocessing
 import os
@@ -153,7 +154,7 @@ def test_nonsense_in_softmaxlib_isa(tmp_path):
         assert "SOFTMAXLIB_ISA" in error and "'sse9'" in error and "scalar" in error
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "1025", " "])
+@pytest.mark.parametrize("value", ["0", "-1", "many", "1.5", "1025", " ", " 7", "+7", "1_0", "٧"])
 def test_nonsense_in_softmaxlib_num_threads(value, tmp_path):
     said = output_of(
         NONSENSE.format(name="SOFTMAXLIB_NUM_THREADS"), tmp_path, SOFTMAXLIB_NUM_THREADS=value
@@ -339,6 +340,172 @@ def test_the_gil_is_released():
     thread.join()
     # With the GIL held, this thread would wake up only between the calls.
     assert turns > 8, (turns, elapsed)
+
+
+# ---- use_isa and threads, as statements and as blocks --------------------------------------------
+
+CHOICES = pytest.mark.parametrize(
+    ("choose", "values", "current"),
+    [
+        (sml.threads, (3, 5, 7), sml.get_num_threads),
+        (sml.use_isa, sml.available_isas()[::-1], lambda: sml.info()["isa"]),
+    ],
+    ids=["threads", "use_isa"],
+)
+
+
+@pytest.fixture
+def own_context():
+    """Give a function that runs another in a context of its own: what it leaves behind is gone."""
+    return lambda function: contextvars.Context().run(function)
+
+
+@CHOICES
+def test_a_choice_holds_from_its_call_on(choose, values, current, own_context):
+    def body():
+        for value in (values[0], values[-1], values[0]):
+            choose(value)
+            assert current() == value
+        return True
+
+    before = current()
+    assert own_context(body)
+    assert current() == before
+
+
+def test_a_statement_reaches_the_kernels(own_context):
+    def body():
+        x = large_rows()
+        sml.use_isa("scalar")
+        sml.threads(1)
+        sml.softmax(x)
+        assert sml.last_kernel().startswith("scalar::") and tasks_of_last_call() == 1
+        sml.threads(2)
+        sml.softmax(x)
+        assert tasks_of_last_call() > 1
+        sml.softmax(x, temperature=2.0)  # not the compiled module's own path
+        assert sml.last_kernel().startswith("scalar::") and tasks_of_last_call() > 1
+        return True
+
+    assert own_context(body)
+
+
+@CHOICES
+def test_a_block_restores_what_was_before_the_call(choose, values, current, own_context):
+    def body():
+        first, last = values[0], values[-1]
+        choose(first)
+        with choose(last):
+            assert current() == last
+            choose(first)
+            assert current() == first
+        assert current() == first
+        choose(last)
+        choice = choose(first)
+        choose(last)
+        with choice:
+            assert current() == first
+        assert current() == last  # before the call of choose(first), not before the block
+        with pytest.raises(KeyError), choose(first):
+            raise KeyError
+        assert current() == last
+        return True
+
+    assert own_context(body)
+
+
+@CHOICES
+def test_a_choice_serves_one_block(choose, values, current):
+    before, value = current(), values[0]
+    choice = choose(value)
+    with choice:
+        with pytest.raises(RuntimeError, match=r"serves one with block: call it again"), choice:
+            pass
+        assert current() == value
+    assert current() == before
+    with pytest.raises(RuntimeError, match=rf"\({value!r}\) serves one with block"), choice:
+        pass
+    assert current() == before
+
+
+@CHOICES
+def test_a_choice_is_no_decorator(choose, values, current):
+    before = current()
+    with pytest.raises(TypeError, match=rf"\({values[0]!r}\) is no decorator.* inside of the func"):
+
+        @choose(values[0])
+        def function():
+            pass
+
+    assert current() == before
+
+
+@CHOICES
+def test_a_bad_choice_changes_nothing(choose, values, current):
+    before = current()
+    for bad in (0, "sse9", None):
+        with pytest.raises((TypeError, ValueError)):
+            choose(bad)
+    assert current() == before
+
+
+@CHOICES
+def test_choices_of_tasks_are_apart(choose, values, current):
+    async def work(value, turns):
+        choose(value)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+            assert current() == value
+        with choose(values[0]):
+            await asyncio.sleep(0)
+            assert current() == values[0]
+        assert current() == value
+
+    async def main():
+        choose(values[-1])
+        await asyncio.gather(*(work(value, 3) for value in values))
+        assert current() == values[-1]
+
+    before = current()
+    asyncio.run(main())
+    assert current() == before
+
+
+@CHOICES
+def test_a_choice_in_a_generator_holds_for_its_caller_until_its_block_is_left(
+    choose, values, current
+):
+    def generate():
+        with choose(values[0]):
+            yield current()
+
+    with choose(values[-1]):
+        generator = generate()
+        assert next(generator) == values[0] == current()
+        generator.close()
+        assert current() == values[-1]
+
+
+@CHOICES
+def test_a_block_may_be_left_in_another_context(choose, values, current, own_context):
+    """As when the event loop closes an asynchronous generator in a task of its own."""
+
+    async def generate():
+        with choose(values[0]):
+            yield current()
+
+    async def main():
+        choose(values[-1])
+        generator = generate()
+        assert await anext(generator) == values[0] == current()
+
+        async def close():
+            await generator.aclose()
+            return current()
+
+        assert await asyncio.create_task(close()) == values[-1]
+
+    asyncio.run(main())
 
 
 # ---- processes -----------------------------------------------------------------------------------

@@ -38,6 +38,13 @@ inline InLanes<f64x8> map_halves(Pair<f64x8> z, F f) {
   return {f(z)};
 }
 
+// The gradient of a class of logit -inf is 0, whatever the target's share of it.
+template <class V>
+SOFTMAXLIB_INLINE V if_possible(V z, V gradient) {
+  const V none = V::set1(static_cast<typename V::elem>(-INFINITY));
+  return select(eq(z, none), V::set1(0), gradient);
+}
+
 // ---- The two kinds of p, each of one row: log p, s(z) / s(largest), (log s)'(z); and as a
 // function of z in T, (p factor - q) (log s)', if that keeps to the range of T.
 
@@ -87,7 +94,7 @@ class SoftmaxOf {
   }
   auto gradient(double factor, double q) const {
     return [p = gradient(factor), q = static_cast<T>(q)](auto z)
-               SOFTMAXLIB_INLINE_LAMBDA { return p(z) - V::set1(q); };
+               SOFTMAXLIB_INLINE_LAMBDA { return if_possible(high(z), p(z) - V::set1(q)); };
   }
 
  private:
@@ -143,8 +150,9 @@ class StablemaxOf {
     };
   }
   auto gradient(double factor, double q) const {
-    return [p = gradient(factor), q = static_cast<T>(q)](auto z)
-               SOFTMAXLIB_INLINE_LAMBDA { return p(z) - V::set1(q) / one_over_slope(z); };
+    return [p = gradient(factor), q = static_cast<T>(q)](auto z) SOFTMAXLIB_INLINE_LAMBDA {
+      return if_possible(high(z), p(z) - V::set1(q) / one_over_slope(z));
+    };
   }
 
  private:
@@ -379,7 +387,7 @@ class CrossEntropyRow {
     if (loss_.writes) {
       const double g = 0 - share_of_others(p, rest, z) * weight * factor_ * first_of(p.slope(z));
       row.map(0, p.gradient(weight * factor_));
-      if (is_visible(job_, place_, target)) put(target, static_cast<T>(g));
+      if (is_possible(z) && is_visible(job_, place_, target)) put(target, static_cast<T>(g));
     }
     return product_or_zero(weight, minus_log(p, z));
   }
@@ -419,13 +427,15 @@ class CrossEntropyRow {
                                     : sum * (first_of(p.relative(z)) / (1 + p.ratio)) - (q + keep);
       const double g = difference * c * first_of(p.slope(z));
       row.read_write(0, row.size(), 0, add);
-      if (keep > 0) put(target, static_cast<T>(g));
+      if (keep > 0 && is_possible(z)) put(target, static_cast<T>(g));
     } else {
       row.read(0, row.size(),
                [&](auto x, int64_t start, int64_t size) { add(x, nullptr, start, size); });
     }
     return product_or_zero(q, sum_of(total)) + product_or_zero(keep, minus_log(p, z));
   }
+
+  static bool is_possible(Pair<V> z) { return first(z.hi) > static_cast<T>(-INFINITY); }
 
   static double minus_log(const P& p, Pair<V> z) {
     return 0 - static_cast<double>(first(p.log_p(z)));
@@ -483,7 +493,7 @@ class CrossEntropyRow {
       const auto lo = eq(z.lo, V::set1(static_cast<T>(rest.held_lo)));
       g = select(hi, select(lo, of_largest, g), g);
     }
-    return select(eq(g, g), g, V::set1(static_cast<T>(NAN)));
+    return if_possible(z.hi, select(eq(g, g), g, V::set1(static_cast<T>(NAN))));
   }
 
   const Job& job_;

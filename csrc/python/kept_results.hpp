@@ -93,7 +93,7 @@ inline size_t limit_from_environment() {
   char* end = nullptr;
   errno = 0;
   const unsigned long long bytes = std::strtoull(text, &end, 10);
-  if (*end || errno || *text == '-') {
+  if (*end || errno || *text < '0' || *text > '9') {  // strtoull takes blanks and signs
     PyErr_Format(PyExc_ValueError,
                  "environment variable SOFTMAXLIB_KEPT_BYTES: '%s' is not a number of bytes", text);
     throw py::error_already_set();

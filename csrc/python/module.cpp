@@ -21,6 +21,7 @@
 #include <pthread.h>
 #endif
 
+#include "bits.hpp"
 #include "internal.hpp"
 #include "python/kept_results.hpp"
 
@@ -548,7 +549,7 @@ struct Arguments {
 
   bool options_are_defaults() const {
     return bias == Py_None && where == Py_None && dtype == Py_None &&
-           PyFloat_CheckExact(temperature) && PyFloat_AS_DOUBLE(temperature) == 1 &&
+           PyFloat_CheckExact(temperature) && softmaxlib::is_one(PyFloat_AS_DOUBLE(temperature)) &&
            PyUnicode_CheckExact(algorithm) &&
            PyUnicode_CompareWithASCIIString(algorithm, "auto") == 0;
   }

@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "bits.hpp"
 #include "kernel_table.hpp"
 
 namespace softmaxlib {
@@ -83,22 +84,11 @@ bool broadcast(const View& view, const View& x, Operand operand, Dim* dims) {
   return true;
 }
 
-// Positive and finite, by its bits: the caller's mode may take a subnormal for 0.
-bool valid_scale(double t) {
-  uint64_t bits;
-  memcpy(&bits, &t, sizeof(bits));
-  return bits > 0 && bits < 0x7ff0000000000000u;
-}
-bool valid_scale(float t) {
-  uint32_t bits;
-  memcpy(&bits, &t, sizeof(bits));
-  return bits > 0 && bits < 0x7f800000u;
-}
 template <class T>
 bool valid_scale_at(const char* p) {
   T t;
   memcpy(&t, p, sizeof(t));
-  return valid_scale(t);
+  return is_positive_finite(t);
 }
 
 // Those of all rows, each read once.
@@ -217,8 +207,8 @@ softmaxlib_status add_options(const softmaxlib_options& o, Draft* draft) {
     return s;
   job.temperature = o.temperatures ? 1 : o.temperature;
   job.scale = o.scales ? 1 : o.scale;
-  if (!valid_scale(job.temperature)) return SOFTMAXLIB_ERROR_TEMPERATURE;
-  if (!valid_scale(job.scale)) return SOFTMAXLIB_ERROR_SCALE;
+  if (!is_positive_finite(job.temperature)) return SOFTMAXLIB_ERROR_TEMPERATURE;
+  if (!is_positive_finite(job.scale)) return SOFTMAXLIB_ERROR_SCALE;
   if (const softmaxlib_status s =
           draft->add(kSlope, o.alibi_slopes, is(o.alibi_slopes, SOFTMAXLIB_F32, SOFTMAXLIB_F64),
                      true, SOFTMAXLIB_ERROR_ALIBI))
@@ -307,7 +297,8 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
                job->range[kOut].span() == out.size * out_item;
 
   const bool elements_of_x = !options.bias && !options.where && !job_has(*job, kScale) &&
-                             !options.alibi_slopes && job->temperature == 1 && job->scale == 1;
+                             !options.alibi_slopes && is_one(job->temperature) &&
+                             is_one(job->scale);
   const Dim& row = job->inner[0];
   const auto steps = [&row](Operand k, int64_t step) {
     return row.size == 1 || row.stride[k] == step;

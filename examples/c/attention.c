@@ -95,7 +95,7 @@ int main(void) {
   if (failed(softmaxlib_plan_create(SOFTMAXLIB_SOFTMAX, &x, &x, 1, &axis, &options, &plan)))
     return 1;
 
-  softmaxlib_report report = {sizeof report, 0, 0, 0, 0, NULL};
+  softmaxlib_report report = SOFTMAXLIB_REPORT_INIT;
   softmaxlib_buffers buffers = SOFTMAXLIB_BUFFERS_INIT;
   buffers.x = scores;
   buffers.out = weights;

@@ -69,7 +69,7 @@ int main(int argc, char** argv) {
   const int32_t axis = -1;
   softmaxlib_array in = {NULL, SOFTMAXLIB_F32, 2, NULL, NULL};
   softmaxlib_array out = {NULL, SOFTMAXLIB_F32, 2, NULL, NULL};
-  softmaxlib_report report = {sizeof(softmaxlib_report), 0, 0, 0, 0, NULL};
+  softmaxlib_report report = SOFTMAXLIB_REPORT_INIT;
   softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
   softmaxlib_pool* pool = NULL;
   softmaxlib_status status;

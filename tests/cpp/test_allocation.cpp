@@ -174,8 +174,7 @@ TEST(Allocation, NoneInAnyCall) {
           for (const bool threads : {false, true})
             for (const softmaxlib_algorithm algorithm :
                  {SOFTMAXLIB_ALGORITHM_AUTO, SOFTMAXLIB_THREE_PASS_RELOAD}) {
-              softmaxlib_report report = {};
-              report.struct_size = sizeof(report);
+              softmaxlib_report report = SOFTMAXLIB_REPORT_INIT;
               Options o(SOFTMAXLIB_ISA_AUTO, algorithm);
               if (variant == 2) o.where = &where, o.bias = o.temperatures = &scalar;
               if (threads) {

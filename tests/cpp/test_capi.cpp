@@ -271,8 +271,7 @@ TEST(CApi, ErrorsLeaveOutAlone) {
 }
 
 TEST(CApi, EmptyArrays) {
-  softmaxlib_report report = {};
-  report.struct_size = sizeof(report);
+  softmaxlib_report report = SOFTMAXLIB_REPORT_INIT;
   EXPECT_EQ(Call().after([&](Call& c) { c.shape[1] = 0, c.o.report = &report; }), SOFTMAXLIB_OK);
   EXPECT_NE(report.kernel, nullptr);
   // logsumexp over nothing: -inf.
@@ -326,8 +325,7 @@ TEST(CApi, Isas) {
   EXPECT_EQ(softmaxlib_cache_size(0), 0);
   EXPECT_EQ(softmaxlib_cache_size(9), 0);
   // The default is the best.
-  softmaxlib_report report = {};
-  report.struct_size = sizeof(report);
+  softmaxlib_report report = SOFTMAXLIB_REPORT_INIT;
   Call call;
   call.o.report = &report;
   EXPECT_EQ(call.run(), SOFTMAXLIB_OK);

@@ -44,8 +44,7 @@ std::vector<char> baseline(softmaxlib_function function, softmaxlib_dtype dtype,
 TEST(Kernels, ForcedKernelReallyRuns) {
   for_kernels([](const KernelId& k, softmaxlib_isa isa) {
     for (const auto store : {SOFTMAXLIB_STORE_PLAIN, SOFTMAXLIB_STORE_STREAMING}) {
-      softmaxlib_report report = {};
-      report.struct_size = sizeof(report);
+      softmaxlib_report report = SOFTMAXLIB_REPORT_INIT;
       Options o(isa, k.algorithm, store);
       o.report = &report;
       row_result(k.function, k.dtype,
@@ -229,8 +228,7 @@ TEST(Kernels, ManyRowsAtOnce) {
         const softmaxlib_array xa = {row_at(px, x_stride, 0), dtype, 2, shape, x_strides};
         const softmaxlib_array ya = {row_at(py, y_stride, 0), dtype, 2, shape, y_strides};
         const int32_t axis = 1;
-        softmaxlib_report report = {};
-        report.struct_size = sizeof(report);
+        softmaxlib_report report = SOFTMAXLIB_REPORT_INIT;
         Options o(isa, SOFTMAXLIB_ALGORITHM_AUTO, store);
         o.report = &report;
         ASSERT_EQ(run_array(SOFTMAXLIB_SOFTMAX, xa, ya, 1, &axis, o), SOFTMAXLIB_OK);

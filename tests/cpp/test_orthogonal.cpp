@@ -80,7 +80,7 @@ TEST_P(Orthogonal, SameBitsHoweverItRuns) {
       for (const double along : {0.5, 1e4}) {
         const Vectors v(dtype, n, dtype == SOFTMAXLIB_F16 ? along / 2 : along);
         const auto want = v.projected(1, nullptr);
-        softmaxlib_report report = {sizeof(report), 0, 0, 0, 0, nullptr};
+        softmaxlib_report report = SOFTMAXLIB_REPORT_INIT;
         Options o = options;
         o.report = &report;
         for (const auto store : {SOFTMAXLIB_STORE_PLAIN, SOFTMAXLIB_STORE_STREAMING})

@@ -60,8 +60,7 @@ TEST(Plan, RunsAsTheCallDoes) {
               Scratch scratch(softmaxlib_plan_scratch_size(plan.p));
               std::vector<char> y(want.size(), 0x11);
               if (in_place) y = x;
-              softmaxlib_report report = {};
-              report.struct_size = sizeof(report);
+              softmaxlib_report report = SOFTMAXLIB_REPORT_INIT;
               softmaxlib_buffers b = SOFTMAXLIB_BUFFERS_INIT;
               b.x = in_place ? y.data() : x.data();
               b.out = y.data();

@@ -91,8 +91,7 @@ TEST_P(Threads, SameBits) {
           for (const softmaxlib_algorithm algorithm : algorithms_of(function, dtype))
             for (const int32_t threads : {2, 5}) {
               const Spread& spread = spreads[turn++ % 3];
-              softmaxlib_report report = {};
-              report.struct_size = sizeof(report);
+              softmaxlib_report report = SOFTMAXLIB_REPORT_INIT;
               Options o(isa, algorithm,
                         turn % 2 ? SOFTMAXLIB_STORE_PLAIN : SOFTMAXLIB_STORE_STREAMING);
               o.num_threads = threads;
@@ -160,6 +159,14 @@ TEST(Pool, RunsEveryTaskOnce) {
       for (const auto& t : times) ASSERT_EQ(t, 1);
     }
   }
+}
+
+TEST(Pool, NullRunsSerially) {
+  std::vector<int64_t> order;
+  softmaxlib_pool_parallel_for(
+      nullptr, 4, [](void* a, int64_t i) { static_cast<std::vector<int64_t>*>(a)->push_back(i); },
+      &order);
+  EXPECT_EQ(order, (std::vector<int64_t>{0, 1, 2, 3}));
 }
 
 // Several callers at once share one pool.

@@ -23,15 +23,12 @@ struct Call {
   softmaxlib_array temperatures = {temperature_values, SOFTMAXLIB_F32, 2, temperature_shape,
                                    nullptr};
   softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
-  softmaxlib_report report = {};
+  softmaxlib_report report = SOFTMAXLIB_REPORT_INIT;
   const softmaxlib_array *x_or_null = &in, *out_or_null = &out;
   const int32_t* axes_or_null = axes;
   std::string spoiled;
 
-  Call() {
-    report.struct_size = sizeof(report);
-    options.report = &report;
-  }
+  Call() { options.report = &report; }
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 

@@ -85,8 +85,7 @@ softmaxlib_status call_run(const Run& run, const softmaxlib_array& x, const soft
 
 void check(const Run& run, softmaxlib_isa isa, const std::vector<char>& wanted) {
   const Inputs inputs(run);
-  softmaxlib_report report = {};
-  report.struct_size = sizeof(report);
+  softmaxlib_report report = SOFTMAXLIB_REPORT_INIT;
   softmaxlib_options o = run.options;
   o.isa = isa;
   o.report = &report;

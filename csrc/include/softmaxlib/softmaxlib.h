@@ -150,6 +150,7 @@ typedef struct softmaxlib_report {
   int32_t tasks;      /* how many tasks parallel_for was given; 1: serial */
   const char* kernel; /* such as "softmax_two_pass_f32", static */
 } softmaxlib_report;
+#define SOFTMAXLIB_REPORT_INIT {sizeof(softmaxlib_report), 0, 0, 0, 0, NULL}
 
 typedef struct softmaxlib_options {
   size_t struct_size;
@@ -459,7 +460,7 @@ SOFTMAXLIB_API int64_t softmaxlib_cache_size(int32_t level);
 /* An optional thread pool, for callers that have none of their own: pass
  * softmaxlib_pool_parallel_for and the pool as parallel_for and parallel_context. Calls from
  * several threads at once are safe (one uses the pool, the others run serially); so is use after
- * fork. */
+ * fork. NULL in place of a pool runs serially. */
 typedef struct softmaxlib_pool softmaxlib_pool;
 SOFTMAXLIB_API softmaxlib_status softmaxlib_pool_create(int32_t num_threads,
                                                         softmaxlib_pool** pool);

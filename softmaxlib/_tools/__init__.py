@@ -1,0 +1,1 @@
+"""What the commands are made of, beside the library itself."""
