@@ -146,7 +146,8 @@ def losses_and_gradient(
 ) -> Any:
     """Return that, and the gradient of it, or of its sum, with respect to x."""
     results = _loss_of(call, x), jax.ShapeDtypeStruct(x.shape, x.dtype)
-    return _call("losses_and_gradient", call, results, x, target, weight, where, temperatures)
+    operands = x, target, weight, where, temperatures
+    return tuple(_call("losses_and_gradient", call, results, *operands))  # a list before jax 0.6
 
 
 def _loss_of(call: Call, x: Any) -> jax.ShapeDtypeStruct:

@@ -575,7 +575,7 @@ def test_take_log_softmax_errors(indices, error, words):
 
 def test_export(mechanism):
     """JAX wants to be told of custom calls that it does not know; callbacks it refuses."""
-    x = logits(4, 5)
+    export, x = pytest.importorskip("jax.export"), logits(4, 5)
     functions = {
         "forward": smj.softmax,
         "losses_and_gradient": jax.grad(lambda x: smj.cross_entropy(x, jnp.zeros(4, int))),
@@ -583,14 +583,14 @@ def test_export(mechanism):
     }
     for target, function in functions.items():
         names = [f"softmaxlib_jax_{name}" for name in (target, "scale")]
-        checks = [jax.export.DisabledSafetyCheck.custom_call(name) for name in names]
+        checks = [export.DisabledSafetyCheck.custom_call(name) for name in names]
         if mechanism == "callback":
             with pytest.raises(NotImplementedError):
-                jax.export.export(jax.jit(function), disabled_checks=checks)(x)
+                export.export(jax.jit(function), disabled_checks=checks)(x)
             continue
         with pytest.raises(ValueError, match=f"(?s)custom calls .*softmaxlib_jax_{target}"):
-            jax.export.export(jax.jit(function))(x)
-        exported = jax.export.export(jax.jit(function), disabled_checks=checks)(x)
+            export.export(jax.jit(function))(x)
+        exported = export.export(jax.jit(function), disabled_checks=checks)(x)
         same_bits(exported.call(x), function(x))
 
 
