@@ -1,16 +1,16 @@
 """The speed targets of this library, each measured and compared in one interleaved run.
 
-    pip install -e '.[bench]' && python bench/targets.py [--isa avx2] [--rounds 9] [--mib 256]
+    pip install -e '.[bench]' && python bench/targets.py [--isa avx2] [--minutes 4] [--mib 256]
 
-Every line is a ratio of medians: the parts of a line are timed in turn, so that whatever else the
-machine does falls on all of them. torch and ONNX Runtime take part where they are installed.
+Every line is a ratio of pairs of samples, with its interval: the parts of a line are a group of the
+timing engine. A target is met or missed where the interval lies on one side of it. torch and ONNX
+Runtime take part where they are installed.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -22,12 +22,12 @@ from rich.console import Console
 from rich.table import Table
 
 import softmaxlib as sml
-from softmaxlib import _core
+from softmaxlib import _bench, _core
+from softmaxlib._tools import timing
 
 Array = np.ndarray[Any, Any]
-Timer = Callable[[], float]  # ns of one call
+Timer = Callable[[int], float]  # ns of one of so many calls
 
-SAMPLE_NS = 3e6
 BEST = sml.available_isas()[0]
 
 
@@ -35,24 +35,35 @@ BEST = sml.available_isas()[0]
 class Line:
     case: str
     target: dict[str, float]  # by ISA
+    parts: dict[str, timing.Case]
     numerator: str
-    denominator: str
-    timers: dict[str, Timer]  # in ns
-    elements: int
-    sums: tuple[str, ...] = ()  # the denominator is the sum of these
+    denominator: tuple[str, ...]  # the sum of these
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether the ratio should be at least the target."""
+        return self.case.startswith("paper") or self.case.endswith("threads")
+
+
+_memory: dict[tuple[str, bool], Array] = {}
+
+
+def memory(dtype: Any, is_out: bool, size: int) -> Array:
+    """Return so many elements of memory that all lines share: apart, they would not fit at once."""
+    key = (np.dtype(dtype).name, is_out)
+    have = _memory.get(key)
+    if have is None or have.size < size:
+        if is_out:
+            have = np.zeros(size, dtype)
+        else:
+            wide = np.float64 if dtype == np.float64 else np.float32
+            have = np.random.default_rng(2020).standard_normal(size, wide).astype(dtype, copy=False)
+        _memory[key] = have
+    return have[:size]
 
 
 def array(shape: tuple[int, ...], dtype: Any = np.float32) -> Array:
-    rng = np.random.default_rng(2020)
-    x = rng.standard_normal(shape, dtype=np.float64 if dtype == np.float64 else np.float32)
-    return x.astype(dtype, copy=False)
-
-
-def repeated(run: Callable[[int], float]) -> Timer:
-    """Choose how often to call in a row, so that a sample lasts some milliseconds."""
-    once = max(run(1), run(1))
-    repeats = max(1, round(SAMPLE_NS / max(once, 1.0)))
-    return lambda: run(repeats)
+    return memory(dtype, False, int(np.prod(shape))).reshape(shape)
 
 
 def kernel(
@@ -64,27 +75,22 @@ def kernel(
     threads: int = 1,
     axis: int = -1,
 ) -> Timer:
-    out = np.zeros_like(x)
-    if function == "logsumexp":
-        out = np.zeros(np.delete(x.shape, axis), x.dtype)
+    shape = tuple(np.delete(x.shape, axis)) if function == "logsumexp" else x.shape
+    out = memory(x.dtype, True, int(np.prod(shape))).reshape(shape)
     codes = (
         _core.algorithms[algorithm],
         _core.isas[isa],
         _core.stores[store],
     )
     dtype = _core.dtypes[x.dtype.name]
-    return repeated(
-        lambda n: _core.time_run(
-            _core.functions[function], x, out, dtype, *codes, threads, n, axis=axis
-        )
+    return lambda n: _core.time_run(
+        _core.functions[function], x, out, dtype, *codes, threads, n, axis=axis
     )
 
 
 def limit(x: Array, kind: str) -> Timer:
-    out = np.zeros_like(x)
-    return repeated(
-        lambda n: _core.time_roofline(_core.rooflines[kind], _core.isas[BEST], x, out, n)
-    )
+    out = memory(x.dtype, True, x.size).reshape(x.shape)
+    return lambda n: _core.time_roofline(_core.rooflines[kind], _core.isas[BEST], x, out, n)
 
 
 def python(call: Callable[[], object]) -> Timer:
@@ -94,7 +100,17 @@ def python(call: Callable[[], object]) -> Timer:
             call()
         return (time.perf_counter_ns() - start) / n
 
-    return repeated(run)
+    return run
+
+
+def in_isa(isa: str, call: Callable[[], object]) -> Timer:
+    timer = python(call)
+
+    def run(n: int) -> float:
+        with sml.use_isa(isa):
+            return timer(n)
+
+    return run
 
 
 def peers(x: Array) -> dict[str, Timer]:
@@ -138,8 +154,21 @@ def lines(isa: str, mib: int) -> Iterator[Line]:
     def line(
         case: str, target: dict[str, float], parts: dict[str, Timer], size: int, *sums: str
     ) -> Line:
+        level = _bench.cache_level(size)
+        cases = {
+            name: timing.Case(
+                f"{case}: {name}",
+                timer,
+                group=case,
+                warm=level != "DRAM",
+                shared=level in ("L3", "DRAM"),
+                threads=2 if name == "2 threads" else 1,
+                weight=3 if level == "DRAM" else 1,
+            )
+            for name, timer in parts.items()
+        }
         names = list(parts)
-        return Line(case, target, names[0], " + ".join(sums) or names[1], parts, size, sums)
+        return Line(case, target, cases, names[0], sums or (names[1],))
 
     total = (mib << 20) // 4  # floats of an array far beyond the caches
 
@@ -147,8 +176,7 @@ def lines(isa: str, mib: int) -> Iterator[Line]:
         x = array((n,))
         for name, timer in peers(x).items():
             target = both(0.57, 0.57) if name == "onnxruntime" else both(0.30, 0.30)
-            with sml.use_isa(isa):
-                ours = python(lambda x=x: sml.softmax(x))  # type: ignore[misc]
+            ours = in_isa(isa, lambda x=x: sml.softmax(x))  # type: ignore[misc]
             yield line(f"one row of {n:,} / {name}", target, {"ours": ours, name: timer}, n)
         if isa == "avx2" and BEST == "avx512":
             parts = {"avx2": kernel(x, isa), "avx512": kernel(x, BEST)}
@@ -232,56 +260,83 @@ def lines(isa: str, mib: int) -> Iterator[Line]:
         yield line(f"{shape}, threads", both(1.8, 1.8), parts, x.size)
 
 
-def measure(line: Line, rounds: int) -> dict[str, float]:
-    samples: dict[str, list[float]] = {name: [] for name in line.timers}
-    for _ in range(rounds):
-        for name, timer in line.timers.items():
-            samples[name].append(timer())
-    return {name: statistics.median(times) for name, times in samples.items()}
-
-
-def calls(isa: str, table: Table) -> None:
+def calls(isa: str) -> Iterator[tuple[str, float, timing.Case]]:
+    """Calls of 64 elements: what, at most how many microseconds, the case."""
     x = array((64,))
     out = np.empty_like(x)
-    with sml.use_isa(isa):
-        given = python(lambda: sml.softmax(x, out=out))
-        allocated = python(lambda: sml.softmax(x))
-        for name, timer, target in (("out given", given, 0.8), ("allocated", allocated, 1.0)):
-            us = statistics.median(timer() for _ in range(25)) / 1000
-            verdict = "met" if us <= target else "MISSED"
-            table.add_row(
-                f"call, 64 float32, {name}", f"{us:.2f} us", "", f"<= {target} us", verdict
-            )
+    for name, target, call in (
+        ("out given", 0.8, lambda: sml.softmax(x, out=out)),
+        ("allocated", 1.0, lambda: sml.softmax(x)),
+    ):
+        yield name, target, timing.Case(f"call, {name}", in_isa(isa, call), group="calls")
+
+
+def judged(found: timing.Estimate, target: float, wants_more: bool) -> str:
+    """Tell on which side of the target the interval lies."""
+    if found.high <= target:
+        return "MISSED" if wants_more else "met"
+    if found.low >= target:
+        return "met" if wants_more else "MISSED"
+    return "cannot tell"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--isa", default=BEST, choices=sml.available_isas())
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--minutes", type=float, default=4.0, help="of timing")
     parser.add_argument("--mib", type=int, default=256, help="of an array beyond the caches")
     args = parser.parse_args()
-    console = Console(width=118)
-    table = Table(title=f"{args.isa} on {sml.info()['cpu']}, 1 thread but for the last lines")
-    for column in ("case", "ns per 1,000 elements", "ratio", "target", ""):
-        table.add_column(column, justify="left" if column in ("case", "") else "right")
+    (
+        memory(np.float32, False, (args.mib << 20) // 4),
+        memory(np.float32, True, (args.mib << 20) // 4),
+    )
+    found, of_calls = list(lines(args.isa, args.mib)), list(calls(args.isa))
+    cases = [case for line in found for case in line.parts.values()]
+    cases += [case for _, _, case in of_calls]
+    two = {case.group for case in cases if case.threads > 1}
     with sml.threads(1):
-        for line in lines(args.isa, args.mib):
-            found = measure(line, args.rounds)
-            below = sum(found[name] for name in line.sums) if line.sums else found[line.denominator]
-            ratio = found[line.numerator] / below
-            times = ", ".join(f"{k} {v * 1000 / line.elements:,.0f}" for k, v in found.items())
-            faster = line.case.startswith("paper") or line.case.endswith("threads")
-            target = line.target.get(args.isa)
-            verdict = ""
-            if target is not None:
-                met = ratio >= target if faster else ratio <= target
-                verdict = "met" if met else "MISSED"
-            sign = ">=" if faster else "<="
-            shown = "" if target is None else f"{sign} {target:.2f}"
-            table.add_row(line.case, times, f"{ratio:.2f}", shown, verdict)
-            print(f"{line.case}: {ratio:.2f}", file=sys.stderr)
-        calls(args.isa, table)
-    console.print(table)
+        for threads in (1, 2):  # lines of two threads are timed by themselves, on two CPUs
+            some = [case for case in cases if (case.group in two) == (threads == 2)]
+            engine = timing.Engine(
+                some,
+                seconds=60 * args.minutes * len(some) / len(cases),
+                cpus=timing.choose_cpus(threads),
+            )
+            engine.run(step=lambda label, _: print(f"\r\x1b[K{label}", end="", file=sys.stderr))
+    print(file=sys.stderr)
+    state = f"{engine.state['mhz']:.0f} MHz" if engine.state["mhz"] else "unknown frequency"
+    table = Table(
+        title=f"{args.isa} on {sml.info()['cpu']} ({state}), 1 thread but for the last lines"
+    )
+    for column in ("case", "us per call", "ratio", "interval", "target", ""):
+        table.add_column(column, justify="left" if column in ("case", "") else "right")
+    for line in found:
+        ratio = timing.ratio(
+            line.parts[line.numerator], [line.parts[name] for name in line.denominator]
+        )
+        times = ", ".join(
+            f"{name} {timing.time_of(case).value / 1000:,.1f}" for name, case in line.parts.items()
+        )
+        target, sign = line.target.get(args.isa), ">=" if line.wants_more else "<="
+        table.add_row(
+            line.case,
+            times,
+            f"{ratio.value:.2f}" if ratio.clean else "?",
+            f"{ratio.low:.2f}-{ratio.high:.2f}" if ratio.clean else "",
+            "" if target is None else f"{sign} {target:.2f}",
+            "" if target is None else judged(ratio, target, line.wants_more),
+        )
+    for name, most, case in of_calls:
+        us = timing.time_of(case).scaled(1e-3)
+        table.add_row(
+            f"call, 64 float32, {name}",
+            f"{us.value:.2f}",
+            "",
+            f"{us.low:.2f}-{us.high:.2f}",
+            f"<= {most} us",
+            judged(us, most, False),
+        )
+    Console(width=132).print(table)
     return 0
 
 

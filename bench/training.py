@@ -1,21 +1,21 @@
 """What training asks for, next to torch and to the limits of the machine, in one interleaved run.
 
-    pip install -e '.[bench]' torch && python bench/training.py [--quick] [--rounds 15]
+    pip install -e '.[bench]' torch && python bench/training.py [--quick] [--seconds 12]
 
-Every round calls all parts of a case once, in turn, so that whatever else the machine does falls on
-all of them; times are medians over the rounds, on one thread. The same inputs for all: torch's
-tensors share the memory of the arrays. "fresh" allocates the gradient in the call, as torch does
-(its logits.grad is None before each call, its default of zero_grad); "given" writes into an array
-that is there. Floors are of the traffic alone, from a read pass (read) and a copy with streaming
-stores (copy) of the same run. torch has its large arrays from the system anew in every call;
---kept lets the C library keep them, as a process with an allocator for that would.
+All parts of a case are a group of the timing engine, on one thread: ratios are of pairs of samples,
+with their intervals, and ? stands where other work disturbed too many. Cases follow each other,
+since their arrays would not fit in memory together. The same inputs for all: torch's tensors share
+the memory of the arrays. "fresh" allocates the gradient in the call, as torch does (its logits.grad
+is None before each call, its default of zero_grad); "given" writes into an array that is there.
+Floors are of the traffic alone, from a read pass (read) and a copy with streaming stores (copy).
+torch has its large arrays from the system anew in every call; --kept lets the C library keep them,
+as a process with an allocator for that would.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -28,6 +28,7 @@ from rich.table import Table
 
 import softmaxlib as sml
 from softmaxlib import _core
+from softmaxlib._tools import timing
 
 try:
     import torch
@@ -37,7 +38,6 @@ except ImportError:
 Array = np.ndarray[Any, Any]
 Call = Callable[[], object]
 
-SAMPLE_NS = 3e6
 TARGETS = {"torch": 1.5, "float64": 5.0, "floor": 1.2}
 
 
@@ -175,60 +175,64 @@ def cases(quick: bool) -> Iterator[Case]:
     yield orthogonal((4096 // share, 4096))
 
 
-def timer(call: Call) -> Callable[[], float]:
-    """Return what gives ns per call, of as many calls as last some milliseconds."""
-    call()
-    start = time.perf_counter_ns()
-    call()
-    repeats = max(1, round(SAMPLE_NS / max(time.perf_counter_ns() - start, 1)))
-
-    def sample() -> float:
+def repeated(call: Call) -> Callable[[int], float]:
+    def run(repeats: int) -> float:
         begin = time.perf_counter_ns()
         for _ in range(repeats):
             call()
         return (time.perf_counter_ns() - begin) / repeats
 
-    return sample
+    return run
 
 
-def limit(x: Array, kind: str) -> Callable[[], float]:
+def limit(x: Array, kind: str) -> Callable[[int], float]:
     out, isa = np.zeros_like(x), _core.isas[sml.available_isas()[0]]
-    return lambda: _core.time_roofline(_core.rooflines[kind], isa, x, out, 1)
+    return lambda repeats: _core.time_roofline(_core.rooflines[kind], isa, x, out, repeats)
 
 
-def measure(case: Case, rounds: int) -> dict[str, float]:
-    timers = {name: timer(call) for name, call in {**case.ours, **case.theirs}.items()}
+def measure(case: Case, seconds: float, cpus: list[int]) -> dict[str, timing.Case]:
+    timers = {name: repeated(call) for name, call in {**case.ours, **case.theirs}.items()}
     timers |= {"read": limit(case.x, "read"), "copy": limit(case.x, "streaming_copy")}
-    samples: dict[str, list[float]] = {name: [] for name in timers}
-    for _ in range(rounds):
-        for name, sample in timers.items():
-            samples[name].append(sample())
-    return {name: statistics.median(times) for name, times in samples.items()}
+    parts = {name: timing.Case(name, run, shared=True) for name, run in timers.items()}
+    timing.Engine(list(parts.values()), seconds=seconds, cpus=cpus).run()
+    return parts
 
 
-def row_of(case: Case, found: dict[str, float]) -> list[str]:
+def shown(ratio: timing.Estimate) -> str:
+    if ratio.clean < timing.MIN_CLEAN:
+        return "?"
+    return f"{ratio.value:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
+
+
+def row_of(case: Case, parts: dict[str, timing.Case]) -> list[str]:
     """Return name, times, ratio to torch, floor, ratio to it, target and verdict."""
-    times = ", ".join(f"{name} {found[name] / 1e6:.3f}" for name in (*case.ours, *case.theirs))
+    ms = {name: timing.time_of(part).value / 1e6 for name, part in parts.items()}
+    times = ", ".join(f"{name} {ms[name]:.3f}" for name in (*case.ours, *case.theirs))
     faster = floor = ratio = target = verdict = ""
-    best = found["given" if "given" in case.ours else "fresh"]
+    best = parts["given" if "given" in case.ours else "fresh"]
     if case.theirs:
-        theirs = found[next(iter(case.theirs))]
-        faster = " ".join(f"{theirs / found[name]:.2f}x" for name in case.ours)
+        theirs = parts[next(iter(case.theirs))]
+        faster = ", ".join(shown(timing.ratio(theirs, parts[name])) for name in case.ours)
     if case.floor:
         reads, copies = case.floor
-        below = reads * found["read"] + copies * found["copy"]
-        parts = [f"{reads} read"] * (reads > 0) + ["copy"] * (copies > 0)
-        floor = f"{below / 1e6:.3f} ({' + '.join(parts)})"
-        ratio = f"{best / below:.2f}"
-    if case.target:
-        wanted = TARGETS[case.target]
-        if case.target == "floor":
-            target, met = f"<= {wanted} of the floor", best <= wanted * below
-        else:
-            target = f">= {wanted}x torch"
-            met = bool(case.theirs) and found["fresh"] * wanted <= theirs
-        verdict = "met" if met else "MISSED" if case.theirs or case.target == "floor" else ""
+        below = [parts["read"]] * reads + [parts["copy"]] * copies
+        words = [f"{reads} read"] * (reads > 0) + ["copy"] * (copies > 0)
+        floor = f"{reads * ms['read'] + copies * ms['copy']:.3f} ({' + '.join(words)})"
+        of_floor = timing.ratio(best, below)
+        ratio = shown(of_floor)
+    if case.target == "floor":
+        target = f"<= {TARGETS['floor']} of the floor"
+        verdict = judged(of_floor, TARGETS["floor"])
+    elif case.target:
+        target = f">= {TARGETS[case.target]}x torch"
+        if case.theirs:
+            verdict = judged(timing.ratio(parts["fresh"], theirs), 1 / TARGETS[case.target])
     return [case.name, times, faster, floor, ratio, target, verdict]
+
+
+def judged(ratio: timing.Estimate, most: float) -> str:
+    """Tell on which side of the target the interval lies."""
+    return "met" if ratio.high <= most else "MISSED" if ratio.low >= most else "cannot tell"
 
 
 def keep_memory() -> None:
@@ -242,17 +246,18 @@ def keep_memory() -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument(
-        "--quick", action="store_true", help="a quarter of the rows (some stay in cache), 5 rounds"
+        "--quick", action="store_true", help="a quarter of the rows (some stay in cache)"
     )
     parser.add_argument(
         "--kept", action="store_true", help="glibc: freed memory stays with the process"
     )
-    parser.add_argument("--rounds", type=int, help="of each case (default: 15)")
+    parser.add_argument("--seconds", type=float, help="of each case (default: 12, with --quick 4)")
     args = parser.parse_args()
-    rounds = args.rounds or (5 if args.quick else 15)
+    seconds = args.seconds or (4 if args.quick else 12)
+    cpus = timing.choose_cpus(1)
     if args.kept:
         keep_memory()
-    table = Table(title=f"{sml.info()['cpu']}, float32, 1 thread, medians of {rounds} rounds")
+    table = Table(title=f"{sml.info()['cpu']}, float32, 1 thread")
     for column in ("case", "ms", "torch / ours", "floor, ms", "ours / floor", "target", ""):
         table.add_column(column, justify="left" if column in ("case", "target", "") else "right")
     if torch:
@@ -265,7 +270,7 @@ def main() -> int:
     table.caption += "ours / floor: with the gradient's memory given, where it can be."
     with sml.threads(1):
         for case in cases(args.quick):
-            row = row_of(case, measure(case, rounds))
+            row = row_of(case, measure(case, seconds, cpus))
             print("; ".join(part for part in row if part), file=sys.stderr)
             table.add_row(*row)
     Console(width=170).print(table)

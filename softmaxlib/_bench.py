@@ -420,7 +420,7 @@ def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """Spell out the numbers of a row of the report in columns, for CSV."""
     found: dict[str, Any] = {}
     for key, value in row.items():
-        if key == "samples":
+        if key == "samples" or (key == "over_best_three_pass" and value is None):
             continue
         if isinstance(value, Mapping):
             found |= {f"{key}_{part}": number for part, number in value.items()}

@@ -101,10 +101,11 @@ def _panel(axes: Axes, rows: Sequence[Row], isa: str) -> None:
             linewidth=1.2,
             label=label,
         )
-    floor = [
-        read.ns_per_1000.value + min(copy.ns_per_1000.value for copy in copies)
-        for read, *copies in zip(*limits.values(), strict=False)
-    ]
+    floor = []
+    for read, *copies in zip(*limits.values(), strict=False):
+        copy = min(copies, key=lambda row: row.ns_per_1000.value)
+        told = not (read.noisy or copy.noisy)
+        floor.append(read.ns_per_1000.value + copy.ns_per_1000.value if told else math.nan)
     x = [row.bytes_per_array for row in limits["read"]][: len(floor)]
     axes.plot(x, floor, color="black", linewidth=1.2, label="floor: read + faster copy")
 

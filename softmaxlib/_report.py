@@ -1,22 +1,22 @@
 """Measures what the page of ``softmaxlib bench --report`` shows, beside Bench's own sweep.
 
-Every round times every case once: those of one dtype in a new random order, then the next dtype.
-So neighbours in a plot were not neighbours in time, and what disturbs the machine for some seconds
-does not look like a property of one size. A result is a median over the rounds.
+Functions, passes and limits on as much data, of one section of the page, are a group of the timing
+engine (`_tools.timing`), which spreads the samples of all groups over the run: neighbours in a plot
+were not neighbours in time.
 """
 
 from __future__ import annotations
 
+import collections
 import datetime
 import importlib
 import importlib.util
 import itertools
 import math
-import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -24,8 +24,10 @@ import numpy.typing as npt
 
 import softmaxlib
 from softmaxlib import _bench, _core
+from softmaxlib._tools import timing
+from softmaxlib._tools.timing import Estimate
 
-SCHEMA = "softmaxlib-report/1"
+SCHEMA = "softmaxlib-report/2"
 ITEM_BYTES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 PASS_TRAFFIC = {
     "max": 1,
@@ -36,6 +38,7 @@ PASS_TRAFFIC = {
     "store_known": 2,
     "scale": 2,
 }
+COPIES = ("copy", "streaming_copy")
 LIMIT_TRAFFIC = {kernel.name: kernel.traffic for kernel in _bench.LIMITS}
 Shapes = tuple[tuple[tuple[int, ...], int], ...]
 SCALING: Shapes = (
@@ -58,15 +61,11 @@ STEP = 1.25
 STEPS = (
     "A step is where a row costs a quarter more per element than the next shorter one that was "
     "timed, beyond what the floor rises between them (for batches it does not: as many elements); "
-    "or where a row takes a tenth less time, all of it, than the next shorter one. The quartiles "
-    "of the two must be apart."
+    "or where a row takes a tenth less time, all of it, than the next shorter one. The intervals "
+    "of the two must be apart, and nothing that this is concluded from may be noisy."
 )
 
-_MAX_ROUNDS = 31
 _PATTERN = 1 << 20  # elements after which the logits repeat
-
-Plan = Callable[[float], None]
-Step = Callable[[str, float], None]
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ class Settings:
     threads: int = 1
     quick: bool = False
     rounds: int | None = None  # None: as many as the time allows
-    max_bytes: int | None = None  # of both arrays together
+    max_bytes: int | None = None  # of all arrays together
     seed: int = 2020
 
     @property
@@ -111,28 +110,19 @@ class Case:
         """Of a row."""
         return self.shape[self.axis]
 
-
-@dataclass
-class Timed:
-    """A case, and its samples."""
-
-    case: Case
-    repeats: int = 1
-    call_ns: float = 0.0  # of the calibration
-    rounds: int = 0
-    schedule: str | None = None  # what the library chose
-    reason: str | None = None
-    samples: list[float] = field(default_factory=list)  # ns per call
+    @property
+    def level(self) -> str:
+        """Name the smallest cache that holds x and y."""
+        return _bench.cache_level(self.bytes_per_array // 4)
 
     @property
-    def warm(self) -> bool:
-        """In cache, a call before the sample: the case before may have left other lines."""
-        return _level(self.case) != "DRAM"
+    def group(self) -> tuple[str, int]:
+        """What it is timed next to: of its section, what has as many bytes, or nearly so."""
+        return self.section, _power_above(self.bytes_per_array)
 
     @property
-    def seconds(self) -> float:
-        """Time of one sample."""
-        return 1e-9 * self.call_ns * (self.repeats + self.warm)
+    def label(self) -> str:
+        return f"{self.section}: {self.name} {'x'.join(map(str, self.shape))}"
 
 
 class Report:
@@ -140,7 +130,7 @@ class Report:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        sweep, self._seconds = settings.seconds
+        sweep, seconds = settings.seconds
         self.bench = _bench.Bench(
             _bench.Settings(
                 isas=settings.isas,
@@ -153,11 +143,33 @@ class Report:
             )
         )
         have = int(0.8 * _bench.available_memory())
-        self._bytes_per_array = min(settings.max_bytes or have, have) // 2
+        # An input of each dtype, and one output.
+        self._bytes_per_array = min(settings.max_bytes or have, have) // (len(ITEM_BYTES) + 1)
         self.notes: list[str] = []
         self.complete = False
         self.peers: dict[str, Any] | None = None
-        self.timed = [Timed(case) for case in dict.fromkeys(self._cases())]
+        cases = list(dict.fromkeys(self._cases()))
+        sizes = collections.Counter(case.group for case in cases)
+        self.timed = {case: self._timed(case, sizes[case.group]) for case in cases}
+        self._most_threads = max((case.threads for case in cases), default=1)
+        self.engine = timing.Engine(
+            list(self.timed.values()),
+            seconds=seconds,
+            rounds=settings.rounds,
+            cpus=timing.choose_cpus(self._most_threads),
+            seed=settings.seed,
+        )
+
+    def _timed(self, case: Case, group_size: int) -> timing.Case:
+        return timing.Case(
+            case.label,
+            lambda repeats: self._arena.time(case, repeats, self._pool),
+            group=case.group,
+            warm=case.level != "DRAM",
+            shared=case.level in ("L3", "DRAM"),
+            threads=case.threads,
+            weight=group_size,  # every case gets the same time
+        )
 
     # ---- what to time ----------------------------------------------------------------------------
 
@@ -178,8 +190,8 @@ class Report:
                 left_out.add(case.bytes_per_array)
         if left_out:
             self.notes.append(
-                f"left out what needs two arrays of {_bench.size_text(min(left_out))} or more each:"
-                f" {_bench.size_text(2 * self._bytes_per_array)} of memory may be used"
+                f"left out what needs arrays of {_bench.size_text(min(left_out))} or more: "
+                f"{_bench.size_text(self._bytes_per_array)} may be used for each"
             )
 
     def _limits(self, section: str, elements: int, *names: str, threads: int = 0) -> Iterator[Case]:
@@ -281,30 +293,23 @@ class Report:
 
     # ---- measuring -------------------------------------------------------------------------------
 
-    def run(self, plan: Plan = lambda seconds: None, step: Step = lambda what, done: None) -> None:
+    def run(
+        self,
+        plan: timing.Plan = lambda seconds: None,
+        step: timing.Step = lambda label, seconds: None,
+    ) -> None:
         """Tell plan how many seconds each part of the run will take, and step what was done."""
         self.bench.run(plan, lambda what, done: step(f"sweep: {what}", done))
-        needed = max((timed.case.bytes_per_array for timed in self.timed), default=0)
-        arena = _Arena(needed, self.settings.seed)
-        most = max((timed.case.threads for timed in self.timed), default=1)
-        with ThreadPoolExecutor(most) as pool:
-            self._calibrate(arena, pool, step)
-            plan(sum(timed.seconds * timed.rounds for timed in self.timed))
-            order = random.Random(self.settings.seed)
-            for i in range(max((timed.rounds for timed in self.timed), default=0)):
-                for members in self._by_dtype():
-                    members = [timed for timed in members if timed.rounds > i]
-                    for timed in order.sample(members, len(members)):
-                        if timed.warm:
-                            arena.time(timed.case, 1, pool)
-                        timed.samples.append(arena.time(timed.case, timed.repeats, pool))
-                        step(_label(timed.case), timed.seconds)
-        del arena
+        step("filling the arrays", 0.0)
+        self._arena = _Arena(self.timed, self.settings.seed)
+        with ThreadPoolExecutor(self._most_threads) as self._pool:
+            self.engine.run(plan, step)
+        del self._arena
         if importlib.util.find_spec("softmaxlib._peers"):
             self._run_peers(plan, step)
         self.complete = True
 
-    def _run_peers(self, plan: Plan, step: Step) -> None:
+    def _run_peers(self, plan: timing.Plan, step: timing.Step) -> None:
         peers: Any = importlib.import_module("softmaxlib._peers")
         settings = peers.Settings(quick=self.settings.quick, threads=self.settings.threads)
         side_by_side = peers.Peers(settings)
@@ -313,40 +318,18 @@ class Report:
         finally:
             self.peers = side_by_side.report()
 
-    def _calibrate(self, arena: _Arena, pool: ThreadPoolExecutor, step: Step) -> None:
-        for members in self._by_dtype():
-            for timed in members:
-                step(f"calibrating {_label(timed.case)}", 0.0)
-                timed.schedule = arena.schedule(timed.case)
-                timed.reason = _reason(timed.case)
-                for _ in range(3):
-                    timed.call_ns = max(1.0, arena.time(timed.case, timed.repeats, pool))
-                    wanted = max(1, round(_bench.SAMPLE_NS / timed.call_ns))
-                    if wanted < 2 * timed.repeats:
-                        break
-                    timed.repeats = wanted
-                timed.repeats = wanted
-        # Each case gets the same time, so that one of many seconds does not starve the others.
-        fewest = 3 if self.settings.quick else _bench.MIN_ROUNDS
-        share = self._seconds / max(1, len(self.timed))
-        for timed in self.timed:
-            fits = int(share / timed.seconds)
-            timed.rounds = self.settings.rounds or min(max(fits, fewest), _MAX_ROUNDS)
-
-    def _by_dtype(self) -> list[list[Timed]]:
-        return [[t for t in self.timed if t.case.dtype == dtype] for dtype in ITEM_BYTES]
-
     # ---- results ---------------------------------------------------------------------------------
 
     def report(self) -> dict[str, Any]:
         """Return all that is known, ready for JSON."""
         bench = self.bench.report()
-        rows = [_row(timed) for timed in self.timed if timed.samples]
-        shared = ("date", "machine", "load_average")
+        rows = list(_rows(self.timed))
         return {
             "schema": SCHEMA,
             "complete": self.complete,
-            **{key: bench[key] for key in shared},
+            "date": bench["date"],
+            "machine": bench["machine"],
+            "timed": self.engine.state,
             "seconds": round(time.time() - self.bench.started.timestamp(), 1),
             "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "settings": asdict(self.settings),
@@ -360,34 +343,25 @@ class Report:
 
 
 class _Arena:
-    """Input and output of every case: the same two stretches of memory."""
+    """Input and output of every case: a stretch of memory for each dtype, and one for results."""
 
-    def __init__(self, bytes_per_array: int, seed: int) -> None:
-        self._x, self._y = (_bench.aligned(-(-bytes_per_array // 4)) for _ in range(2))
-        self._y.fill(0)  # the pages are there before the clock starts
+    def __init__(self, cases: Iterable[Case], seed: int) -> None:
+        most: dict[str, int] = {}
+        for case in cases:
+            most[case.dtype] = max(most.get(case.dtype, 0), case.bytes_per_array)
         pattern = np.random.default_rng(seed).standard_normal(_PATTERN)
-        self._patterns = {dtype: _as(dtype, pattern) for dtype in ITEM_BYTES}
-        self._filled: tuple[str, int] | None = None
-
-    def _fill(self, dtype: str, elements: int) -> None:
-        if self._filled and self._filled[0] == dtype and self._filled[1] >= elements:
-            return
-        pattern = self._patterns[dtype]
-        x = self._x.view(pattern.dtype)[:elements]
-        for start in range(0, elements, _PATTERN):
-            part = x[start : start + _PATTERN]
-            part[:] = pattern[: len(part)]
-        self._filled = (dtype, elements)
+        self._x = {dtype: _filled(size, _as(dtype, pattern)) for dtype, size in most.items()}
+        self._y = _bench.aligned(2 * -(-max(most.values(), default=0) // 8))  # whole doubles
+        self._y.fill(0)  # the pages are there before the clock starts
 
     def _views(self, case: Case) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        self._fill(case.dtype, case.elements)
-        item = self._patterns[case.dtype].dtype
+        x = self._x[case.dtype]
         shape = case.shape
         if case.name == "logsumexp":
             shape = shape[:-1]
         return (
-            self._x.view(item)[: case.elements].reshape(case.shape),
-            self._y.view(item)[: math.prod(shape)].reshape(shape),
+            x[: case.elements].reshape(case.shape),
+            self._y.view(x.dtype)[: math.prod(shape)].reshape(shape),
         )
 
     def time(self, case: Case, repeats: int, pool: ThreadPoolExecutor) -> float:
@@ -411,32 +385,13 @@ class _Arena:
             return part(slice(None))
         return max(pool.map(part, _bench.parts(case.elements, case.threads)))
 
-    def schedule(self, case: Case) -> str | None:
-        """Return what the library chooses for a function."""
-        if case.kind != "function":
-            return None
-        x, y = self._views(case)
-        dtype = _core.dtypes[case.dtype]
-        _core.run(
-            _core.functions[case.name],
-            x,
-            y,
-            dtype,
-            dtype,
-            (case.axis % x.ndim,),
-            1.0,
-            None,
-            None,
-            0,
-            None,
-            _core.algorithms["auto"],
-            _core.isas[case.isa],
-            _core.stores["auto"],
-            case.threads,
-        )
-        _, _, store, tasks, kernel = _core.last_report()
-        names = [kernel, f"{_name(_core.stores, store)} stores"]
-        return ", ".join(names + ["parallel"] * (tasks > 1))
+
+def _filled(size: int, pattern: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    x = _bench.aligned(-(-size // 4)).view(pattern.dtype)
+    for start in range(0, len(x), len(pattern)):
+        part = x[start : start + len(pattern)]
+        part[:] = pattern[: len(part)]
+    return x
 
 
 def thread_counts() -> list[int]:
@@ -446,24 +401,31 @@ def thread_counts() -> list[int]:
     return sorted({*counts, most})
 
 
-def floors(rows: Iterable[Mapping[str, Any]], section: str) -> dict[int, dict[str, float]]:
+def floors(rows: Iterable[Mapping[str, Any]], section: str) -> dict[int, dict[str, Estimate]]:
     """Return ns per 1,000 floats by elements: of each limit, and of two passes, as "floor"."""
-    found: dict[int, dict[str, float]] = {}
+    found: dict[int, dict[str, Estimate]] = {}
     for row in rows:
         if row["section"] == section and row["kind"] == "limit":
-            found.setdefault(row["elements"], {})[row["name"]] = row["ns_per_1000"]["median"]
+            found.setdefault(row["elements"], {})[row["name"]] = Estimate(**row["ns_per_1000"])
     for limits in found.values():
-        copies = [limits[name] for name in ("copy", "streaming_copy") if name in limits]
+        copies = [limits[name] for name in COPIES if name in limits]
         if copies:
-            limits["best_copy"] = min(copies)
+            limits["best_copy"] = copy = min(copies, key=lambda limit: limit.value)
         if copies and "read" in limits:
-            limits["floor"] = limits["read"] + min(copies)
+            read = limits["read"]
+            limits["floor"] = Estimate(
+                read.value + copy.value,
+                read.low + copy.low,
+                read.high + copy.high,
+                min(read.clean, copy.clean),
+                min(read.taken, copy.taken),
+            )
     return found
 
 
 def batch_total(row: Mapping[str, Any]) -> int:
     """Return the power of two that a batch has for elements, but for the part of a last row."""
-    return 1 << (int(row["elements"]) - 1).bit_length()
+    return _power_above(row["elements"])
 
 
 def steps(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -471,12 +433,13 @@ def steps(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     timed = floors(rows, "one_row").items()
     floor = {n: limits["floor"] for n, limits in timed if "floor" in limits}
     lengths = sorted(floor)
+    known = [math.nan if floor[k].noisy else floor[k].value for k in lengths]
 
     def floor_at(row: Mapping[str, Any]) -> float:
+        """Interpolate; not a number beside a noisy floor."""
         if row["section"] != "one_row" or not lengths:
             return 1.0
-        n = row["bytes_per_array"] / 4
-        return float(np.interp(math.log(n), np.log(lengths), [floor[k] for k in lengths]))
+        return float(np.interp(math.log(row["bytes_per_array"] / 4), np.log(lengths), known))
 
     def line(row: Mapping[str, Any]) -> tuple[Any, ...]:
         return (row["section"], row["dtype"], row["section"] == "batches" and batch_total(row))
@@ -486,26 +449,35 @@ def steps(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     for (section, dtype, _), members in itertools.groupby(kept, key=line):
         ordered = sorted(members, key=lambda row: row["length"])
         for a, b in zip(ordered[:-1], ordered[1:], strict=True):
+            if a["noisy"] or b["noisy"]:
+                continue
             before, after = a["ns_per_1000"], b["ns_per_1000"]
-            rise = after["median"] / before["median"]
-            expected = max(1.0, floor_at(b) / floor_at(a))
+            rise = after["value"] / before["value"]
+            floor_rise = floor_at(b) / floor_at(a)
             longer = b["length"] / a["length"]
-            costs_more = rise >= STEP * expected and after["q1"] > before["q3"]
-            takes_less = rise * longer <= 0.9 and after["q3"] * longer < before["q1"]
+            costs_more = (
+                rise >= STEP * max(floor_rise, 1.0)  # never, where that is not a number
+                and after["low"] > before["high"]
+            )
+            takes_less = rise * longer <= 0.9 and after["high"] * longer < before["low"]
             if costs_more or takes_less:
                 yield {
                     "section": section,
                     "dtype": dtype,
                     "from": a["shape"],
                     "to": b["shape"],
-                    "ns_per_1000_from": before["median"],
-                    "ns_per_1000_to": after["median"],
+                    "ns_per_1000_from": before["value"],
+                    "ns_per_1000_to": after["value"],
                     "rise": rise,
-                    "rise_of_floor": expected,
+                    "rise_of_floor": None if math.isnan(floor_rise) else max(floor_rise, 1.0),
                     "time_of_a_row": rise * longer,
                     "schedule_from": a["schedule"],
                     "schedule_to": b["schedule"],
                 }
+
+
+def _power_above(n: int) -> int:
+    return 1 << (n - 1).bit_length()
 
 
 def _half_caches() -> Iterator[int]:
@@ -521,47 +493,67 @@ def _lengths(most: int, odd: bool) -> list[int]:
     return sorted(n for n in (*powers, *(between if odd else ())) if n <= most)
 
 
-def _level(case: Case) -> str:
-    """Name the smallest cache that holds x and y."""
-    return _bench.cache_level(case.bytes_per_array // 4)
+def _rows(timed: Mapping[Case, timing.Case]) -> Iterator[dict[str, Any]]:
+    taken = {case: run for case, run in timed.items() if run.samples}
+    limits: dict[Any, dict[str, tuple[Case, timing.Case]]] = {}
+    for case, run in taken.items():
+        if case.kind == "limit":
+            limits.setdefault((case.group, case.threads), {})[case.name] = case, run
+    for case, run in taken.items():
+        spread = _bench.per_1000(run, case.elements)
+        traffic = None
+        if case.kind != "function":
+            traffic = (PASS_TRAFFIC if case.kind == "pass" else LIMIT_TRAFFIC)[case.name]
+        one = taken.get(replace(case, threads=1)) if case.section == "threads" else None
+        yield asdict(case) | {
+            "shape": list(case.shape),
+            "elements": case.elements,
+            "length": case.length,
+            "bytes_per_array": case.bytes_per_array,
+            "level": case.level,
+            "ns_per_1000": asdict(spread),
+            "noisy": spread.noisy,
+            "gb_per_s": None
+            if traffic is None
+            else 1000 * ITEM_BYTES[case.dtype] * traffic / spread.value,
+            "over": _over(case, run, limits.get((case.group, case.threads), {})),
+            "speedup": None if one is None else asdict(_bench.ratio_to(one, run)),
+            **_explain(case),
+            "samples": [(sample.visit, sample.ns, sample.disturbed) for sample in run.samples],
+        }
 
 
-def _label(case: Case) -> str:
-    shape = "x".join(f"{n}" for n in case.shape)
-    return f"{case.section}: {case.name} {shape}"
+def _over(
+    case: Case, run: timing.Case, limits: Mapping[str, tuple[Case, timing.Case]]
+) -> dict[str, Any]:
+    """Return how many times the time of limits on as many bytes a function takes, from pairs."""
+    runs: dict[str, timing.Case] = {}
+    scale = 1.0
+    for name, (limit, timed) in limits.items():
+        scale = limit.bytes_per_array / case.bytes_per_array
+        if case.kind == "function" and abs(scale - 1) <= 0.01:  # a batch may lack part of a row
+            runs[name] = timed
+    copies = [runs[name] for name in COPIES if name in runs]
+    below = {name: [runs[name]] for name in ("streaming_copy",) if name in runs}
+    if copies:
+        below["best_copy"] = [min(copies, key=lambda copy: timing.time_of(copy).value)]
+        if "read" in runs:
+            below["floor"] = [runs["read"], *below["best_copy"]]
+    found = {}
+    for name, times in below.items():
+        of = timing.ratio(run, times).scaled(scale)
+        found[name] = asdict(_bench.Ratio(of.value, of.low, of.high, timing.verdict(of)))
+    return found
 
 
-def _row(timed: Timed) -> dict[str, Any]:
-    case = timed.case
-    spread = _bench.spread_of(timed.samples, case.elements)
-    traffic = None
+def _explain(case: Case) -> dict[str, str | None]:
+    """Ask the library what it chooses, and why the kernel."""
     if case.kind != "function":
-        traffic = (PASS_TRAFFIC if case.kind == "pass" else LIMIT_TRAFFIC)[case.name]
-    return asdict(case) | {
-        "shape": list(case.shape),
-        "elements": case.elements,
-        "length": case.length,
-        "bytes_per_array": case.bytes_per_array,
-        "level": _level(case),
-        "ns_per_1000": asdict(spread),
-        "gb_per_s": None
-        if traffic is None
-        else 1000 * ITEM_BYTES[case.dtype] * traffic / spread.median,
-        "schedule": timed.schedule,
-        "reason": timed.reason,
-    }
-
-
-def _reason(case: Case) -> str | None:
-    """Ask the library why it chooses the kernel."""
-    if case.kind != "function":
-        return None
+        return {"schedule": None, "reason": None}
     with softmaxlib.threads(case.threads), softmaxlib.use_isa(case.isa):
-        return softmaxlib.explain(case.shape, case.dtype, case.axis, function=case.name).why_kernel
-
-
-def _name(codes: Mapping[str, int], code: int) -> str:
-    return next(name for name, known in codes.items() if known == code)
+        found = softmaxlib.explain(case.shape, case.dtype, case.axis, function=case.name)
+    parts = [found.kernel, f"{found.stores} stores"] + ["parallel"] * (found.tasks > 1)
+    return {"schedule": ", ".join(parts), "reason": found.why_kernel}
 
 
 def _as(dtype: str, values: npt.NDArray[np.float64]) -> npt.NDArray[Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import base64
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
 from softmaxlib import _report_plots as plots
 from softmaxlib._bench import size_text
-from softmaxlib._report import PASS_TRAFFIC, batch_total, floors
+from softmaxlib._report import PASS_TRAFFIC, batch_total
+from softmaxlib._tools import timing
 
 Report = Mapping[str, Any]
 Row = Mapping[str, Any]
@@ -77,8 +79,8 @@ def page(report: Report) -> str:
 <header>
 <h1>softmaxlib on {cpu}</h1>
 <p>Measured {escape(report["date"])} by <code>softmaxlib bench --report</code>, version \
-{escape(str(report["machine"]["library"]["version"]))}. Every number, with quartiles, is in \
-<a href="report.json">report.json</a> beside this page.</p>
+{escape(str(report["machine"]["library"]["version"]))}. Every number, with its interval \
+and all of its samples, is in <a href="report.json">report.json</a> beside this page.</p>
 {_warnings(report)}</header>
 <nav aria-label="Contents">
 <ol>
@@ -112,39 +114,35 @@ def _glance(report: Report) -> str:
         points.append(
             f'<a href="#speedup">Two-pass over the best three-pass</a>, {escape(found["isa"])}, '
             f"{found['store']} stores, {size_text(4 * found['elements'])}: "
-            f"<strong>{found['speedup']:.2f}</strong>{beside}."
+            f"{_told(found['speedup'])}{beside}."
         )
     rows = _section(report, "one_row")
-    floor = floors(rows, "one_row")
-    long = [
-        row
-        for row in rows
-        if row["kind"] == "function"
-        and row["dtype"] == "float32"
-        and "floor" in floor.get(row["elements"], {})
-    ]
+    long = [row for row in rows if row["dtype"] == "float32" and "floor" in row["over"]]
     if long:
         row = max(long, key=lambda row: int(row["elements"]))
-        ratio = row["ns_per_1000"]["median"] / floor[row["elements"]]["floor"]
         points.append(
             f'<a href="#lengths">One row of {row["elements"]:,} floats</a>: '
-            f"{_number(row['ns_per_1000']['median'])} ns per 1,000 elements, "
-            f"<strong>{ratio:.2f}</strong> of the floor (read + faster copy)."
+            f"{_value(row)} ns per 1,000 elements; over the floor (read + faster copy): "
+            f"{_told(row['over']['floor'])}."
         )
     if rows:
+        lines = (*rows, *_section(report, "batches"))
+        noisy = [row["noisy"] for row in lines if row["kind"] == "function"]
+        rest = f"; cannot tell beside {sum(noisy)} noisy of {len(noisy)} times" * any(noisy)
         points.append(
             f'<a href="#steps">Steps between lengths of rows</a>: '
-            f"<strong>{len(report['steps'])}</strong>."
+            f"<strong>{len(report['steps'])}</strong>{rest}."
         )
     scaling = plots.scaling(_section(report, "threads"))
     if scaling:
         best = max(max(points) for points in scaling.values())
-        reached = [points[best][0] for points in scaling.values() if best in points]
-        if best > 1 and reached:
-            points.append(
-                f'<a href="#threads">{best} threads</a>: {min(reached):.2f} to '
-                f"{max(reached):.2f} times as fast as one."
-            )
+        reached = [points[best]["speedup"] for points in scaling.values() if best in points]
+        told = [speedup["value"] for speedup in reached if _is_told(speedup)]
+        if best > 1:
+            texts = [f"{min(told):.2f} to {max(told):.2f} times as fast as one"] if told else []
+            if len(told) < len(reached):
+                texts.append(f"cannot tell for {len(reached) - len(told)} of {len(reached)}")
+            points.append(f'<a href="#threads">{best} threads</a>: {", ".join(texts)}.')
     summary = (report["peers"] or {}).get("summary")
     if summary:
         points.append(f'<a href="#peers">Beside other libraries</a>: {_outcome(summary)}.')
@@ -153,7 +151,7 @@ def _glance(report: Report) -> str:
 
 def _machine(report: Report) -> str:
     machine, settings = report["machine"], report["settings"]
-    library, load = machine["library"], report["load_average"]
+    library, timed = machine["library"], report["timed"]
     facts = {
         "CPU": library["cpu"],
         "CPUs": machine["cpus"],
@@ -166,23 +164,41 @@ def _machine(report: Report) -> str:
         "Python, NumPy": f"{machine['python']}, {machine['numpy']}",
         "Page size": f"{machine['page_bytes']} bytes",
         "Transparent huge pages": machine["transparent_hugepages"],
-        "Load average": f"{load['before']} before, {load['after']} after",
+        "Timed on CPUs": ", ".join(map(str, timed["cpus"])) or "any",
+        "MHz at the start": timed["mhz"],
+        "Governor": timed["governor"],
+        "Boost": timed["boost"],
         "Settings": f"{'quick' if settings['quick'] else 'full'}, seed {settings['seed']}",
         "Took": f"{report['seconds']:.0f} s",
     }
     rows = [(name, str(value)) for name, value in facts.items() if value is not None]
     definitions = report["definitions"]
-    samples = [row["ns_per_1000"]["samples"] for row in (*report["rows"], *report["sweep"]["rows"])]
-    rounds = f"{min(samples)} to {max(samples)} " if samples else ""
+    times = [row["ns_per_1000"] for row in (*report["rows"], *report["sweep"]["rows"])]
+    taken = [time["taken"] for time in times]
+    each = f"{min(taken)} to {max(taken)}" if taken else "no"
+    disturbed = sum(time["taken"] - time["clean"] for time in times)
+    noisy = sum(row["noisy"] for row in (*report["rows"], *report["sweep"]["rows"]))
     return (
         _table("This machine", ("item", "value"), rows)
         + f"""<h3>How it was measured</h3>
-<p>Logits are normal random numbers; input and output are the same two stretches of memory
-throughout, each beginning on a page. Every round times everything once (the algorithms: everything
-of one size), in a new random order, so that what disturbs the machine for a while does not look
-like a property of one thing. A sample repeats a call for about 2 ms; where input and output fit in
-a cache, one call that is not timed goes before. Numbers are medians over {rounds}rounds, fewer
-where a call takes long; shaded bands and numbers in parentheses are their quartiles.</p>
+<p>Logits are normal random numbers, in one array for each dtype; all results go to one other array;
+each begins on a page. The samples of everything are spread over the whole run in random order, so
+that what disturbs the machine for a while does not look like a property of one thing. What is
+compared is timed side by side: a speedup, and a time over that of a limit, is the median over pairs
+of samples. A sample repeats a call for about 1 ms; where input and output fit in a cache, one call
+that is not timed goes before.</p>
+<p>A sample is <em>disturbed</em> where its thread was off the CPU or was switched away, where the
+hypervisor stole time, or, for what depends on the last cache or memory, where other processes were
+busy. It is taken again, up to {timing.RETAKES} times; one that stays disturbed is kept in
+report.json, with the reason, and does not count. A time is the lower quartile of the others, with
+the interval that holds the true one with 90 % confidence (of all samples, where fewer than
+{timing.MIN_CLEAN} were undisturbed); the interval of a ratio has 99 %. Here everything has {each}
+samples; {disturbed:,} of {sum(taken):,} stayed disturbed.</p>
+<p>A time is <em>noisy</em>, marked ~, where fewer than {timing.MIN_CLEAN} samples were undisturbed
+or its interval is wider than 10 % of it: {noisy:,} of {len(times):,} are. Plots show such a time as
+a pale point or bar, draw no line from or to it, and leave out a limit that is noisy; nothing is
+concluded from it. A ratio marked ? has an interval that does not tell which of the two is
+faster. Thin bars in plots of lines are the intervals.</p>
 <dl>
 <dt>ns per 1,000 elements</dt>
 <dd>Time of a call over elements of its input, times 1,000.</dd>
@@ -223,7 +239,7 @@ def _algorithms(report: Report) -> str:
                     row["store"] or "",
                     _number(row["gb_per_s"]),
                     _spread(row),
-                    "" if row["roofline_share"] is None else f"{row['roofline_share']:.0%}",
+                    _share(row["roofline_share"]),
                 )
                 for row in shown
             ),
@@ -298,7 +314,7 @@ def _speedup(report: Report) -> str:
                 row["level"],
                 row["isa"],
                 row["store"],
-                f"{row['over_best_three_pass']:.2f}",
+                _ratio(row["over_best_three_pass"]),
             )
             for row in shown
         ),
@@ -327,7 +343,7 @@ def _lengths(report: Report) -> str:
                 "with the float32 floor; once for all lengths, once for those from 1,024 on.",
                 "One row with what the library itself chooses. Left of some hundred elements the "
                 "fixed cost of a call rules. " + _key(timed),
-                _shape_table("One row", timed, floors(rows, "one_row")),
+                _shape_table("One row", timed),
             )
         )
     for total, members in _batch_totals(_section(report, "batches")):
@@ -339,7 +355,7 @@ def _lengths(report: Report) -> str:
                 "length of their rows, for four dtypes, with copies of as many floats.",
                 f"{total:,} elements as rows of 1 up to one row of all: the work is the same, the "
                 "shape is not. " + _key(timed),
-                _shape_table(f"Batches of {total:,}", timed, floors(members, "batches")),
+                _shape_table(f"Batches of {total:,}", timed),
             )
         )
     if not parts:
@@ -381,7 +397,7 @@ def _steps(report: Report) -> str:
                 _number(step["ns_per_1000_from"]),
                 _number(step["ns_per_1000_to"]),
                 f"{step['rise']:.2f}",
-                f"{step['rise_of_floor']:.2f}",
+                "?" if step["rise_of_floor"] is None else f"{step['rise_of_floor']:.2f}",
                 f"{step['time_of_a_row']:.2f}",
                 step["schedule_from"] or "",
                 "same" if step["schedule_to"] == step["schedule_from"] else step["schedule_to"],
@@ -396,8 +412,6 @@ def _short_rows(report: Report) -> str:
     timed = [row for row in rows if row["kind"] == "function"]
     parts = []
     if timed:
-        found = next(iter(floors(rows, "short_rows").values()), {})
-        copy = found.get("streaming_copy")
         table = _table(
             "Short rows",
             ("shape", "ISA", "ns per 1,000", "of streaming copy", "schedule"),
@@ -406,7 +420,7 @@ def _short_rows(report: Report) -> str:
                     _shape(row["shape"]),
                     row["isa"],
                     _spread(row),
-                    f"{row['ns_per_1000']['median'] / copy:.2f}" if copy else "",
+                    _ratio(row["over"].get("streaming_copy")),
                     row["schedule"] or "",
                 )
                 for row in timed
@@ -423,7 +437,6 @@ def _short_rows(report: Report) -> str:
             )
         )
     strided = _section(report, "strided")
-    limits = floors(strided, "strided")
     isas = _isas(strided, "function")
     caption = (
         "The same array along the named axis and along its last one. Where the elements of some "
@@ -440,11 +453,7 @@ def _short_rows(report: Report) -> str:
                     _shape(row["shape"]),
                     str(row["axis"]),
                     _spread(row),
-                    *(
-                        f"{row['ns_per_1000']['median'] / found[name]:.2f}" if name in found else ""
-                        for found in (limits.get(row["elements"], {}),)
-                        for name in ("best_copy", "floor")
-                    ),
+                    *(_ratio(row["over"].get(name)) for name in ("best_copy", "floor")),
                     row["schedule"] or "",
                 )
                 for row in timed
@@ -474,9 +483,9 @@ def _threads(report: Report) -> str:
         "Thread scaling",
         ("what", "threads", "speedup", "ns per 1,000"),
         (
-            (name, str(threads), f"{speedup:.2f}", _number(time))
+            (name, str(threads), _ratio(row["speedup"]), _spread(row))
             for name, points in scaling.items()
-            for threads, (speedup, time) in points.items()
+            for threads, row in points.items()
         ),
     )
     return _figure(
@@ -495,7 +504,6 @@ def _functions(report: Report) -> str:
     timed = [row for row in rows if row["kind"] == "function"]
     if not timed:
         return ""
-    limits = floors(rows, "functions")
     table = _table(
         "Functions and dtypes",
         ("function", "dtype", "elements", "level", "ns per 1,000", "of read + copy", "schedule"),
@@ -506,7 +514,7 @@ def _functions(report: Report) -> str:
                 f"{row['elements']:,}",
                 row["level"],
                 _spread(row),
-                _over(row, limits, "floor"),
+                _ratio(row["over"].get("floor")),
                 row["schedule"] or "",
             )
             for row in timed
@@ -575,7 +583,10 @@ def _peer_table(caption: str, cases: Sequence[Row]) -> str:
         spread, error = (found[0].get(key) for key in ("ns_per_1000", "max_ulp"))
         if not spread:
             return str(found[0]["status"])
-        return _number(spread["median"]) + ("" if error is None else f" ({_number(error)} ULP)")
+        mark = "~" if found[0].get("noisy") else ""
+        return f"{mark}{_number(spread['value'])}" + (
+            "" if error is None else f" ({_number(error)} ULP)"
+        )
 
     return _table(
         f"{caption}: ns per 1,000 elements, with the largest error",
@@ -629,7 +640,8 @@ def _figure(svg: bytes, alt: str, caption: str, table: str) -> str:
 def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     listed = [[escape(str(cell)) for cell in row] for row in rows]
     numeric = [
-        all(row[i][:1].isdigit() or row[i] == "" for row in listed) for i in range(len(columns))
+        all(row[i].lstrip("~?")[:1].isdigit() or row[i] in ("", "?") for row in listed)
+        for i in range(len(columns))
     ]
 
     def cell(tag: str, i: int, text: str) -> str:
@@ -654,9 +666,7 @@ def _table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) 
 """
 
 
-def _shape_table(
-    caption: str, timed: Sequence[Row], limits: Mapping[int, Mapping[str, float]]
-) -> str:
+def _shape_table(caption: str, timed: Sequence[Row]) -> str:
     reasons = any(row["reason"] for row in timed)
     return _table(
         caption,
@@ -668,22 +678,13 @@ def _shape_table(
                 row["dtype"],
                 row["level"],
                 _spread(row),
-                _over(row, limits, "floor"),
+                _ratio(row["over"].get("floor")),
                 row["schedule"] or "",
                 *([row["reason"] or ""] * reasons),
             )
             for row in timed
         ),
     )
-
-
-def _over(row: Row, limits: Mapping[int, Mapping[str, float]], name: str) -> str:
-    """Return the time over that of a limit on as many bytes, if that was timed."""
-    floats = row["bytes_per_array"] // 4
-    if name not in limits.get(floats, {}):
-        return ""
-    whole = row["ns_per_1000"]["median"] * row["elements"]
-    return f"{whole / (limits[floats][name] * floats):.2f}"
 
 
 def _key(timed: Sequence[Row]) -> str:
@@ -714,11 +715,16 @@ def _batch_totals(rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
     return found
 
 
-def _outcome(summary: Mapping[str, int]) -> str:
-    texts = [f"{name} {summary[name]}" for name in ("wins", "ties", "losses")]
+def _outcome(summary: Mapping[str, Any]) -> str:
+    shown = ("wins", "ties", "losses")
+    texts = {
+        name: f"{name.replace('_', ' ')} {count}"
+        for name, count in summary.items()
+        if name in shown or (count and isinstance(count, int))
+    }
     if summary["losses"]:
-        texts[-1] = f'<span class="loss">{texts[-1]}</span>'
-    return ", ".join(texts)
+        texts["losses"] = f'<span class="loss">{texts["losses"]}</span>'
+    return ", ".join(texts.values())
 
 
 def _section(report: Report, name: str) -> list[Row]:
@@ -733,11 +739,36 @@ def _shape(shape: Sequence[int]) -> str:
     return f"{' × '.join(f'{n:,}' for n in shape)}"
 
 
+def _value(row: Row) -> str:
+    return f"{'~' if row['noisy'] else ''}{_number(row['ns_per_1000']['value'])}"
+
+
 def _spread(row: Row) -> str:
-    spread = row["ns_per_1000"]
-    q1, q3 = _number(spread["q1"]), _number(spread["q3"])
-    return f"{_number(spread['median'])} ({q1} to {q3})"
+    low, high = (_number(row["ns_per_1000"][end]) for end in ("low", "high"))
+    return f"{_value(row)} ({low} to {high})"
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.0%}" if math.isfinite(share) else "?"
+
+
+def _ratio(ratio: Mapping[str, Any] | None) -> str:
+    """Return a cell, with a mark where the interval does not tell which of the two is faster."""
+    if ratio is None or math.isnan(ratio["value"]):
+        return "" if ratio is None else "?"
+    return f"{'?' if ratio['verdict'] == 'cannot tell' else ''}{ratio['value']:.2f}"
+
+
+def _is_told(ratio: Mapping[str, Any]) -> bool:
+    return not plots.ratio_estimate(ratio).noisy
+
+
+def _told(ratio: Mapping[str, Any]) -> str:
+    """Return a ratio as a conclusion, which may be that there is none."""
+    return f"<strong>{ratio['value']:.2f}</strong>" if _is_told(ratio) else "cannot tell"
 
 
 def _number(value: float) -> str:
+    if not math.isfinite(value):
+        return "?"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -6,7 +6,7 @@ import io
 import itertools
 import math
 import string
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -17,11 +17,13 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from softmaxlib._bench import PAPER_SPEEDUP, cache_level, caches, size_text
-from softmaxlib._plots import STYLES
+from softmaxlib._plots import STYLES, plot_estimates
 from softmaxlib._report import floors
+from softmaxlib._tools.timing import MIN_CLEAN, Estimate
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
+Bar = tuple[str, Estimate, str, bool]  # label, length, colour, hatched
 
 # Okabe & Ito's palette: told apart with every kind of colour vision. Its yellow is left out.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -81,9 +83,9 @@ def algorithms(sweep: Rows, isa: str) -> bytes:
             streaming = store == "streaming"
             _line(
                 axes,
-                [row["bytes_per_array"] for row in line],
-                [row["gb_per_s"] for row in line],
-                [_band(row) for row in line],
+                line,
+                "bytes_per_array",
+                _bandwidth,
                 color=colour,
                 marker=marker,
                 markerfacecolor="white" if streaming else colour,
@@ -94,8 +96,9 @@ def algorithms(sweep: Rows, isa: str) -> bytes:
         line = [row for row in sweep if row["name"] == name]
         _line(
             axes,
-            [row["bytes_per_array"] for row in line],
-            [row["gb_per_s"] for row in line],
+            line,
+            "bytes_per_array",
+            _bandwidth,
             color=BLACK if name == "triad" else GREY,
             linestyle=style,
             label=f"STREAM: {label}",
@@ -116,18 +119,18 @@ def passes(rows: Rows, isa: str) -> bytes:
     )
     for panel, elements in zip(panels, sizes, strict=False):
         here = [row for row in rows if row["elements"] == elements]
-        bars: list[tuple[str, float, str, bool]] = []
+        bars: list[Bar] = []
         for name, label in PASSES.items():
             for row in here:
                 if row["kind"] == "pass" and row["name"] == name and row["isa"] == isa:
                     streaming = row["store"] == "streaming"
                     writes = row["store"] is not None
                     text = f"{label}, streaming" if streaming else label
-                    bars.append((text, row["gb_per_s"], RED if writes else BLUE, streaming))
+                    bars.append((text, _bandwidth(row), RED if writes else BLUE, streaming))
         for name, (label, _) in LIMITS.items():
             for row in here:
                 if row["kind"] == "limit" and row["name"] == name:
-                    bars.append((label, row["gb_per_s"], GREY, name == "streaming_copy"))
+                    bars.append((label, _bandwidth(row), GREY, name == "streaming_copy"))
         _bars(panel, bars)
         level = here[0]["level"]
         panel.set_title(f"{size_text(4 * elements)} per array ({level})", loc="left")
@@ -161,8 +164,9 @@ def speedup(sweep: Rows) -> bytes:
             streaming = store == "streaming"
             _line(
                 axes,
-                [row["bytes_per_array"] for row in line],
-                [row["over_best_three_pass"] for row in line],
+                line,
+                "bytes_per_array",
+                lambda row: ratio_estimate(row["over_best_three_pass"]),
                 color=colour,
                 marker="os^"[list(colours).index(isa)],
                 markerfacecolor="white" if streaming else colour,
@@ -190,31 +194,25 @@ def one_row(rows: Rows) -> bytes:
     title = "softmax of one row, the library's own choice"
     figure, panels = _figure(title, 0.4 + 4.5 * len(parts), (len(parts), 1))
     for panel, (first, kept) in zip(panels, parts, strict=True):
-        for dtype, style in DTYPES.items():
+        for dtype, look in DTYPES.items():
             line = _of(kept, kind="function", dtype=dtype)
             _line(
                 panel,
-                [row["length"] for row in line],
-                [row["ns_per_1000"]["median"] for row in line],
-                [_quartiles(row) for row in line],
+                line,
+                "length",
+                time_estimate,
                 label=dtype,
-                **_style(style),
+                **_style(look),
             )
         limits = sorted(floors(kept, "one_row").items())
         for name, label, dashes in (
             ("floor", "floor in float32: read + faster copy", "-"),
             ("best_copy", "faster copy in float32", ":"),
         ):
-            shown = [(n, found[name]) for n, found in limits if name in found]
-            _line(
-                panel,
-                [n for n, _ in shown],
-                [value for _, value in shown],
-                color=BLACK,
-                linestyle=dashes,
-                linewidth=1.2,
-                label=label,
-            )
+            shown = {n: found[name] for n, found in limits if name in found}
+            style = {"color": BLACK, "linestyle": dashes, "linewidth": 1.2, "label": label}
+            if shown:
+                plot_estimates(panel, list(shown), list(shown.values()), **style)
         _length_axis(panel, [row["length"] for row in kept])
         panel.set_xlabel("length of the row (elements; K = 1,024)")
         _cache_lines(panel, 4)
@@ -224,7 +222,7 @@ def one_row(rows: Rows) -> bytes:
             _log_y(panel, "ns per 1,000 elements, lower is better")
         else:
             panel.set_title(f"From {first:,} elements on, linear", loc="left", pad=40)
-            panel.set_ylim(0, 1.15 * max(row["ns_per_1000"]["median"] for row in kept))
+            panel.set_ylim(0, 1.15 * max(row["ns_per_1000"]["value"] for row in kept))
             panel.set_ylabel("ns per 1,000 elements, lower is better")
     return _svg(figure, legend=3)
 
@@ -238,9 +236,9 @@ def batches(rows: Rows, total: int) -> bytes:
         line = _of(rows, kind="function", dtype=dtype)
         _line(
             axes,
-            [row["length"] for row in line],
-            [row["ns_per_1000"]["median"] for row in line],
-            [_quartiles(row) for row in line],
+            line,
+            "length",
+            time_estimate,
             label=dtype,
             **_style(style),
         )
@@ -263,9 +261,9 @@ def short_rows(rows: Rows) -> bytes:
         line = _of(functions, isa=isa)
         _line(
             axes,
-            [row["length"] for row in line],
-            [row["ns_per_1000"]["median"] for row in line],
-            [_quartiles(row) for row in line],
+            line,
+            "length",
+            time_estimate,
             label=isa,
             **_style(style),
         )
@@ -287,11 +285,11 @@ def strided(rows: Rows, isa: str) -> bytes:
     )
     limits = floors(rows, "strided")
     for panel, shape in zip(panels, shapes, strict=False):
-        bars: list[tuple[str, float, str, bool]] = []
+        bars: list[Bar] = []
         for row in sorted(_of(timed, shape=list(shape)), key=lambda row: -int(row["axis"])):
             last = row["axis"] == -1
             label, colour = ("last axis", BLUE) if last else (f"axis {row['axis']}", RED)
-            bars.append((label, row["ns_per_1000"]["median"], colour, False))
+            bars.append((label, time_estimate(row), colour, False))
         found = limits.get(math.prod(shape), {})
         for name, label in (("floor", "read + faster copy"), ("best_copy", "faster copy")):
             if name in found:
@@ -313,8 +311,9 @@ def threads(rows: Rows) -> bytes:
     for (name, points), style in zip(scaling(rows).items(), SEVERAL, strict=False):
         _line(
             axes,
-            list(points),
-            [value for value, _ in points.values()],
+            list(points.values()),
+            "threads",
+            lambda row: ratio_estimate(row["speedup"]),
             label=name,
             **_style(style),
         )
@@ -326,10 +325,11 @@ def threads(rows: Rows) -> bytes:
     return _svg(figure, legend="right")
 
 
-def scaling(rows: Rows) -> dict[str, dict[int, tuple[float, float]]]:
-    """Return by what is timed and number of threads: speedup, ns per 1,000 elements."""
-    found: dict[str, dict[int, tuple[float, float]]] = {}
-    for row in sorted(rows, key=lambda row: int(row["threads"])):
+def scaling(rows: Rows) -> dict[str, dict[int, Row]]:
+    """Return the rows that have a speedup by what is timed and number of threads."""
+    found: dict[str, dict[int, Row]] = {}
+    known = (row for row in rows if row["speedup"])
+    for row in sorted(known, key=lambda row: int(row["threads"])):
         if row["kind"] == "limit":
             name = f"copy, streaming stores, {size_text(row['bytes_per_array'])}"
         elif len(row["shape"]) == 2 and row["shape"][0] == 1:
@@ -337,10 +337,7 @@ def scaling(rows: Rows) -> dict[str, dict[int, tuple[float, float]]]:
         else:
             name = _shape(row["shape"])
             name += f" along axis {row['axis']}" if row["axis"] >= 0 else ""
-        points = found.setdefault(name, {})
-        time = row["ns_per_1000"]["median"]
-        base = points[1][1] if 1 in points else time
-        points[row["threads"]] = (base / time, time)
+        found.setdefault(name, {})[row["threads"]] = row
     return found
 
 
@@ -358,14 +355,12 @@ def functions(rows: Rows) -> bytes:
         dtypes = [dtype for dtype in DTYPES if _of(here, dtype=dtype)]
         width = 0.8 / len(dtypes)
         for i, dtype in enumerate(dtypes):
-            heights = {
-                names.index(row["name"]): row["ns_per_1000"]["median"]
-                for row in _of(here, dtype=dtype)
-            }
-            places = [place + (i - (len(dtypes) - 1) / 2) * width for place in heights]
+            mine = _of(here, dtype=dtype)
+            times = [time_estimate(row) for row in mine]
+            shift = (i - (len(dtypes) - 1) / 2) * width
             drawn = panel.bar(
-                places,
-                list(heights.values()),
+                [names.index(row["name"]) + shift for row in mine],
+                [time.value for time in times],
                 0.92 * width,
                 color=DTYPES[dtype][0],
                 hatch=HATCHES[dtype],
@@ -373,14 +368,14 @@ def functions(rows: Rows) -> bytes:
                 linewidth=0.5,
                 label=dtype,
             )
-            panel.bar_label(drawn, fmt="%.0f", fontsize=9, padding=3, zorder=3, bbox=PLATE)
-        found = limits.get(elements, {})
-        for name, label, style in (
+            texts = [_mark_noisy(drawn[j], time) for j, time in enumerate(times)]
+            panel.bar_label(drawn, texts, fontsize=9, padding=3, zorder=3, bbox=PLATE)
+        _level_lines(
+            panel,
+            limits.get(elements, {}),
             ("floor", "floor in float32: read + faster copy", "-"),
             ("read", "read in float32", ":"),
-        ):
-            if name in found:
-                panel.axhline(found[name], color=BLACK, linewidth=1.1, linestyle=style, label=label)
+        )
         panel.set_xticks(range(len(names)), names)
         panel.grid(axis="x", visible=False)
         panel.margins(y=0.12)
@@ -424,7 +419,7 @@ def peers(cases: Rows, dtype: str) -> bytes:
 def relative_times(case: Row) -> dict[str, float]:
     """Return the time of each other library over that of softmaxlib."""
     times = {
-        result["library"]: result["ns_per_1000"]["median"]
+        result["library"]: result["ns_per_1000"]["value"]
         for result in case["results"]
         if result.get("ns_per_1000")
     }
@@ -477,45 +472,62 @@ def _svg(figure: Figure, legend: int | str = 0, handles: Sequence[Patch] = ()) -
     return picture.getvalue()
 
 
-def _line(
-    axes: Axes,
-    x: Sequence[float],
-    y: Sequence[float],
-    band: Sequence[tuple[float, float]] | None = None,
-    **style: Any,
-) -> None:
-    if not x:
-        return
-    axes.plot(x, y, **style)
-    if band:
-        low, high = zip(*band, strict=True)
-        axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+def _line(axes: Axes, rows: Rows, along: str, of: Callable[[Row], Estimate], **style: Any) -> None:
+    if rows:
+        plot_estimates(axes, [row[along] for row in rows], [of(row) for row in rows], **style)
+
+
+def time_estimate(row: Row) -> Estimate:
+    """Return ns per 1,000 elements."""
+    return Estimate(**row["ns_per_1000"])
+
+
+def ratio_estimate(ratio: Mapping[str, Any]) -> Estimate:
+    """Return a ratio, which is noisy as a time is: by its interval."""
+    return Estimate(ratio["value"], ratio["low"], ratio["high"], MIN_CLEAN, MIN_CLEAN)
+
+
+def _bandwidth(row: Row) -> Estimate:
+    time = time_estimate(row)
+    low, high = (time.value / end if end else math.inf for end in (time.high, time.low))
+    at = row["gb_per_s"]
+    return Estimate(at, at * low, at * high, time.clean, time.taken)
 
 
 def _style(style: tuple[str, str, str]) -> dict[str, Any]:
     return dict(zip(("color", "marker", "linestyle"), style, strict=True))
 
 
-def _bars(axes: Axes, bars: Sequence[tuple[str, float, str, bool]]) -> None:
-    """Draw label, value, colour, hatched: from top to bottom, with the value at the end."""
-    for i, (_, value, colour, hatched) in enumerate(bars):
+def _bars(axes: Axes, bars: Sequence[Bar]) -> None:
+    """Draw them from top to bottom, with the value at the end; pale where it is noisy."""
+    for i, (_, of, colour, hatched) in enumerate(bars):
         hatch = "///" if hatched else ""
-        drawn = axes.barh(i, value, 0.72, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
-        axes.bar_label(drawn, fmt="%.0f" if value >= 10 else "%.1f", padding=3, fontsize=9.5)
+        drawn = axes.barh(
+            i, of.value, 0.72, color=colour, hatch=hatch, edgecolor="white", linewidth=0
+        )
+        axes.bar_label(drawn, [_mark_noisy(drawn[0], of)], padding=3, fontsize=9.5)
     axes.set_yticks(range(len(bars)), [label for label, *_ in bars])
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.14)
 
 
-def _level_lines(axes: Axes, limits: Mapping[str, float]) -> None:
-    for name, label, style in (
+def _mark_noisy(bar: Patch, of: Estimate) -> str:
+    """Make the bar pale where it is noisy; return its label."""
+    bar.set_alpha(0.35 if of.noisy else None)
+    return f"{'~' if of.noisy else ''}{of.value:.{0 if of.value >= 10 else 1}f}"
+
+
+def _level_lines(axes: Axes, limits: Mapping[str, Estimate], *lines: tuple[str, str, str]) -> None:
+    """Draw those limits that are known and not noisy."""
+    for name, label, style in lines or (
         ("floor", "read + faster copy, float32", "-"),
         ("copy", "copy, plain stores, float32", "--"),
         ("streaming_copy", "copy, streaming stores, float32", ":"),
     ):
-        if name in limits:
-            axes.axhline(limits[name], color=BLACK, linewidth=1.2, linestyle=style, label=label)
+        if name in limits and not limits[name].noisy:
+            at = limits[name].value
+            axes.axhline(at, color=BLACK, linewidth=1.2, linestyle=style, label=label)
 
 
 def _size_axis(axes: Axes, sizes: Iterable[float]) -> None:
@@ -645,14 +657,3 @@ def _distinct(rows: Rows, key: str, **wanted: Any) -> list[str]:
             row[key] for row in rows if all(row[name] == value for name, value in wanted.items())
         )
     )
-
-
-def _band(row: Row) -> tuple[float, float]:
-    """Return the bandwidth at the quartiles of time."""
-    spread = row["ns_per_1000"]
-    at = row["gb_per_s"] * spread["median"]
-    return at / spread["q3"], at / spread["q1"]
-
-
-def _quartiles(row: Row) -> tuple[float, float]:
-    return row["ns_per_1000"]["q1"], row["ns_per_1000"]["q3"]

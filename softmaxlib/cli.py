@@ -282,7 +282,7 @@ def _run_paper(args: argparse.Namespace) -> int:
     for note in bench.notes:
         console.print(f"Note: {note}.", highlight=False)
     if args.json:
-        _write(args.json, json.dumps(report, indent=1).encode())
+        _write(args.json, _json(report))
     if args.csv:
         _write(args.csv, _csv(_bench.flat(row) for row in report["rows"]))
     if plot is not None and any(row.kind == "algorithm" for row in rows):
@@ -343,7 +343,7 @@ def _run_peers(args: argparse.Namespace) -> int:
         console.print(f"Note: {note}.", highlight=False)
     _peers_table.show(console, report)
     if args.json:
-        _write(args.json, json.dumps(report, indent=1).encode())
+        _write(args.json, _json(report))
     if args.csv:
         _write(args.csv, _csv(_peers.flat(report)))
     if plot is not None and report["cases"]:
@@ -414,10 +414,9 @@ def _run_report(args: argparse.Namespace) -> int:
         status = INTERRUPTED
         console.print("Interrupted: the report has what was measured so far.")
     found = report.report()
-    for path, text in zip(
-        paths, (json.dumps(found, indent=1), _report_page.page(found)), strict=True
-    ):
-        _write(path, text.encode())
+    pages = (_json(found), _report_page.page(found).encode())
+    for path, content in zip(paths, pages, strict=True):
+        _write(path, content)
         console.print(f"Wrote {path}", soft_wrap=True, highlight=False, markup=False)
     return status
 
@@ -541,10 +540,24 @@ def _cpu(report: dict[str, Any]) -> str:
     return next((str(value) for key, value in library.items() if "cpu" in key.lower()), "this CPU")
 
 
+def _json(report: Any) -> bytes:
+    """Return JSON, with null for what is no number: an interval may have no end."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(report), indent=1, allow_nan=False).encode()
+
+
 def _csv(rows: Iterable[dict[str, Any]]) -> bytes:
     listed = list(rows)
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(listed[0]) if listed else ["elements"])
+    columns = dict.fromkeys(key for row in listed for key in row)
+    writer = csv.DictWriter(text, list(columns) or ["elements"])
     writer.writeheader()
     writer.writerows(listed)
     return text.getvalue().encode()

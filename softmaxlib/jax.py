@@ -17,7 +17,7 @@ try:
     import jax.numpy as jnp
 except ImportError as error:
     raise ImportError(
-        "softmaxlib.jax needs jax: pip install jax, or pip install '.[jax]' in a clone"
+        "softmaxlib.jax needs jax: pip install jax, or pip install -e '.[jax]' in a clone"
     ) from error
 
 from softmaxlib import _jax_calls, _runtime

@@ -16,8 +16,8 @@ try:
     import torch
 except ImportError as error:
     raise ImportError(
-        "softmaxlib.torch needs torch: pip install torch, or pip install '.[torch]' in a clone of "
-        "softmaxlib"
+        "softmaxlib.torch needs torch: pip install torch, or pip install -e '.[torch]' in a clone "
+        "of softmaxlib"
     ) from error
 
 from torch import Tensor

@@ -40,6 +40,52 @@ def run(*command):
     return done.stdout
 
 
+# ---- What is missing is said in a sentence
+
+WITHOUT = """
+import runpy, sys
+program, missing, *arguments = sys.argv[1:]
+sys.modules |= dict.fromkeys(missing.split(","))  # importing them fails
+sys.argv[1:] = arguments
+sys.path.insert(0, program.rpartition("/")[0])
+runpy.run_path(program, run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "missing", "remedy"),
+    [
+        ("decoder.py", "softmaxlib", "pip install -e ."),
+        ("digits.py", "sklearn", "pip install -e '.[test]'"),
+        ("digits.py", "mpmath", "pip install -e '.[test]'"),
+        ("grokking.py", "rich", "pip install -e '.[bench]'"),
+        ("grokking.py", "matplotlib", "pip install -e '.[bench]'"),
+        ("build_examples.py", "softmaxlib", "pip install -e ."),
+        ("build_examples.py c pytorch", "torch", "pip install torch"),
+        ("build_examples.py jax_ffi", "jax", "pip install jax"),
+        ("embedding_speed.py", "softmaxlib", "pip install -e ."),
+        ("embedding_speed.py", "torch,jax", "pip install torch"),
+    ],
+)
+def test_without_what_it_needs(command, missing, remedy):
+    if command.startswith("build") and shutil.which("cmake") is None:
+        pytest.skip("cmake is not installed")
+    program, *arguments = command.split()
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT, str(EXAMPLES / program), missing, *arguments],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    (sentence,) = done.stderr.splitlines()
+    assert missing.split(",")[0] in sentence and f"`{remedy}`" in sentence
+
+
+def test_every_program_is_tested_without_what_it_needs():
+    (mark,) = test_without_what_it_needs.pytestmark
+    assert {row[0].split()[0] for row in mark.args[1]} == {p.name for p in EXAMPLES.glob("*.py")}
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """Return a function that builds an example."""

@@ -51,7 +51,7 @@ def test_without_jax():
     """A module that is None in sys.modules cannot be imported."""
     status, _, errors = run("import sys; sys.modules['jax'] = None; import softmaxlib.jax")
     assert status == 1
-    sentence = "softmaxlib.jax needs jax: pip install jax, or pip install '.[jax]' in a clone"
+    sentence = "softmaxlib.jax needs jax: pip install jax, or pip install -e '.[jax]' in a clone"
     assert f"ImportError: {sentence}" in errors
 
 

@@ -4,26 +4,29 @@ import base64
 import html.parser
 import importlib.machinery
 import json
+import math
 import random
 import re
 import sys
 import types
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import softmaxlib as sml
-from softmaxlib import _bench, _core, _report, _report_page, cli
+from softmaxlib import _core, _report, _report_page, _report_plots, cli
+from softmaxlib._tools import timing
 
 BEST = _core.isas_available()[0]
-TINY = ["--quick", "--rounds", "1", "--max-bytes", "1M", "--isa", BEST, "--threads", "2"]
+TINY = ["--quick", "--rounds", "1", "--max-bytes", "4M", "--isa", BEST, "--threads", "2"]
 SECTIONS = [name for name, _, _ in _report_page.SECTIONS]
 VOID = {"img", "meta", "br", "link", "hr", "input"}
 
 
-def spread(median):
-    return {"median": median, "q1": median, "q3": median, "minimum": median, "samples": 3}
+def spread(value, half=0.0):
+    return {"value": value, "low": value - half, "high": value + half, "clean": 12, "taken": 13}
 
 
 def peers():
@@ -72,7 +75,7 @@ def small(patch):
     module.__spec__ = importlib.machinery.ModuleSpec(module.__name__, None)
     module.Peers, module.Settings = Peers, types.SimpleNamespace
     patch.setitem(sys.modules, module.__name__, module)
-    patch.setattr(_bench, "SAMPLE_NS", 1e3)
+    patch.setattr(timing, "SAMPLE_NS", 1e3)
     patch.setattr(_report, "STRIDED", (((4, 3, 64), 1), ((64, 64), 0)))
     patch.setattr(_report, "SCALING", (((1, 1 << 16), -1), ((64, 64), 0)))
     patch.setattr(_report, "thread_counts", lambda: [1, 2])
@@ -189,11 +192,24 @@ def test_report_json(report):
     }
     for row in rows:
         times = row["ns_per_1000"]
-        assert 0 < times["minimum"] <= times["q1"] <= times["median"] <= times["q3"]
-        assert times["samples"] == 1
-        assert row["bytes_per_array"] <= 1 << 19
+        assert 0 <= times["low"] <= times["value"] <= times["high"] and times["value"] > 0
+        assert times["taken"] == 1 and times["clean"] <= 1
+        assert row["noisy"] is True  # one sample tells nothing
+        ((visit, ns, disturbed),) = row["samples"]
+        assert visit == 0 and 1000 * ns / row["elements"] == pytest.approx(times["value"])
+        assert (disturbed is None) == (times["clean"] == 1)
+        assert 5 * row["bytes_per_array"] <= 4 << 20
         assert (row["gb_per_s"] is None) == (row["schedule"] is not None)
         assert row["kind"] == "function" or row["schedule"] is None
+        assert (row["speedup"] is not None) == (row["section"] == "threads")
+        for ratio in (*row["over"].values(), *filter(None, [row["speedup"]])):
+            assert ratio["low"] <= ratio["high"]
+            assert ratio["verdict"] == "cannot tell"
+    assert not report["steps"]
+    assert set(report["timed"]) == {"cpus", "mhz", "governor", "boost"}
+    for name in ("short_rows", "strided", "functions"):
+        mine = [row for row in rows if row["section"] == name and row["kind"] == "function"]
+        assert all({"streaming_copy", "best_copy", "floor"} == set(row["over"]) for row in mine)
     assert {row["name"] for row in rows if row["kind"] == "pass"} == set(_core.passes)
     functions = [row for row in rows if row["section"] == "functions" and row["kind"] == "function"]
     assert {row["name"] for row in functions} == set(_core.functions)
@@ -202,7 +218,7 @@ def test_report_json(report):
     for dtype, item in _report.ITEM_BYTES.items():
         mine = [r for r in rows if (r["section"], r["dtype"]) == ("one_row", dtype)]
         lengths = [row["length"] for row in mine if row["kind"] == "function"]
-        assert lengths == [1 << i for i in range((1 << 19) // item) if item << i <= 1 << 19]
+        assert lengths == [1 << i for i in range(20) if 5 * (item << i) <= 4 << 20]
 
 
 def test_traffic(report):
@@ -210,13 +226,14 @@ def test_traffic(report):
         if row["kind"] != "function":
             kind = _report.PASS_TRAFFIC if row["kind"] == "pass" else _report.LIMIT_TRAFFIC
             moved = kind[row["name"]] * row["bytes_per_array"]
-            seconds = 1e-12 * row["ns_per_1000"]["median"] * row["elements"]
+            seconds = 1e-12 * row["ns_per_1000"]["value"] * row["elements"]
             assert row["gb_per_s"] == pytest.approx(1e-9 * moved / seconds)
 
 
-def one(length, median, section="one_row", kind="function", half=0.0, **rest):
+def one(length, value, section="one_row", kind="function", half=0.0, noisy=False, **rest):
     rows = 1 if section == "one_row" else (1 << 16) // length
-    times = spread(median) | {"q1": median - half, "q3": median + half}
+    if noisy:
+        half = value
     return {
         "section": section,
         "kind": kind,
@@ -226,14 +243,15 @@ def one(length, median, section="one_row", kind="function", half=0.0, **rest):
         "length": length,
         "elements": rows * length,
         "bytes_per_array": 4 * rows * length,
-        "ns_per_1000": times,
+        "ns_per_1000": spread(value, half),
+        "noisy": noisy,
         "schedule": "x",
     } | rest
 
 
-def floor(length, read, copy):
+def floor(length, read, copy, **rest):
     return [
-        one(length, value, kind="limit", name=name)
+        one(length, value, kind="limit", name=name, **rest)
         for name, value in (("read", read), ("copy", copy), ("streaming_copy", 9 * copy))
     ]
 
@@ -244,6 +262,10 @@ def floor(length, read, copy):
         ([one(8, 100), one(16, 120)], False),
         ([one(8, 100), one(16, 130)], True),
         ([one(8, 100, half=20), one(16, 130, half=20)], False),
+        ([one(8, 100, noisy=True), one(16, 130)], False),
+        ([one(8, 100), one(16, 30, noisy=True)], False),
+        ([one(8, 100), one(16, 200), *floor(8, 10, 10, noisy=True), *floor(16, 15, 15)], False),
+        ([one(8, 100), one(16, 44), *floor(8, 10, 10, noisy=True), *floor(16, 15, 15)], True),
         ([one(8, 100), one(16, 130), *floor(8, 10, 10), *floor(16, 15, 15)], False),
         ([one(8, 100), one(16, 200), *floor(8, 10, 10), *floor(16, 15, 15)], True),
         ([one(8, 100), one(16, 55)], False),
@@ -259,6 +281,53 @@ def test_steps(rows, found):
     assert bool(steps) == found
     for step in steps:
         assert step["rise"] == step["ns_per_1000_to"] / step["ns_per_1000_from"]
+
+
+def fabricated(case, times):
+    """Return what times a case, with these samples; None: disturbed."""
+    run = timing.Case(case.label, lambda repeats: 1.0, group=case.group)
+    run.samples = [
+        timing.Sample(i, ns or 1e9, None if ns else "time was stolen") for i, ns in enumerate(times)
+    ]
+    return run
+
+
+def test_ratios_are_of_pairs():
+    function = _report.Case("short_rows", "function", "softmax", BEST, (341, 3))
+    parallel = _report.Case("threads", "function", "softmax", BEST, (1, 1024), threads=2)
+    limit = _report.Case("short_rows", "limit", "read", BEST, (1024,))
+    slow = [4.0 if i % 2 else 2.0 for i in range(24)]  # a machine that is slow every other time
+    timed = {
+        function: [6 * ns for ns in slow],
+        limit: [None, *slow[1:]],
+        replace(limit, name="copy"): [3 * ns for ns in slow],
+        replace(limit, name="streaming_copy"): [2 * ns for ns in slow],
+        parallel: slow,
+        replace(parallel, threads=1): [1.01 * ns * (1 + i % 2) for i, ns in enumerate(slow)],
+    }
+    rows = _report._rows({case: fabricated(case, times) for case, times in timed.items()})
+    first, read, _, _, fast, one = rows
+    assert first["over"].keys() == {"floor", "best_copy", "streaming_copy"}
+    of = first["over"]["floor"]
+    assert of["value"] == of["low"] == of["high"] == pytest.approx(2 * 1024 / 1023)
+    assert of["verdict"] == "slower"
+    assert read["over"] == {} and read["speedup"] is None
+    assert (read["ns_per_1000"]["clean"], read["ns_per_1000"]["taken"]) == (23, 24)
+    assert read["samples"][0] == (0, 1e9, "time was stolen")
+    assert one["speedup"]["value"] == 1
+    assert fast["speedup"]["low"] == pytest.approx(1.01)
+    assert fast["speedup"]["high"] == pytest.approx(2.02)
+    assert not _report_page._is_told(fast["speedup"])
+    assert _report_page._told(of) == "<strong>2.00</strong>"
+
+
+def test_no_line_from_or_to_a_noisy_point():
+    _, (axes,) = _report_plots._figure("", 3)
+    rows = [one(4, 100), one(8, 110, noisy=True), one(16, 120)]
+    _report_plots._line(axes, rows, "length", _report_plots.time_estimate, color="b", marker="o")
+    line, dots = (list(drawn.get_ydata()) for drawn in axes.lines)
+    assert line[::2] == [100, 120] and math.isnan(line[1])
+    assert dots[1] == 110 and math.isnan(dots[0]) and math.isnan(dots[2])
 
 
 def test_lengths():
@@ -291,14 +360,14 @@ def test_any_part_of_the_rows_makes_a_page(report, seed):
 @pytest.mark.parametrize("after", [0, 20])
 def test_interrupted(tmp_path, monkeypatch, capsys, after):
     small(monkeypatch)
-    calls, time = 0, _report._Arena.time
+    calls, take = 0, timing.Engine._take
 
-    def interrupted(self, case, repeats, pool):
+    def interrupted(self, case, visit):
         nonlocal calls
-        calls += bool(report.timed[-1].rounds)  # after the calibration
+        calls += self is report.engine
         if calls > after:
             raise KeyboardInterrupt
-        return time(self, case, repeats, pool)
+        take(self, case, visit)
 
     class Known(_report.Report):
         def __init__(self, settings):
@@ -308,7 +377,7 @@ def test_interrupted(tmp_path, monkeypatch, capsys, after):
 
     report = None
     monkeypatch.setattr(_report, "Report", Known)
-    monkeypatch.setattr(_report._Arena, "time", interrupted)
+    monkeypatch.setattr(timing.Engine, "_take", interrupted)
     assert cli.main(["bench", "--report", str(tmp_path), *TINY]) == 130
     assert "measured so far" in capsys.readouterr().out
     found = json.loads((tmp_path / "report.json").read_text())

@@ -696,7 +696,7 @@ def test_without_torch():
     assert done.returncode == 1
     assert last == (
         "ImportError: softmaxlib.torch needs torch: pip install torch, "
-        "or pip install '.[torch]' in a clone of softmaxlib"
+        "or pip install -e '.[torch]' in a clone of softmaxlib"
     )
 
 

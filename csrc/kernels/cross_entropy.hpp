@@ -38,13 +38,6 @@ inline InLanes<f64x8> map_halves(Pair<f64x8> z, F f) {
   return {f(z)};
 }
 
-// The gradient of a class of logit -inf is 0, whatever the target's share of it.
-template <class V>
-SOFTMAXLIB_INLINE V if_possible(V z, V gradient) {
-  const V none = V::set1(static_cast<typename V::elem>(-INFINITY));
-  return select(eq(z, none), V::set1(0), gradient);
-}
-
 // ---- The two kinds of p, each of one row: log p, s(z) / s(largest), (log s)'(z); and as a
 // function of z in T, (p factor - q) (log s)', if that keeps to the range of T.
 
@@ -94,7 +87,7 @@ class SoftmaxOf {
   }
   auto gradient(double factor, double q) const {
     return [p = gradient(factor), q = static_cast<T>(q)](auto z)
-               SOFTMAXLIB_INLINE_LAMBDA { return if_possible(high(z), p(z) - V::set1(q)); };
+               SOFTMAXLIB_INLINE_LAMBDA { return p(z) - V::set1(q); };
   }
 
  private:
@@ -150,9 +143,8 @@ class StablemaxOf {
     };
   }
   auto gradient(double factor, double q) const {
-    return [p = gradient(factor), q = static_cast<T>(q)](auto z) SOFTMAXLIB_INLINE_LAMBDA {
-      return if_possible(high(z), p(z) - V::set1(q) / one_over_slope(z));
-    };
+    return [p = gradient(factor), q = static_cast<T>(q)](auto z)
+               SOFTMAXLIB_INLINE_LAMBDA { return p(z) - V::set1(q) / one_over_slope(z); };
   }
 
  private:
@@ -355,8 +347,9 @@ class CrossEntropyRow {
     const Pair<V> z = element_of(row, target);
     if (loss_.writes) {
       const double g = 0 - share_of_others(p, rest, z) * weight * factor_ * first_of(p.slope(z));
+      const bool counts = is_possible(target);  // before x is written to
       row.map(0, p.gradient(weight * factor_));
-      if (is_possible(z) && is_visible(job_, place_, target)) put(target, static_cast<T>(g));
+      if (counts) put(target, static_cast<T>(g));
     }
     return product_or_zero(weight, minus_log(p, z));
   }
@@ -370,10 +363,12 @@ class CrossEntropyRow {
     const auto f = p.gradient(sum * c, q * c);
     Total total;
     total.reference = 0;
-    const auto add = [&](auto x, D* y, int64_t, int64_t size) {
+    const auto add = [&](auto x, D* y, int64_t start, int64_t size) {
       for (int64_t i = 0; i < size; i += Row<D>::kChunk) {
         const int64_t count = size - i < Row<D>::kChunk ? size - i : Row<D>::kChunk;
         const auto chunk = x.at(i);
+        Impossible impossible;
+        if (y) find_impossible(chunk, start + i, count, &impossible);
         Lanes<V> lanes;
         int64_t j = 0;
         for (; j + V::lanes <= count; j += V::lanes)
@@ -384,7 +379,9 @@ class CrossEntropyRow {
           lanes.add(widen_sum(load_n(end, static_cast<int>(count - j), T(0))));
         }
         lanes.fold_into(total);
-        if (y) Row<D>::map_elements(chunk, y + i, count, row.contiguous() && job_.streaming, f);
+        if (!y) continue;
+        Row<D>::map_elements(chunk, y + i, count, row.contiguous() && job_.streaming, f);
+        impossible.clear(y + i, count);
       }
     };
     if (writes) {
@@ -395,8 +392,9 @@ class CrossEntropyRow {
                                     ? q * (n - 1) - sum * others
                                     : sum * (first_of(p.relative(z)) / (1 + p.ratio)) - (q + keep);
       const double g = difference * c * first_of(p.slope(z));
+      const bool counts = keep > 0 && is_possible(target);  // before x is written to
       row.read_write(0, row.size(), 0, add);
-      if (keep > 0 && is_possible(z)) put(target, static_cast<T>(g));
+      if (counts) put(target, static_cast<T>(g));
     } else {
       row.read(0, row.size(),
                [&](auto x, int64_t start, int64_t size) { add(x, nullptr, start, size); });
@@ -404,7 +402,51 @@ class CrossEntropyRow {
     return product_or_zero(q, sum_of(total)) + product_or_zero(keep, minus_log(p, z));
   }
 
-  static bool is_possible(Pair<V> z) { return first(z.hi) > static_cast<T>(-INFINITY); }
+  // The gradient of a class of logit -inf is 0, whatever share of the target it has. That is for x
+  // and its bias to say, as they are given: a finite argument, too, becomes -inf where a small
+  // temperature, or the row's maximum, carries it out of the range.
+  struct Impossible {
+    bool any = false;
+    uint8_t at[Row<D>::kChunk];
+
+    void clear(D* y, int64_t n) const {
+      const D zero = narrow_one<D>(T(0));
+      for (int64_t i = 0; any && i < n; ++i)
+        if (at[i]) y[i] = zero;
+    }
+  };
+  SOFTMAXLIB_NOINLINE void find_impossible(int64_t start, int64_t n, Impossible* found) const {
+    T x[Row<D>::kChunk];
+    double bias[Row<D>::kChunk];
+    for_runs(job_, place_, kX, start, n,
+             [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+               gather_any(job_.dtype[kX], p, stride, count, x + done);
+             });
+    for (int64_t i = 0; i < n; ++i) found->at[i] = x[i] == -static_cast<T>(INFINITY);
+    if (job_.base[kBias]) {
+      for_runs(job_, place_, kBias, start, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather_any(job_.dtype[kBias], p, stride, count, bias + done);
+               });
+      for (int64_t i = 0; i < n; ++i) found->at[i] |= bias[i] == -INFINITY;
+    }
+    found->any = true;
+  }
+  // The same where some argument of a chunk is -inf, as few are.
+  template <class X>
+  void find_impossible(X chunk, int64_t start, int64_t n, Impossible* found) const {
+    V low = V::set1(0);
+    int64_t j = 0;
+    for (; j + V::lanes <= n; j += V::lanes) low = min(low, high(chunk.load(j)));
+    if (j < n) low = min(low, high(chunk.load_n(j, static_cast<int>(n - j), T(0))));
+    if (any(eq(low, V::set1(static_cast<T>(-INFINITY))))) find_impossible(start, n, found);
+  }
+  // Whether a label can be one: `where` may exclude it, too.
+  bool is_possible(int64_t target) const {
+    Impossible found;
+    find_impossible(target, 1, &found);
+    return !found.at[0] && is_visible(job_, place_, target);
+  }
 
   static double minus_log(const P& p, Pair<V> z) {
     return 0 - static_cast<double>(first(p.log_p(z)));
@@ -426,6 +468,8 @@ class CrossEntropyRow {
       for (int64_t i = 0; i < n; i += Row<D>::kChunk) {
         const int64_t stop = n - i < Row<D>::kChunk ? n : i + Row<D>::kChunk;
         weights.fetch(start + i, static_cast<int>(stop - i));
+        Impossible impossible;
+        if (y) find_impossible(x.at(i), start + i, stop - i, &impossible);
         Lanes<V> lanes;
         for (int64_t j = i; j < stop; j += V::lanes) {
           const Pair<V> z = to_pair(load_up_to(x, j, stop - j));
@@ -438,6 +482,7 @@ class CrossEntropyRow {
           if (stop - j >= V::lanes) store(y + j, g);
           else store_n(y + j, g, static_cast<int>(stop - j));
         }
+        if (y) impossible.clear(y + i, stop - i);
         lanes.fold_into(total);
       }
     };
@@ -462,7 +507,7 @@ class CrossEntropyRow {
       const auto lo = eq(z.lo, V::set1(static_cast<T>(rest.held_lo)));
       g = select(hi, select(lo, of_largest, g), g);
     }
-    return if_possible(z.hi, select(eq(g, g), g, V::set1(static_cast<T>(NAN))));
+    return select(eq(g, g), g, V::set1(static_cast<T>(NAN)));
   }
 
   const Job& job_;
@@ -493,11 +538,8 @@ inline void put_as(softmaxlib_dtype dtype, char* to, double x) {
 
 template <template <class> class P, class D>
 void cross_entropy_of_rows(const Job& job, int64_t start, int64_t stop, char*) {
-  double weight_sum = 0;
-  if (job.loss->smoothing > 0) {
-    const DefaultFloatingPoint environment;
-    weight_sum = sum_of_weights(job);
-  }
+  const DefaultFloatingPoint environment;
+  const double weight_sum = job.loss->smoothing > 0 ? sum_of_weights(job) : 0;
   for_each_row<D>(job, start, stop, [&](const Row<D>& row, const Place& place) {
     const double loss = CrossEntropyRow<P<D>, D>(job, row, place, weight_sum).run();
     put_as(job.dtype[kExtra], job.base[kExtra] + place.offset[kExtra], loss);

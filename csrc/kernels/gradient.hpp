@@ -72,31 +72,44 @@ SOFTMAXLIB_INLINE InLanes<f32x16> exp_under(Pair<f32x16> x, int reference) {
   return {(widen_low(e.hi) + widen_low(e.lo)) * unit, (widen_high(e.hi) + widen_high(e.lo)) * unit};
 }
 
-// The same of any argument: where it is small, and the exponential about to leave the range of
-// float, under a reference of its own.
-SOFTMAXLIB_INLINE InLanes<f32x16> exp_wide(Pair<f32x16> x) {
+// `usual`, but f(e^x) where x is so small that the exponential is about to leave the range of
+// float: there it is taken under a reference of its own.
+template <class X, class F>
+SOFTMAXLIB_INLINE InLanes<f32x16> if_small(X x, InLanes<f32x16> usual, F f) {
   constexpr float kSmall = -80;
   constexpr int kReference = -160;
-  const InLanes<f32x16> e = exp_under(x, 0);
-  if (!any(gt(f32x16::set1(kSmall), x.hi))) return e;
-  const InLanes<f32x16> of_small = exp_under(x, kReference), z = InLanes<f32x16>::of(x.hi);
+  if (!any(gt(f32x16::set1(kSmall), high(x)))) return usual;
+  const InLanes<f32x16> small = f(exp_under(to_pair(x), kReference));
+  const InLanes<f32x16> z = InLanes<f32x16>::of(high(x));
   const f64x8 limit = f64x8::set1(static_cast<double>(kSmall));
-  return {select(gt(limit, z.low), of_small.low, e.low),
-          select(gt(limit, z.high), of_small.high, e.high)};
+  return {select(gt(limit, z.low), small.low, usual.low),
+          select(gt(limit, z.high), small.high, usual.high)};
+}
+SOFTMAXLIB_INLINE InLanes<f32x16> exp_wide(Pair<f32x16> x) {
+  return if_small(x, exp_under(x, 0), [](InLanes<f32x16> of_small) { return of_small; });
 }
 SOFTMAXLIB_INLINE InLanes<f64x8> exp_wide(Pair<f64x8> x) {
   return {Exp<f64x8, true>(0)(x) * f64x8::set1(exp_unit<f64x8>())};
 }
 
-// g - e^x total.
+// g - e^x total; e^x as a pair, so that near 1 what it lacks is not lost.
 SOFTMAXLIB_INLINE InLanes<f32x16> less_exp(f32x16 g, f32x16 x, double total) {
-  const InLanes<f32x16> e = exp_wide(Pair<f32x16>{x, f32x16::set1(0)});
-  const f64x8 t = f64x8::set1(total);
-  return {fnma(e.low, t, widen_low(g)), fnma(e.high, t, widen_high(g))};
+  const Pair<f32x16> e = Exp<f32x16, true>(0)(Pair<f32x16>{x, f32x16::set1(0)});
+  const f64x8 t = f64x8::set1(total * exp_unit<f32x16>());
+  const InLanes<f32x16> d = {fnma(widen_low(e.lo), t, fnma(widen_low(e.hi), t, widen_low(g))),
+                             fnma(widen_high(e.lo), t, fnma(widen_high(e.hi), t, widen_high(g)))};
+  return if_small(x, d, [&](InLanes<f32x16> of_small) {
+    const f64x8 all = f64x8::set1(total);
+    return InLanes<f32x16>{fnma(of_small.low, all, widen_low(g)),
+                           fnma(of_small.high, all, widen_high(g))};
+  });
 }
 SOFTMAXLIB_INLINE InLanes<f64x8> less_exp(f64x8 g, f64x8 x, double total) {
-  const f64x8 e = Exp<f64x8>(0)(Pair<f64x8>{x, f64x8::set1(0)});
-  return {fnma(e, f64x8::set1(total * exp_unit<f64x8>()), g)};
+  // The unit of the exponential goes to whichever of the two it does not carry below the range.
+  const bool is_small = total < 0x1p-900 && total > -0x1p-900;
+  const double unit = exp_unit<f64x8>();
+  const f64x8 e = Exp<f64x8>(0)(Pair<f64x8>{x, f64x8::set1(0)}) * f64x8::set1(is_small ? unit : 1);
+  return {fnma(e, f64x8::set1(is_small ? total : total * unit), g)};
 }
 
 // e^z times the gradient that comes in, which is one of the row, and the scale. Where e^z alone is
@@ -232,7 +245,9 @@ struct GradientPiece {
     }
     const double sum = f.sum;
     const double unit = f.unit;
-    const InLanes<V> total = in_all(sum, V()), scale = in_all(f.affine.scale / unit, V());
+    const WideProduct factor(f.affine.scale, 1 / unit, 0);
+    const InLanes<V> total = in_all(sum, V()), scale = in_all(factor.value, V()),
+                     more = in_all(factor.more, V());
     const Affine affine = f.affine;
     const StableSlope<V> stable_slope(f);
     const RowGradient row_gradient(sum, f.affine.scale);
@@ -244,7 +259,7 @@ struct GradientPiece {
       if constexpr (Of::kLog) d = less_exp(g, result, sum);
       else d = InLanes<V>::of(result) * (InLanes<V>::of(g) - total);
       if constexpr (Of::kStable) return stable_slope(d, InLanes<V>::of(z)).value();
-      else return (d * scale).value();
+      else return (d * scale * more).value();
     });
   }
 

@@ -1,5 +1,5 @@
-// What the tests share: the registry, guarded memory, number formats written down independently of
-// the library, rows that have broken softmax code before, and the exact results.
+// What the tests share: the registry, guarded memory, rows that have broken softmax code before,
+// and comparisons with exact results.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -15,16 +15,11 @@
 #include <string>
 #include <vector>
 
+#include "exact.hpp"
 #include "kernel_table.hpp"
 #include "softmaxlib/softmaxlib.h"
 
 namespace softmaxlib::test {
-
-using Real = long double;
-static_assert(std::numeric_limits<Real>::digits >= 64, "the reference needs extended precision");
-
-constexpr double kInf = std::numeric_limits<double>::infinity();
-constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
 // ---- The registry and the ISAs.
 
@@ -47,13 +42,8 @@ constexpr KernelId kRegistry[] = {
 constexpr softmaxlib_function kFunctionList[] = {SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_LOG_SOFTMAX,
                                                  SOFTMAXLIB_LOGSUMEXP, SOFTMAXLIB_STABLEMAX,
                                                  SOFTMAXLIB_LOG_STABLEMAX};
-constexpr const char* kFunctionNames[] = {"softmax", "log_softmax", "logsumexp", "stablemax",
-                                          "log_stablemax"};
 constexpr softmaxlib_dtype kFloatTypes[] = {SOFTMAXLIB_F32, SOFTMAXLIB_F64, SOFTMAXLIB_F16,
                                             SOFTMAXLIB_BF16};
-constexpr const char* kDtypeNames[] = {"f32", "f64", "f16", "bf16", "bool", "i8", "i16",
-                                       "i32", "i64", "u8",  "u16",  "u32",  "u64"};
-
 inline std::vector<softmaxlib_algorithm> algorithms_of(softmaxlib_function function,
                                                        softmaxlib_dtype dtype) {
   std::vector<softmaxlib_algorithm> found;
@@ -78,157 +68,6 @@ inline std::string isa_summary() {
       missing += std::string(" ") + softmaxlib_isa_name(isa);
   }
   return "ISAs that ran:" + ran + (missing.empty() ? "" : "; NOT run, this CPU lacks:" + missing);
-}
-
-// ---- Number formats.
-
-struct Format {
-  int item, digits, lowest;  // lowest: the exponent of the smallest subnormal
-  double largest;
-};
-inline Format format_of(softmaxlib_dtype dtype) {
-  switch (dtype) {
-    case SOFTMAXLIB_F32: return {4, 24, -149, 0x1.fffffep127};
-    case SOFTMAXLIB_F64: return {8, 53, -1074, std::numeric_limits<double>::max()};
-    case SOFTMAXLIB_F16: return {2, 11, -24, 65504};
-    default: return {2, 8, -133, 0x1.fep127};
-  }
-}
-// The dtype that arithmetic on a storage dtype uses.
-inline softmaxlib_dtype arithmetic_of(softmaxlib_dtype dtype) {
-  return dtype == SOFTMAXLIB_F64 ? SOFTMAXLIB_F64 : SOFTMAXLIB_F32;
-}
-
-// The unit in the last place of |x|'s binade.
-inline Real ulp_of(Real x, const Format& f) {
-  int exponent;
-  std::frexp(x, &exponent);
-  return std::ldexp(Real{1}, std::max(x == 0 ? f.lowest : exponent - f.digits, f.lowest));
-}
-
-// x rounded to nearest even in a format, by exact scaling and the C library's rint.
-inline double round_to(double x, const Format& f) {
-  if (!std::isfinite(x) || x == 0) return x;
-  const Real unit = ulp_of(x, f);
-  const double rounded = static_cast<double>(std::rint(Real{x} / unit) * unit);
-  return std::fabs(rounded) > f.largest ? std::copysign(kInf, x) : rounded;
-}
-
-template <class To, class From>
-To bits_to(From from) {
-  static_assert(sizeof(To) == sizeof(From));
-  To to;
-  memcpy(&to, &from, sizeof(to));
-  return to;
-}
-
-// Formats of 16 bits, by arithmetic on their fields.
-inline double from_half(uint16_t h, int exponent_bits) {
-  const int mantissa_bits = 15 - exponent_bits, bias = (1 << (exponent_bits - 1)) - 1;
-  const int field = (h & 0x7fff) >> mantissa_bits, mantissa = h & ((1 << mantissa_bits) - 1);
-  double value;
-  if (field == (1 << exponent_bits) - 1) value = mantissa ? kNaN : kInf;
-  else if (field == 0) value = std::ldexp(mantissa, 1 - bias - mantissa_bits);
-  else value = std::ldexp(mantissa + (1 << mantissa_bits), field - bias - mantissa_bits);
-  return h & 0x8000 ? -value : value;
-}
-inline uint16_t to_half(double x, int exponent_bits) {
-  const int mantissa_bits = 15 - exponent_bits, bias = (1 << (exponent_bits - 1)) - 1;
-  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
-  const int infinity = ((1 << exponent_bits) - 1) << mantissa_bits;
-  const double r =
-      std::fabs(round_to(x, format_of(exponent_bits == 5 ? SOFTMAXLIB_F16 : SOFTMAXLIB_BF16)));
-  int magnitude;
-  if (r != r) magnitude = infinity | 1 << (mantissa_bits - 1);
-  else if (r == kInf) magnitude = infinity;
-  else {
-    int e;
-    std::frexp(r, &e);
-    const int field = r == 0 ? 0 : std::max(e - 1 + bias, 0);
-    const double units = std::ldexp(r, mantissa_bits + bias - std::max(field, 1));
-    magnitude = static_cast<int>(units) + (std::max(field - 1, 0) << mantissa_bits);
-  }
-  return static_cast<uint16_t>(sign | magnitude);
-}
-
-inline int item_size_of(softmaxlib_dtype dtype) {
-  constexpr int kSizes[] = {4, 8, 2, 2, 1, 1, 2, 4, 8, 1, 2, 4, 8};
-  return kSizes[dtype];
-}
-
-template <class T>
-void put_as(char* p, double x) {
-  const T value = static_cast<T>(x);
-  memcpy(p, &value, sizeof(T));
-}
-template <class T>
-Real get_as(const char* p) {
-  T value;
-  memcpy(&value, p, sizeof(T));
-  return static_cast<Real>(value);
-}
-
-inline void encode(double x, softmaxlib_dtype dtype, char* p) {
-  switch (dtype) {
-    case SOFTMAXLIB_F32: return put_as<float>(p, x);
-    case SOFTMAXLIB_F64: return put_as<double>(p, x);
-    case SOFTMAXLIB_F16: {
-      const uint16_t h = to_half(x, 5);
-      memcpy(p, &h, 2);
-      return;
-    }
-    case SOFTMAXLIB_BF16: {
-      const uint16_t h = to_half(x, 8);
-      memcpy(p, &h, 2);
-      return;
-    }
-    case SOFTMAXLIB_BOOL: return put_as<uint8_t>(p, x != 0);
-    case SOFTMAXLIB_I8: return put_as<int8_t>(p, x);
-    case SOFTMAXLIB_I16: return put_as<int16_t>(p, x);
-    case SOFTMAXLIB_I32: return put_as<int32_t>(p, x);
-    case SOFTMAXLIB_I64: return put_as<int64_t>(p, x);
-    case SOFTMAXLIB_U8: return put_as<uint8_t>(p, x);
-    case SOFTMAXLIB_U16: return put_as<uint16_t>(p, x);
-    case SOFTMAXLIB_U32: return put_as<uint32_t>(p, x);
-    default: return put_as<uint64_t>(p, x);
-  }
-}
-inline Real decode(softmaxlib_dtype dtype, const char* p) {
-  uint16_t h = 0;
-  if (item_size_of(dtype) == 2) memcpy(&h, p, 2);
-  switch (dtype) {
-    case SOFTMAXLIB_F32: return get_as<float>(p);
-    case SOFTMAXLIB_F64: return get_as<double>(p);
-    case SOFTMAXLIB_F16: return from_half(h, 5);
-    case SOFTMAXLIB_BF16: return from_half(h, 8);
-    case SOFTMAXLIB_BOOL:
-    case SOFTMAXLIB_U8: return get_as<uint8_t>(p);
-    case SOFTMAXLIB_I8: return get_as<int8_t>(p);
-    case SOFTMAXLIB_I16: return get_as<int16_t>(p);
-    case SOFTMAXLIB_I32: return get_as<int32_t>(p);
-    case SOFTMAXLIB_I64: return get_as<int64_t>(p);
-    case SOFTMAXLIB_U16: return get_as<uint16_t>(p);
-    case SOFTMAXLIB_U32: return get_as<uint32_t>(p);
-    default: return get_as<uint64_t>(p);
-  }
-}
-
-// A value of any dtype as the arithmetic of `out` sees it.
-inline Real converted(Real x, softmaxlib_dtype out) {
-  return out == SOFTMAXLIB_F64 ? Real{static_cast<double>(x)} : Real{static_cast<float>(x)};
-}
-
-inline std::vector<char> encode_all(const std::vector<double>& values, softmaxlib_dtype dtype) {
-  const size_t item = static_cast<size_t>(item_size_of(dtype));
-  std::vector<char> bytes(values.size() * item);
-  for (size_t i = 0; i < values.size(); ++i) encode(values[i], dtype, bytes.data() + i * item);
-  return bytes;
-}
-inline std::vector<Real> decode_all(const char* p, int64_t n, softmaxlib_dtype dtype) {
-  std::vector<Real> values(static_cast<size_t>(n));
-  for (int64_t i = 0; i < n; ++i)
-    values[static_cast<size_t>(i)] = decode(dtype, p + i * item_size_of(dtype));
-  return values;
 }
 
 // ---- Memory between two pages that fault, every byte around the data watched.
@@ -399,64 +238,13 @@ inline std::vector<double> make_row(Pattern pattern, int64_t n, softmaxlib_dtype
   return row;
 }
 
-// ---- Exact results.
-
-inline Real stable(Real x) { return x >= 0 ? x + 1 : 1 / (1 - x); }
-
-// A function of a row in extended precision; where[i] false: takes no part. Specials as in the
-// contract's tables.
-inline std::vector<Real> exact_row(softmaxlib_function function, const std::vector<Real>& x,
-                                   const std::vector<bool>& where = {}) {
-  const bool logarithm = function == SOFTMAXLIB_LOG_SOFTMAX || function == SOFTMAXLIB_LOG_STABLEMAX;
-  const bool stablemax = function == SOFTMAXLIB_STABLEMAX || function == SOFTMAXLIB_LOG_STABLEMAX;
-  const Real masked = logarithm ? -kInf : 0;
-  const size_t n = x.size();
-  const auto in = [&](size_t i) { return where.empty() || where[i]; };
-  size_t top = n;
-  bool nan = false;
-  for (size_t i = 0; i < n; ++i) {
-    if (!in(i)) continue;
-    nan |= x[i] != x[i];
-    if (top == n || x[i] > x[top]) top = i;
-  }
-  const Real largest = top == n ? -kInf : x[top];
-  std::vector<Real> y(n, masked);
-  if (function == SOFTMAXLIB_LOGSUMEXP && (nan || !std::isfinite(largest)))
-    return {nan ? kNaN : largest};
-  if (nan || !std::isfinite(largest)) {
-    for (size_t i = 0; i < n; ++i)
-      if (in(i)) y[i] = kNaN;
-    return y;
-  }
-  const auto term = [&](size_t i) {
-    return stablemax ? (x[i] == -kInf ? 0 : stable(x[i])) : std::exp(x[i] - largest);
-  };
-  Real rest = 0;  // the sum but for its largest term
-  for (size_t i = 0; i < n; ++i)
-    if (in(i) && i != top) rest += term(i);
-  const Real held = stablemax ? stable(largest) : 1, ratio = rest / held;
-  if (function == SOFTMAXLIB_LOGSUMEXP) return {largest + std::log1p(ratio)};
-  for (size_t i = 0; i < n; ++i) {
-    if (!in(i) || x[i] == -kInf) continue;
-    if (function == SOFTMAXLIB_LOG_SOFTMAX) y[i] = (x[i] - largest) - std::log1p(ratio);
-    else if (!logarithm) y[i] = term(i) / (rest + held);
-    else y[i] = x[i] == largest ? -std::log1p(ratio) : std::log(term(i) / (rest + held));
-  }
-  return y;
-}
+// ---- Comparisons with the exact results of exact.hpp.
 
 struct Errors {
   Real worst = 0, total = 0;  // in ULP of the storage
   int64_t count = 0;
   Real mean() const { return count ? total / static_cast<Real>(count) : 0; }
 };
-
-// The contract's bound in ULP; logsumexp may instead be off by an absolute amount.
-inline Real bound_of(softmaxlib_function function, softmaxlib_dtype dtype) {
-  if (dtype == SOFTMAXLIB_F16 || dtype == SOFTMAXLIB_BF16) return 0.5L + 0x1p-10L;
-  if (dtype == SOFTMAXLIB_F64 || function == SOFTMAXLIB_SOFTMAX) return 5;
-  return function == SOFTMAXLIB_LOGSUMEXP ? 2 : 4;
-}
 
 // Compares with the exact result; the message names the first element beyond the bound.
 inline testing::AssertionResult accurate(softmaxlib_function function, softmaxlib_dtype dtype,

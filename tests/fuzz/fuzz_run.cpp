@@ -1,6 +1,7 @@
 // softmaxlib_run and plans on valid calls of every kind, against plain ones on the scalar leaf: the
-// same bits, no other byte.
+// same bits, no other byte. The plain ones against the reference.
 #include "call.hpp"
+#include "reference.hpp"
 
 namespace softmaxlib::fuzz {
 namespace {
@@ -45,6 +46,7 @@ std::vector<char> expected(const Run& run) {
   const softmaxlib_status status =
       softmaxlib_run(run.function, plain.x, &out, 1, &Plain::kAxis, &plain.options);
   if (status) fail(std::string("the plain call is refused: ") + softmaxlib_status_text(status));
+  check_values(run.function, plain, y.data(), run.out->dtype());
   return y;
 }
 
