@@ -52,9 +52,9 @@ DEFINITIONS = {
     "outcome": "A win or a loss is a ratio whose interval excludes 1 and which is more than "
     f"{TIE:.0%} from it. A tie is a ratio whose interval lies within {TIE:.0%} of 1. All else "
     "cannot be told from the samples.",
-    "peer": "The peer of a case is the fastest of those softmaxlib loses to, else the fastest. One of which "
-    "the outcome cannot be told counts with the fastest of its samples, since it might be as fast "
-    "as that. The outcome of a case is that against its peer.",
+    "peer": "The peer of a case is the fastest of those softmaxlib loses to, else the fastest. "
+    "One of which the outcome cannot be told counts with the fastest of its samples, since it "
+    "might be as fast as that. The outcome of a case is that against its peer.",
     "call": "A call includes the allocation of its result. The input is made before: it is an "
     "array of NumPy's, a torch tensor that shares its memory, or a copy of JAX's. Large results of "
     "NumPy and softmaxlib are new pages each time, and so are those of the other libraries unless "

@@ -427,7 +427,8 @@ def test_bench_peers(here, capsys):
         assert 0 <= ours["mean_ulp"] <= ours["max_ulp"] <= bounds[case["dtype"]]
         for result in case["results"]:
             time = result["ns_per_1000"]
-            assert time["low"] <= time["value"] <= time["high"]
+            assert time["low"] <= time["value"]
+            assert time["high"] is None  # two samples have no upper end
             assert (time["taken"], result["noisy"]) == (2, True)
             assert [visit for visit, _, _ in result["samples"]] == [0, 1]
             assert time["clean"] == sum(why is None for _, _, why in result["samples"])
@@ -435,7 +436,7 @@ def test_bench_peers(here, capsys):
             assert result["us_per_call"] == pytest.approx(per_call)
         peers = {r["library"]: r["ratio"] for r in case["results"][1:] if r["status"] == "ok"}
         assert set(case["outcomes"]) == set(peers)
-        assert str(case["ratio"]) == str(peers[case["best_peer"]])  # NaN is not NaN
+        assert case["ratio"] == peers[case["best_peer"]]
         assert case["outcome"] == case["outcomes"][case["best_peer"]] == "cannot tell"
     summary = report["summary"]
     assert summary["cannot_tell"] == len(summary["cannot_tell_list"]) == len(report["cases"])
