@@ -1,7 +1,17 @@
 """Times softmax beside other libraries, on the same arrays: `softmaxlib bench --peers`.
 
-The protocol is that of `_bench`: every round times all libraries once, in a new random order, and a
-result is a median over the rounds. Outputs are checked against the exact values.
+A case, a shape and a dtype, is a group of the timing engine (`_tools.timing`): all libraries are
+timed side by side and compared by pairs of samples. Outputs are checked against the exact values.
+
+The arrays of all cases do not fit in memory at once. So cases are timed in batches, small arrays
+first: as many as may need BATCH_BYTES, or a quarter of the memory that may be used, together; one
+beyond that is alone. Each batch has its share of the seconds, and its samples are spread over the
+batch, not over the whole run.
+
+The libraries are imported on the CPUs that are timed, and their threads stay there. Moved away
+from a timed CPU, JAX's, which computes in another thread than the caller's, would have a second
+CPU; imported before, it would start a thread for each. Nothing of theirs disturbs that CPU: with
+one thread torch and ONNX Runtime start none that computes, and those of JAX sleep between calls.
 """
 
 from __future__ import annotations
@@ -11,56 +21,72 @@ import gc
 import itertools
 import math
 import os
-import random
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 import softmaxlib
 from softmaxlib import _bench
-from softmaxlib._peer_calls import LIBRARIES, OURS, Array, AsArray, Call, Function, Prepare
+from softmaxlib._peer_calls import LIBRARIES, OURS, Array, Call, Function, Prepare
+from softmaxlib._tools import timing
+from softmaxlib._tools.timing import Estimate, Verdict
 from softmaxlib._verify import dtypes, ulps
 
-Outcome = Literal["win", "tie", "loss"]
+Outcome = Literal["loss", "cannot tell", "tie", "win"]
 
-SCHEMA = "softmaxlib-peers/1"
+SCHEMA = "softmaxlib-peers/2"
 SCALE = 5.0  # of the normal logits
 TIE = 0.03
 DEFINITIONS = {
-    "ratio": "time of the peer / time of softmaxlib, of the medians: above 1 softmaxlib is faster.",
-    "tie": f"The ratio is within {TIE:.0%} of 1; or the quartiles of the two overlap and their "
-    "minima do not differ in the same direction by more than that.",
-    "peer": "The peer of a case is the fastest of those that win, else the fastest.",
-    "call": "A call includes the allocation of its result. The input is made before: an array of "
-    "NumPy's, a torch tensor that shares its memory, a copy of JAX's. Large results of NumPy "
-    "and softmaxlib are new pages each time, as other libraries' are unless they keep them.",
-    "threads": "The process is confined to as many CPUs as threads before the peers are imported; "
-    "where a library has a setting, it is set too. OpenVINO computes in float32, not bfloat16.",
-    "error": "In ULP of the dtype of the result, against double (long double for float64), of "
-    "up to 2^18 elements of a case, with the sum over their whole rows.",
-    "input": f"Normal logits times {SCALE:g}, rounded to the dtype.",
+    "time": "A time is the lower quartile of the samples that nothing disturbed, with its 90 % "
+    "interval; of all samples where fewer than "
+    f"{timing.MIN_CLEAN} were undisturbed. It is noisy where that is so or the interval is wider "
+    "than 10 % of it.",
+    "ratio": "A ratio is the time of a peer over that of softmaxlib: above 1 softmaxlib is faster. "
+    "It is the median over pairs of undisturbed samples that were taken next to each other, with "
+    "its 99 % interval.",
+    "outcome": "A win or a loss is a ratio whose interval excludes 1 and which is more than "
+    f"{TIE:.0%} from it. A tie is a ratio whose interval lies within {TIE:.0%} of 1. All else "
+    "cannot be told from the samples.",
+    "peer": "The peer of a case is the fastest of those softmaxlib loses to, else the fastest. "
+    "One of which the outcome cannot be told counts with the fastest of its samples, since it "
+    "might be as fast as that. The outcome of a case is that against its peer.",
+    "call": "A call includes the allocation of its result. The input is made before: it is an "
+    "array of NumPy's, a torch tensor that shares its memory, or a copy of JAX's. Large results of "
+    "NumPy and softmaxlib are new pages each time, and so are those of the other libraries unless "
+    "they keep them.",
+    "threads": "The process is confined to as many CPUs as threads before the peers are imported. "
+    "Where a library has a setting for the number of threads, it is set too. OpenVINO is told to "
+    "compute in float32, not bfloat16.",
+    "error": "An error is counted in ULP of the dtype of the result, against values computed in "
+    "double, or long double for float64. It is that of up to 2^18 elements of a case, with the sum "
+    "over their whole rows.",
+    "input": f"The input is normal logits times {SCALE:g}, rounded to the dtype.",
+}
+_OUTCOMES: dict[Verdict, Outcome] = {
+    "slower": "loss",
+    "cannot tell": "cannot tell",
+    "same": "tie",
+    "faster": "win",
 }
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-SAMPLE_NS = 3e6
-MIN_ROUNDS, MAX_ROUNDS = 5, 41
-MIN_ROUNDS_QUICK, MOST_QUICK = 3, 1 << 26
+MOST_QUICK = 1 << 26
 MOST_DIMS = 32  # NumPy 1.x has no more
 ARRAYS = 8  # of the size of x, at most, that a call of any library and its result need
+BATCH, BATCH_BYTES = 48, 4 << 30  # cases at most, and what they may need
 CHECKED = 1 << 18
 MISSING = "not installed"
 
 # A median error beyond this is no result of the dtype: nothing right, or float32 called float64.
 NO_RESULT = {"float32": 2.0**22, "float64": 2.0**24, "float16": 2.0**9, "bfloat16": 2.0**6}
 
-FIRST_NS = 5e8  # a first call as long as this is not followed by others to find the repeats
-SLOW, SLOW_ROUNDS = 4, 3  # who takes so many times as long as the fastest has enough samples
-FAR, LONG_NS, LONG_NS_QUICK = 10, 1e9, 1e8  # who is as far behind and so slow is not called
+FIRST_NS = 5e8  # a first call as long as this tells the pace as well as a second
+FAR, LONG_NS, LONG_NS_QUICK = 5, 5e8, 1e8  # who is as far behind and so slow is not called
 
 # What a library may read when it is imported; the number of threads, whatever it was.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NPROC")
@@ -135,7 +161,7 @@ class Settings:
     shapes: tuple[Shape, ...] | None = None  # None: all
     libraries: tuple[str, ...] | None = None  # beside our own; None: all
     function: Function = "softmax"
-    seconds: float = 420.0  # of the rounds
+    seconds: float = 420.0  # of all samples
     rounds: int | None = None  # None: as many as the time allows
     seed: int = 2020
     max_bytes: int | None = None
@@ -148,12 +174,29 @@ class Entry:
     status: str = "ok"  # or why it does not count
     max_ulp: float | None = None
     mean_ulp: float | None = None
-    repeats: int = 1  # calls in a sample
-    samples: list[float] = field(default_factory=list)  # ns per call
+    call: Call | None = None  # while the arrays are there
+    timed: timing.Case | None = None
 
     def fail(self, error: Exception) -> None:
-        self.status = _reason(error)
-        self.samples.clear()
+        self.status, self.call, self.timed = _reason(error), None, None
+
+    def run(self, repeats: int) -> float:
+        """Return ns per call; NaN of what has failed."""
+        call, rest = self.call, itertools.repeat(None, repeats)
+        if call is None:
+            return math.nan
+        try:
+            start = time.perf_counter_ns()
+            for _ in rest:
+                call()
+            return (time.perf_counter_ns() - start) / repeats
+        except Exception as error:
+            self.fail(error)
+            return math.nan
+
+    @property
+    def sampled(self) -> timing.Case | None:
+        return self.timed if self.timed is not None and self.timed.samples else None
 
 
 @dataclass
@@ -174,7 +217,7 @@ class Case:
     def is_judged(self) -> bool:
         """Tell whether we have been timed, or have failed."""
         ours = self.entries.get(OURS)
-        return ours is not None and (bool(ours.samples) or ours.status != "ok")
+        return ours is not None and (ours.sampled is not None or ours.status != "ok")
 
     @property
     def weight(self) -> float:
@@ -244,18 +287,20 @@ class Peers:
         self.complete = False
         self.machine = _bench.machine()
         self.started = datetime.datetime.now(datetime.timezone.utc)
-        self.load_before = _bench.load_average()
-        self.cpus = choose_cpus(settings.threads)
+        self.cpus = timing.choose_cpus(settings.threads)
+        if 0 < len(self.cpus) < settings.threads:
+            raise TooManyThreadsError(
+                f"--threads {settings.threads}: this process may use {len(self.cpus)} CPUs"
+            )
+        self.timed = timing.machine_state(self.cpus)
+        have = int(0.8 * _bench.available_memory())
+        self._limit = min(settings.max_bytes or have, have)
         names = settings.libraries or tuple(LIBRARIES)
         self.versions = {
             name: library.version() for name, library in LIBRARIES.items() if name in (OURS, *names)
         }
         self.cases = list(self._plan())
-        self._pace: dict[tuple[str, str], tuple[float, str]] = {}  # ns per element, seen where
-        if self.load_before is not None and self.load_before > 0.5:
-            self.notes.append(
-                f"load average {self.load_before} before the start: other work disturbs the timing"
-            )
+        self._pace: dict[tuple[str, str], float] = {}  # ns per element, the least seen
         if settings.quick and settings.shapes is None:
             every = {shape.text: None for shape in default_shapes(quick=False)}
             for shape in default_shapes(quick=True):
@@ -266,8 +311,7 @@ class Peers:
 
     def _plan(self) -> Iterator[Case]:
         settings, known = self.settings, dtypes()
-        have = int(0.8 * _bench.available_memory())
-        limit = min(settings.max_bytes or have, have)
+        limit = self._limit
         for name in settings.dtypes:
             if name not in known:
                 self.notes.append(f"{name}: not timed, it needs ml_dtypes")
@@ -285,22 +329,33 @@ class Peers:
                     raise _bench.TooLargeError(needs)
                 self.notes.append(needs)
 
+    def _batches(self) -> list[list[Case]]:
+        limit = min(self._limit // 4, BATCH_BYTES)
+        found: list[list[Case]] = []
+        needed = math.inf
+        for case in sorted(self.cases, key=lambda case: case.bytes):
+            needed += ARRAYS * case.bytes
+            if needed > limit or len(found[-1]) == BATCH:
+                found.append([])
+                needed = ARRAYS * case.bytes
+            found[-1].append(case)
+        return found
+
     def run(
         self,
-        plan: Callable[[float], None] = lambda total: None,
-        step: Callable[[str, float], None] = lambda label, done: None,
+        plan: timing.Plan = lambda seconds: None,
+        step: timing.Step = lambda label, seconds: None,
     ) -> None:
-        """Tell plan how much there is to do, and step what was done and how much of it."""
-        plan(sum(case.weight for case in self.cases))
-        order = random.Random(self.settings.seed)
+        """Tell plan how many seconds it will take, and step what was done and for how many."""
+        plan(self.settings.seconds)
         with _confined(self.cpus, self.settings.threads):
             prepares: dict[str, Prepare | str] = {}
             for name in self.versions:
                 step(f"importing {name}", 0.0)
                 prepares[name] = self._load(name)
             gc.freeze()  # what was imported stays
-            for case in self.cases:
-                self._measure(case, prepares, order, step)
+            for batch in self._batches():
+                self._measure(batch, prepares, step)
         self.complete = True
 
     def _load(self, name: str) -> Prepare | str:
@@ -313,48 +368,73 @@ class Peers:
             return f"cannot be imported: {_reason(error)}"
 
     def _measure(
-        self,
-        case: Case,
-        prepares: Mapping[str, Prepare | str],
-        order: random.Random,
-        step: Callable[[str, float], None],
+        self, batch: Sequence[Case], prepares: Mapping[str, Prepare | str], step: timing.Step
     ) -> None:
-        step(f"checking {case.label}", 0.0)
+        for case in batch:
+            step(f"checking {case.label}", 0.0)
+            self._check(case, prepares)
+        entries = [entry for case in batch for entry in case.entries.values()]
+        timed = [entry.timed for entry in entries if entry.timed is not None]
+        whole = sum(case.weight for case in self.cases)
+        share = self.settings.seconds * sum(case.weight for case in batch) / whole
+        engine = timing.Engine(
+            timed,
+            seconds=share,
+            rounds=self.settings.rounds,
+            cpus=self.cpus,
+            seed=self.settings.seed,
+        )
+        scale = 1.0  # of what it takes to what was announced
+
+        def announce(seconds: float) -> None:
+            nonlocal scale
+            scale = share / max(seconds, 1e-9)
+
+        engine.run(announce, lambda label, seconds: step(label, scale * seconds))
+        for entry in entries:
+            entry.call = None
         gc.collect()
+
+    def _check(self, case: Case, prepares: Mapping[str, Prepare | str]) -> None:
+        """Prepare all calls of a case, and check what they return."""
         x = self._input(case)
         reference = Reference(x, case.shape.axis, self.settings.function)
-        calls: dict[str, Call] = {}
+        level = _bench.cache_level(case.bytes // 4)
+        several = self.settings.threads > 1
         for name, prepare in prepares.items():
             entry = case.entries[name] = Entry()
             try:
                 if isinstance(prepare, str):
                     raise RefusedError(prepare)
                 self._check_pace(case, name)
-                call, as_array = prepare(x, case.shape.axis)
-                _begin(entry, call, as_array, reference)
-                calls[name] = call
+                entry.call, as_array = prepare(x, case.shape.axis)
+                start = time.perf_counter_ns()
+                y = as_array(entry.call())
+                took: float = time.perf_counter_ns() - start
+                entry.max_ulp, entry.mean_ulp, median = reference.errors(y)
             except Exception as error:
                 entry.fail(error)
-        del reference
-        step(case.label, 0.0)
-        warm = 2 * case.bytes <= max(_bench.caches().values(), default=0)
-        for names in self._rounds(case, calls):
-            for name in order.sample(names, len(names)):
-                entry, call = case.entries[name], calls[name]
-                try:
-                    if self.settings.threads > 1:
-                        time.sleep(0.01)  # the workers of the one before may still spin
-                    if warm:
-                        call()
-                    entry.samples.append(_sample(call, entry.repeats))
-                except Exception as error:
-                    entry.fail(error)
-                    del calls[name]
-        for name, entry in case.entries.items():
-            if entry.samples and case.shape.elements >= 1 << 16:
-                pace = float(np.median(entry.samples)) / case.shape.elements
-                self._pace[name, case.dtype.name] = pace, case.shape.text
-        step(case.label, case.weight)
+                continue
+            del y
+            if median > NO_RESULT[case.dtype.name]:
+                entry.status = (
+                    f"does not count: half of its results are {median:.0e} ULP off or more"
+                )
+            entry.timed = timing.Case(
+                f"{case.label}, {name}",
+                entry.run,
+                group=case.label,
+                warm=level != "DRAM",
+                shared=level in ("L3", "DRAM"),
+                threads=self.settings.threads,
+                spins=several and name != OURS,
+                hands_over=not several and name != OURS,
+                weight=case.weight,
+            )
+            if case.shape.elements >= 1 << 16:
+                took = took if took > FIRST_NS else entry.run(1)
+                key = name, case.dtype.name
+                self._pace[key] = min(took / case.shape.elements, self._pace.get(key, math.inf))
 
     def _input(self, case: Case) -> Array:
         rng = np.random.default_rng([self.settings.seed, case.shape.elements])
@@ -366,31 +446,13 @@ class Peers:
     def _check_pace(self, case: Case, library: str) -> None:
         """Refuse long calls that cannot win: the pace so far says so."""
         dtype, n = case.dtype.name, case.shape.elements
-        ours, _ = self._pace.get((OURS, dtype), (math.inf, ""))
-        pace, seen = self._pace.get((library, dtype), (0.0, ""))
+        ours = self._pace.get((OURS, dtype), math.inf)
+        pace = self._pace.get((library, dtype), 0.0)
         if pace * n > (LONG_NS_QUICK if self.settings.quick else LONG_NS) and pace > FAR * ours:
             raise RefusedError(
-                f"sat out: {pace / ours:.0f} times the time of {OURS} at {seen}, "
+                f"sat out: at best {pace / ours:.0f} times the time of {OURS} so far, "
                 f"about {1e-9 * pace * n:.1f} s a call here"
             )
-
-    def _rounds(self, case: Case, calls: Mapping[str, Call]) -> Iterator[list[str]]:
-        """Name who takes part in the next round, as many rounds as the time allows."""
-        settings = self.settings
-        share = case.weight / sum(case.weight for case in self.cases)
-        end = time.monotonic() + share * settings.seconds
-        least = MIN_ROUNDS_QUICK if settings.quick else MIN_ROUNDS
-        most = settings.rounds or MAX_ROUNDS
-        for done in range(most):
-            if settings.rounds is None and done >= least and time.monotonic() > end:
-                break
-            best = {name: min(case.entries[name].samples, default=0.0) for name in calls}
-            limit = max(SAMPLE_NS, SLOW * min(best.values(), default=0.0))
-            yield [
-                name
-                for name in calls
-                if done < SLOW_ROUNDS or name == OURS or best[name] <= limit or settings.rounds
-            ]
 
     def report(self) -> dict[str, Any]:
         """Return all that is known, ready for JSON."""
@@ -405,8 +467,7 @@ class Peers:
             "seconds": round(time.time() - self.started.timestamp(), 1),
             "machine": self.machine,
             "settings": settings,
-            "cpus": self.cpus,
-            "load_average": {"before": self.load_before, "after": _bench.load_average()},
+            "timed": self.timed,
             "notes": self.notes,
             "definitions": DEFINITIONS,
             "libraries": {name: version or MISSING for name, version in self.versions.items()},
@@ -415,97 +476,98 @@ class Peers:
         }
 
 
-def outcome(ours: _bench.Spread, peer: _bench.Spread) -> Outcome:
-    """Tell a difference from noise: see the definition of a tie."""
-    faster, slower = sorted((ours, peer), key=lambda time: time.median)
-    near = slower.median - faster.median <= TIE * ours.median
-    overlap = slower.q1 <= faster.q3
-    confirmed = slower.minimum > faster.minimum * (1 + TIE)
-    if near or (overlap and not confirmed):
-        return "tie"
-    return "win" if faster is ours else "loss"
-
-
-def judge(times: Mapping[str, _bench.Spread]) -> dict[str, Any]:
+def judge(ours: timing.Case | None, peers: Mapping[str, timing.Case]) -> dict[str, Any]:
     """Set our time against the hardest peer's; not having one of our own is a loss."""
-    ours = times.get(OURS)
-    peers = {name: time for name, time in times.items() if name != OURS}
-    outcomes = {name: "loss" if ours is None else outcome(ours, t) for name, t in peers.items()}
-    best = min(peers, key=lambda name: (outcomes[name] != "loss", peers[name].median), default=None)
+    outcomes: dict[str, Outcome] = {
+        name: "loss" if ours is None else _OUTCOMES[timing.verdict(timing.ratio(ours, peer), TIE)]
+        for name, peer in peers.items()
+    }
+
+    def hardest_first(name: str) -> tuple[bool, float]:
+        peer, outcome = peers[name], outcomes[name]
+        if outcome == "cannot tell":
+            return True, min(sample.ns for sample in peer.samples)
+        return outcome != "loss", timing.time_of(peer).value
+
+    best = min(peers, key=hardest_first, default=None)
     return {
         "best_peer": best,
-        "ratio": peers[best].median / ours.median if best and ours else None,
+        "ratio": asdict(timing.ratio(peers[best], ours)) if best and ours else None,
         "outcome": outcomes[best] if best else None,
         "outcomes": outcomes,
     }
 
 
 def summary(cases: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Count wins, ties and losses; list, worst first, the losses and what only noise saved."""
+    """Count the outcomes; list, worst first, the losses and what cannot be told."""
 
-    def listed(found: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def listed(outcome: Outcome) -> list[dict[str, Any]]:
         keys = ("name", "dtype", "best_peer", "ratio")
-        worst_first = sorted(found, key=lambda case: case["ratio"] or 0.0)
-        return [{key: case[key] for key in keys} for case in worst_first]
+        found = [{key: c[key] for key in keys} for c in cases if c["outcome"] == outcome]
+        return sorted(found, key=lambda c: c["ratio"]["value"] if c["ratio"] else 0.0)
 
     names = dict.fromkeys(case["dtype"] for case in cases)
-    ties = (case for case in cases if case["outcome"] == "tie")
     return {
         **_counts(cases),
         "by_dtype": {n: _counts([case for case in cases if case["dtype"] == n]) for n in names},
-        "losses_list": listed(case for case in cases if case["outcome"] == "loss"),
-        "ties_behind_list": listed(case for case in ties if case["ratio"] < 1 - TIE),
+        "losses_list": listed("loss"),
+        "cannot_tell_list": listed("cannot tell"),
     }
 
 
-def _counts(cases: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def _counts(cases: Iterable[Mapping[str, Any]]) -> dict[str, int]:
     found = [case["outcome"] for case in cases]
-    counts = {f"{name}s": found.count(name) for name in ("win", "tie")}
-    return {**counts, "losses": found.count("loss"), "without_peer": found.count(None)}
+    keys: dict[str, Outcome | None] = {
+        "wins": "win",
+        "ties": "tie",
+        "losses": "loss",
+        "cannot_tell": "cannot tell",
+        "without_peer": None,
+    }
+    return {key: found.count(outcome) for key, outcome in keys.items()}
 
 
 def flat(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Spell out a report as one row per case and library, for CSV."""
-    untimed = dict.fromkeys((f.name for f in fields(_bench.Spread)), None)
+    none = dict.fromkeys((f.name for f in fields(Estimate)), None)
     for case in report["cases"]:
         head = {"shape": case["name"], "dtype": case["dtype"], "elements": case["elements"]}
         for result in case["results"]:
-            timed = {**result, "ns_per_1000": result["ns_per_1000"] or untimed}
-            yield head | _bench.flat(timed) | {"outcome": case["outcomes"].get(result["library"])}
+            full = {key: result[key] or none for key in ("ns_per_1000", "ratio")}
+            outcome = case["outcomes"].get(result["library"])
+            yield head | _bench.flat({**result, **full}) | {"outcome": outcome}
 
 
 def _row(case: Case) -> dict[str, Any]:
-    n, entries = case.shape.elements, case.entries
-    times = {name: _bench.spread_of(e.samples, n) for name, e in entries.items() if e.samples}
+    entries = case.entries
+    counted = {name: e.sampled for name, e in entries.items() if e.sampled and e.status == "ok"}
     return {
         "name": case.shape.text,
         "shape": list(case.shape.dims),
         "axis": case.shape.axis,
         "dtype": case.dtype.name,
-        "elements": n,
+        "elements": case.shape.elements,
         "results": [
-            _result(name, entry, n, times.get(name), times.get(OURS))
+            _result(name, entry, case.shape.elements, entries[OURS].sampled)
             for name, entry in entries.items()
         ],
-        **judge({name: time for name, time in times.items() if entries[name].status == "ok"}),
+        **judge(counted.pop(OURS, None), counted),
     }
 
 
-def _result(
-    name: str,
-    entry: Entry,
-    elements: int,
-    time: _bench.Spread | None,
-    ours: _bench.Spread | None,
-) -> dict[str, Any]:
+def _result(name: str, entry: Entry, elements: int, ours: timing.Case | None) -> dict[str, Any]:
+    timed = entry.sampled
+    time = None if timed is None else _bench.per_1000(timed, elements)
     return {
         "library": name,
         "status": "interrupted" if entry.status == "ok" and time is None else entry.status,
         "ns_per_1000": None if time is None else asdict(time),
-        "us_per_call": None if time is None else time.median * elements * 1e-6,
-        "ratio": time.median / ours.median if time and ours and name != OURS else None,
+        "noisy": None if time is None else time.noisy,
+        "us_per_call": None if time is None else time.value * elements * 1e-6,
+        "ratio": asdict(timing.ratio(timed, ours)) if timed and ours and name != OURS else None,
         "max_ulp": entry.max_ulp,
         "mean_ulp": entry.mean_ulp,
+        "samples": [(s.visit, s.ns, s.disturbed) for s in timed.samples] if timed else [],
     }
 
 
@@ -515,66 +577,17 @@ def _reason(error: Exception) -> str:
     return f"{kind}{lines[0]}"[:200]
 
 
-def _begin(entry: Entry, call: Call, as_array: AsArray, reference: Reference) -> None:
-    """Make the first call, check its result, find the number of calls in a sample."""
-    start = time.perf_counter_ns()
-    y = as_array(call())
-    first = time.perf_counter_ns() - start
-    entry.max_ulp, entry.mean_ulp, median = reference.errors(y)
-    if median > NO_RESULT[y.dtype.name]:
-        entry.status = f"does not count: half of its results are {median:.0e} ULP off or more"
-    del y
-    for _ in range(0 if first > FIRST_NS else 3):
-        wanted = max(1, round(SAMPLE_NS / max(1.0, _sample(call, entry.repeats))))
-        settled = wanted < 2 * entry.repeats
-        entry.repeats = wanted
-        if settled:
-            break
-
-
-def _sample(call: Call, repeats: int) -> float:
-    """Return ns per call."""
-    rest = itertools.repeat(None, repeats)
-    start = time.perf_counter_ns()
-    for _ in rest:
-        call()
-    return (time.perf_counter_ns() - start) / repeats
-
-
-def choose_cpus(threads: int) -> list[int]:
-    """Choose as many CPUs of those this process may use, cores before their second threads."""
-    if not hasattr(os, "sched_getaffinity"):
-        return []
-    allowed = sorted(os.sched_getaffinity(0), reverse=True)  # the first CPU serves interrupts
-    if threads > len(allowed):
-        raise TooManyThreadsError(f"--threads {threads}: this process may use {len(allowed)} CPUs")
-    cores: dict[str, list[int]] = {}
-    for cpu in allowed:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.setdefault(siblings.read_text() if siblings.exists() else str(cpu), []).append(cpu)
-    by_rank = itertools.zip_longest(*cores.values())
-    return sorted([cpu for cpus in by_rank for cpu in cpus if cpu is not None][:threads])
-
-
 @contextmanager
-def _confined(cpus: Collection[int], threads: int) -> Iterator[None]:
-    """Hold this thread, and those it starts, on the CPUs; collect no garbage meanwhile."""
+def _confined(cpus: Sequence[int], threads: int) -> Iterator[None]:
+    """Hold this thread, and those it starts, on the CPUs, and tell libraries their number."""
     kept = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    allowed = os.sched_getaffinity(0) if cpus else ()
-    gc.collect()
-    gc.disable()
     try:
         os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
-        if cpus:
-            os.sched_setaffinity(0, cpus)
-        with softmaxlib.threads(threads), np.errstate(all="ignore"):
+        with timing.pinned(cpus), softmaxlib.threads(threads), np.errstate(all="ignore"):
             yield
     finally:
-        gc.enable()
         gc.unfreeze()
         for name, value in kept.items():
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
-        if cpus:
-            os.sched_setaffinity(0, allowed)

@@ -15,10 +15,12 @@ from softmaxlib._peers import DEFINITIONS, MISSING
 
 Report = Mapping[str, Any]
 
+_WORDS = {"loss": "[bold red]LOSS", "cannot tell": "?"}
+
 LEGEND = (
     "softmaxlib: ns per 1,000 elements, or us per call below 1,000 elements; peers: their time / "
-    "ours. In brackets the largest error in ULP. ! faster than softmaxlib; ~ does not count; "
-    "- not timed."
+    "ours. In brackets the largest error in ULP. ! faster than softmaxlib; ? the samples do not "
+    "tell; ~ does not count; - not timed."
 )
 
 
@@ -60,10 +62,9 @@ def _table(cases: Sequence[Report], peers: Sequence[str]) -> Table:
     for one_row, group in itertools.groupby(cases, lambda case: len(case["shape"]) == 1):
         for case in group:
             results = {result["library"]: result for result in case["results"]}
-            lost = case["outcome"] == "loss"
             table.add_row(
                 case["name"],
-                "[bold red]LOSS" if lost else case["outcome"] or "",
+                _WORDS.get(case["outcome"], case["outcome"] or ""),
                 _ours(results[OURS], case["elements"]),
                 *(_peer(results[name], case["outcomes"].get(name)) for name in peers),
             )
@@ -78,8 +79,8 @@ def _ours(result: Report, elements: int) -> str:
     if elements < 1000:
         time = f"{result['us_per_call']:.2f}us"
     else:
-        time = f"{result['ns_per_1000']['median']:.0f}"
-    return f"{time} ({_ulp(result['max_ulp'])})"
+        time = f"{result['ns_per_1000']['value']:.0f}"
+    return f"{'?' if result['noisy'] else ''}{time} ({_ulp(result['max_ulp'])})"
 
 
 def _peer(result: Report, outcome: str | None) -> str:
@@ -88,10 +89,13 @@ def _peer(result: Report, outcome: str | None) -> str:
     text = f"{_ratio(result['ratio'])} ({_ulp(result['max_ulp'])})"
     if outcome is None:
         return f"[dim]~{text}"
-    return f"[red]!{text}" if outcome == "loss" else text
+    return {"loss": f"[red]!{text}", "cannot tell": f"?{text}"}.get(outcome, text)
 
 
-def _ratio(value: float) -> str:
+def _ratio(ratio: Report) -> str:
+    value: float = ratio["value"]
+    if value != value:  # no pair of samples was undisturbed
+        return ""
     return f"{value:.2f}x" if value < 10 else f"{value:.0f}x"
 
 
@@ -124,7 +128,13 @@ def _show_libraries(console: Console, report: Report) -> None:
 
 def _show_summary(console: Console, summary: Report) -> None:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), show_edge=False, pad_edge=False)
-    columns = {"wins": "wins", "ties": "ties", "losses": "losses", "without_peer": "no peer"}
+    columns = {
+        "wins": "wins",
+        "ties": "ties",
+        "losses": "losses",
+        "cannot_tell": "cannot tell",
+        "without_peer": "no peer",
+    }
     table.add_column("dtype")
     for title in columns.values():
         table.add_column(title, justify="right")
@@ -134,17 +144,25 @@ def _show_summary(console: Console, summary: Report) -> None:
     table.add_row("all", *(str(summary[key]) for key in columns))
     console.print("\n[bold]Against the best peer of each case")
     console.print(table)
-    console.print(f"{DEFINITIONS['peer']} Tie: {DEFINITIONS['tie']}", style="dim", highlight=False)
-    losses, behind = summary["losses_list"], summary["ties_behind_list"]
+    text = f"{DEFINITIONS['peer']} {DEFINITIONS['outcome']}"
+    console.print(text, style="dim", highlight=False)
+    losses, untold = summary["losses_list"], summary["cannot_tell_list"]
     console.print(f"\n[bold]Losses: {len(losses) or 'none'}", highlight=False)
     _list(console, "LOSS", losses, "red")
-    if behind:
-        console.print("\n[bold]Ties in which a peer has the smaller median")
-        _list(console, "tie", behind, "none")
+    if untold:
+        console.print(f"\n[bold]Cannot tell: {len(untold)}", highlight=False)
+        _list(console, "?", untold, "none")
 
 
 def _list(console: Console, word: str, cases: Sequence[Report], style: str) -> None:
     for case in cases:
-        ratio = "softmaxlib failed" if case["ratio"] is None else _ratio(case["ratio"])
+        of = case["ratio"]
+        ratio = "softmaxlib failed" if of is None else _interval(of)
         text = f"  {word} {case['name']} {case['dtype']}: {case['best_peer']} {ratio}"
         console.print(text, style=style, highlight=False)
+
+
+def _interval(of: Report) -> str:
+    if of["value"] != of["value"]:
+        return "no pair of samples was undisturbed"
+    return f"{_ratio(of)} ({of['low']:.2f} to {of['high']:.2f}, {of['clean']} pairs)"

@@ -194,8 +194,10 @@ def plot_peers(report: Mapping[str, Any], suffix: str) -> bytes:
             ncols=2 + across,
             frameon=False,
         )
-    plot_ratios(parts[-1].subplots(), cases)
-    parts[-1].legend(loc="outside lower center", ncols=4, frameon=False)
+    ratios = parts[-1].subplots()
+    plot_ratios(ratios, cases)
+    if ratios.get_legend_handles_labels()[0]:
+        parts[-1].legend(loc="outside lower center", ncols=3, frameon=False)
     picture = io.BytesIO()
     figure.savefig(picture, format=suffix.lstrip("."), dpi=150)
     return picture.getvalue()
@@ -209,16 +211,18 @@ def plot_rows_beside_peers(axes: Axes, cases: Sequence[Mapping[str, Any]], dtype
     """Draw the time per element of one row against its length, a line per library."""
     lengths = _lengths(cases, dtype)
     for name, (colour, marker) in LIBRARIES.items():
-        line = [
-            (case["elements"], result["ns_per_1000"]["median"])
-            for case in cases
+        line = {
+            case["elements"]: Estimate(**result["ns_per_1000"])
+            for case in sorted(cases, key=lambda case: case["elements"])
             if case["dtype"] == dtype and len(case["shape"]) == 1
             for result in case["results"]
             if result["library"] == name and result["ns_per_1000"] and result["status"] == "ok"
-        ]
+        }
         if line:
-            axes.plot(
-                *zip(*sorted(line), strict=True),
+            plot_estimates(
+                axes,
+                list(line),
+                list(line.values()),
                 color=colour,
                 marker=marker,
                 markersize=4,
@@ -237,34 +241,38 @@ def plot_rows_beside_peers(axes: Axes, cases: Sequence[Mapping[str, Any]], dtype
 
 
 def plot_ratios(axes: Axes, cases: Sequence[Mapping[str, Any]]) -> None:
-    """Draw the best peer's time over ours, dots on a line per shape; those of losses are filled."""
+    """Draw the best peer's time over ours, dots on a line per shape.
+
+    Those of losses are filled, those that cannot be told pale.
+    """
     names = list(dict.fromkeys(case["name"] for case in cases))
-    found = [case for case in cases if case["ratio"] is not None]
+    found = [case for case in cases if case["ratio"] and math.isfinite(case["ratio"]["value"])]
     for i, (dtype, (colour, marker)) in enumerate(DTYPES.items()):
         mine = [case for case in found if case["dtype"] == dtype]
-        for lost in (False, True):
-            dots = [case for case in mine if (case["outcome"] == "loss") == lost]
-            if mine:
+        for outcome in ("win or tie", "loss", "cannot tell"):
+            dots = [case for case in mine if case["outcome"] in outcome.split(" or ")]
+            if dots:
                 axes.scatter(
-                    [case["ratio"] for case in dots],
+                    [case["ratio"]["value"] for case in dots],
                     [names.index(case["name"]) + 0.16 * (i - 1.5) for case in dots],
                     s=22,
                     marker=marker,
                     edgecolors=colour,
-                    facecolors=colour if lost else "none",
-                    label=f"{dtype}, loss" if lost else dtype,
+                    facecolors=colour if outcome == "loss" else "none",
+                    alpha=0.3 if outcome == "cannot tell" else 1.0,
+                    label=dtype if outcome == "win or tie" else f"{dtype}, {outcome}",
                 )
     axes.axvline(1.0, color="black", linewidth=1.2)
     axes.set_title("best peer's time / softmaxlib's: right of 1 softmaxlib is faster", fontsize=10)
     axes.set_xscale("log")
-    least = min([0.5, *(case["ratio"] for case in found)]) / 1.1
-    most = max([2.0, *(case["ratio"] for case in found)]) * 1.1
+    least = min([0.5, *(case["ratio"]["value"] for case in found)]) / 1.1
+    most = max([2.0, *(case["ratio"]["value"] for case in found)]) * 1.1
     axes.set_xlim(least, most)
     steps = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)
     axes.xaxis.set_major_locator(FixedLocator([step for step in steps if least <= step <= most]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-    axes.set_xlabel("ratio of the median times, logarithmic")
+    axes.set_xlabel("ratio of the times, median over pairs of samples, logarithmic")
     axes.set_yticks(range(len(names)), names, fontsize=8)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.grid(color="#DDDDDD", linewidth=0.6)

@@ -65,7 +65,8 @@ class Case:
     ``run`` makes so many calls and returns nanoseconds per call. Cases of one ``group`` are timed
     next to each other. ``warm``: one call before each sample, since the case before may have left
     other lines in the cache. ``shared``: it depends on what all cores share, the last cache or
-    memory. ``spins``: it may leave threads behind that go on for a while.
+    memory. ``spins``: it may leave threads behind that go on for a while. ``hands_over``: on the
+    one CPU it is timed on, another thread may compute while the caller waits.
     """
 
     label: str
@@ -75,6 +76,7 @@ class Case:
     shared: bool = False
     threads: int = 1
     spins: bool = False
+    hands_over: bool = False
     weight: float = 1.0  # of its group's share of the time: the largest counts
     least: int = MIN_ROUNDS
     most: int = MAX_ROUNDS
@@ -436,12 +438,13 @@ class Engine:
         if case.warm:
             case.run(1)
         stolen, _ = self._counters.read()
-        switches, cpu = _switches(case.threads), time.thread_time_ns()
+        used = time.process_time_ns if case.hands_over else time.thread_time_ns
+        switches, cpu = _switches(case.threads), used()
         start = time.perf_counter_ns()
         ns = case.run(case.repeats)
         wall = time.perf_counter_ns() - start
-        lost = wall - (time.thread_time_ns() - cpu)
-        switches = _switches(case.threads) - switches
+        lost = wall - (used() - cpu)
+        switches = 0 if case.hands_over else _switches(case.threads) - switches
         stolen = self._counters.read()[0] - stolen
         disturbed = None
         if case.threads == 1 and lost > max(_LOST_NS, _LOST_SHARE * wall):
