@@ -392,7 +392,8 @@ class CrossEntropyRow {
                                     ? q * (n - 1) - sum * others
                                     : sum * (first_of(p.relative(z)) / (1 + p.ratio)) - (q + keep);
       const double g = difference * c * first_of(p.slope(z));
-      const bool counts = keep > 0 && is_possible(target);  // before x is written to
+      // Before x is written to. An only class has p = 1, and nothing to gain.
+      const bool counts = (keep > 0 || job_.n == 1) && is_possible(target);
       row.read_write(0, row.size(), 0, add);
       if (counts) put(target, static_cast<T>(g));
     } else {

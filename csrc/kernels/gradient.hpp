@@ -246,8 +246,10 @@ struct GradientPiece {
     const double sum = f.sum;
     const double unit = f.unit;
     const WideProduct factor(f.affine.scale, 1 / unit, 0);
-    const InLanes<V> total = in_all(sum, V()), scale = in_all(factor.value, V()),
-                     more = in_all(factor.more, V());
+    // A factor above 1 goes to y first: their product is in range, that with the rest may not be.
+    const double early = Of::kLog || factor.value < 1 ? 1 : factor.value;
+    const InLanes<V> total = in_all(sum, V()), larger = in_all(early, V()),
+                     scale = in_all(factor.value / early, V()), more = in_all(factor.more, V());
     const Affine affine = f.affine;
     const StableSlope<V> stable_slope(f);
     const RowGradient row_gradient(sum, f.affine.scale);
@@ -257,7 +259,8 @@ struct GradientPiece {
       if constexpr (Of::kReduces)
         return row_gradient.times_exp(moved_argument(z, affine), affine.scale).value();
       if constexpr (Of::kLog) d = less_exp(g, result, sum);
-      else d = InLanes<V>::of(result) * (InLanes<V>::of(g) - total);
+      else if constexpr (Of::kStable) d = InLanes<V>::of(result) * (InLanes<V>::of(g) - total);
+      else d = InLanes<V>::of(result) * larger * (InLanes<V>::of(g) - total);
       if constexpr (Of::kStable) return stable_slope(d, InLanes<V>::of(z)).value();
       else return (d * scale * more).value();
     });
