@@ -246,8 +246,10 @@ struct GradientPiece {
     const double sum = f.sum;
     const double unit = f.unit;
     const WideProduct factor(f.affine.scale, 1 / unit, 0);
-    // A factor above 1 goes to y first: their product is in range, that with the rest may not be.
-    const double early = Of::kLog || factor.value < 1 ? 1 : factor.value;
+    // Of doubles, a factor above 1 goes to y first: their product is in range, that with the rest
+    // may not be. Products of floats are in the range of double anyhow.
+    constexpr bool kDouble = sizeof(T) == 8;
+    const double early = !kDouble || Of::kLog || factor.value < 1 ? 1 : factor.value;
     const InLanes<V> total = in_all(sum, V()), larger = in_all(early, V()),
                      scale = in_all(factor.value / early, V()), more = in_all(factor.more, V());
     const Affine affine = f.affine;
@@ -259,10 +261,12 @@ struct GradientPiece {
       if constexpr (Of::kReduces)
         return row_gradient.times_exp(moved_argument(z, affine), affine.scale).value();
       if constexpr (Of::kLog) d = less_exp(g, result, sum);
-      else if constexpr (Of::kStable) d = InLanes<V>::of(result) * (InLanes<V>::of(g) - total);
+      else if constexpr (Of::kStable || !kDouble)
+        d = InLanes<V>::of(result) * (InLanes<V>::of(g) - total);
       else d = InLanes<V>::of(result) * larger * (InLanes<V>::of(g) - total);
       if constexpr (Of::kStable) return stable_slope(d, InLanes<V>::of(z)).value();
-      else return (d * scale * more).value();
+      else if constexpr (kDouble) return (d * scale * more).value();
+      else return (d * scale).value();
     });
   }
 
