@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -93,18 +92,8 @@ def limit(x: Array, kind: str) -> Timer:
     return lambda n: _core.time_roofline(_core.rooflines[kind], _core.isas[BEST], x, out, n)
 
 
-def python(call: Callable[[], object]) -> Timer:
-    def run(n: int) -> float:
-        start = time.perf_counter_ns()
-        for _ in range(n):
-            call()
-        return (time.perf_counter_ns() - start) / n
-
-    return run
-
-
 def in_isa(isa: str, call: Callable[[], object]) -> Timer:
-    timer = python(call)
+    timer = timing.repeated(call)
 
     def run(n: int) -> float:
         with sml.use_isa(isa):
@@ -120,7 +109,7 @@ def peers(x: Array) -> dict[str, Timer]:
 
         torch.set_num_threads(1)
         tensor = torch.from_numpy(x)
-        found["torch"] = python(lambda: torch.softmax(tensor, -1))
+        found["torch"] = timing.repeated(lambda: torch.softmax(tensor, -1))
     except ImportError:
         pass
     try:
@@ -143,7 +132,7 @@ def peers(x: Array) -> dict[str, Timer]:
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    found["onnxruntime"] = python(lambda: session.run(None, {"x": x}))
+    found["onnxruntime"] = timing.repeated(lambda: session.run(None, {"x": x}))
     return found
 
 

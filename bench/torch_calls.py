@@ -1,16 +1,14 @@
 """What a small call from PyTorch takes, next to torch's own function: overhead, not arithmetic.
 
-    pip install -e '.[torch,bench]' && python bench/torch_calls.py [--elements 10] [--rounds 1000]
+    pip install -e '.[torch,bench]' && python bench/torch_calls.py [--elements 10] [--seconds 20]
 
-Microseconds of one vector of float32, on one thread. Every round times each call of a row in turn;
-of the rounds the least counts, which is what a call takes when nothing else runs.
+Microseconds of one vector of float32, on one thread, by the timing engine.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 
 import torch
@@ -19,11 +17,10 @@ from rich.table import Table
 
 import softmaxlib as sml
 import softmaxlib.torch as st
+from softmaxlib._tools import timing
 
 Call = Callable[[], torch.Tensor]
 Function = Callable[[torch.Tensor], torch.Tensor]
-
-SAMPLE_NS = 5e5  # of each call in a round: shorter than what a busy machine gives at a time
 
 
 def pairs(elements: int) -> dict[str, tuple[Function, Function]]:
@@ -54,27 +51,10 @@ def ways(function: Function, x: torch.Tensor) -> tuple[Call, Call]:
     )
 
 
-def least(calls: list[Call], rounds: int) -> list[float]:
-    """Return microseconds per call."""
-    best = [time_of(call, 1) for call in calls]
-    for _ in range(rounds):
-        for i, call in enumerate(calls):
-            best[i] = min(best[i], time_of(call, max(1, round(SAMPLE_NS / best[i]))))
-    return [ns / 1e3 for ns in best]
-
-
-def time_of(call: Call, repeats: int) -> float:
-    """Return nanoseconds per call."""
-    begin = time.perf_counter_ns()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter_ns() - begin) / repeats
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--elements", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=20.0, help="of timing")
     args = parser.parse_args()
     torch.set_num_threads(1)
     x = torch.randn(args.elements)
@@ -82,10 +62,18 @@ def main() -> int:
     for column in ("function", "forward", "torch", "and backward", "torch"):
         table.add_column(column, justify="left" if column == "function" else "right")
     with sml.threads(1):
+        cases = {}
         for name, (ours, theirs) in pairs(args.elements).items():
             (forward, both), (their_forward, their_both) = ways(ours, x), ways(theirs, x)
-            found = least([forward, their_forward, both, their_both], args.rounds)
-            table.add_row(name, *(f"{us:.1f}" for us in found))
+            cases[name] = [
+                timing.Case(name, timing.repeated(call), group=name)
+                for call in (forward, their_forward, both, their_both)
+            ]
+        every = [case for group in cases.values() for case in group]
+        timing.Engine(every, seconds=args.seconds, cpus=timing.choose_cpus(1)).run()
+    for name, group in cases.items():
+        found = [timing.time_of(case).scaled(1e-3) for case in group]
+        table.add_row(name, *(f"{'~' if us.noisy else ''}{us.value:.1f}" for us in found))
     table.caption = f"torch {torch.__version__}"
     Console(width=100).print(table)
     return 0

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -175,23 +174,13 @@ def cases(quick: bool) -> Iterator[Case]:
     yield orthogonal((4096 // share, 4096))
 
 
-def repeated(call: Call) -> Callable[[int], float]:
-    def run(repeats: int) -> float:
-        begin = time.perf_counter_ns()
-        for _ in range(repeats):
-            call()
-        return (time.perf_counter_ns() - begin) / repeats
-
-    return run
-
-
 def limit(x: Array, kind: str) -> Callable[[int], float]:
     out, isa = np.zeros_like(x), _core.isas[sml.available_isas()[0]]
     return lambda repeats: _core.time_roofline(_core.rooflines[kind], isa, x, out, repeats)
 
 
 def measure(case: Case, seconds: float, cpus: list[int]) -> dict[str, timing.Case]:
-    timers = {name: repeated(call) for name, call in {**case.ours, **case.theirs}.items()}
+    timers = {name: timing.repeated(call) for name, call in {**case.ours, **case.theirs}.items()}
     timers |= {"read": limit(case.x, "read"), "copy": limit(case.x, "streaming_copy")}
     parts = {name: timing.Case(name, run, shared=True) for name, run in timers.items()}
     timing.Engine(list(parts.values()), seconds=seconds, cpus=cpus).run()

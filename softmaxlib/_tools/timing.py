@@ -95,6 +95,19 @@ class Case:
         return [sample for sample in self.samples if sample.disturbed is None]
 
 
+def repeated(call: Callable[[], object]) -> Callable[[int], float]:
+    """Return the ``run`` of a case that calls a Python function."""
+
+    def run(repeats: int) -> float:
+        rest = itertools.repeat(None, repeats)
+        start = time.perf_counter_ns()
+        for _ in rest:
+            call()
+        return (time.perf_counter_ns() - start) / repeats
+
+    return run
+
+
 # ---- Estimates
 
 
