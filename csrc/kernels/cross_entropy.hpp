@@ -515,9 +515,9 @@ inline void put_as(softmaxlib_dtype dtype, char* to, double x) {
 template <template <class> class P, class D>
 void cross_entropy_of_rows(const Job& job, int64_t start, int64_t stop, char*) {
   double weight_sum = 0;
-  if (job.loss->smoothing > 0) {
+  {
     const DefaultFloatingPoint environment;
-    weight_sum = sum_of_weights(job);
+    if (job.loss->smoothing > 0) weight_sum = sum_of_weights(job);
   }
   for_each_row<D>(job, start, stop, [&](const Row<D>& row, const Place& place) {
     const double loss = CrossEntropyRow<P<D>, D>(job, row, place, weight_sum).run();
