@@ -320,10 +320,6 @@ inline void check_gaps(Array before, Array& after) {
 inline void check_same(const std::vector<char>& got, const std::vector<char>& wanted,
                        softmaxlib_dtype dtype, const std::string& how) {
   if (got == wanted) return;
-  if (getenv("GO")) {
-    printf("MISMATCH bits %s\n", how.c_str());
-    return;
-  }  // DEV
   const auto differ = std::mismatch(got.begin(), got.end(), wanted.begin(), wanted.end());
   fail("element " + std::to_string((differ.first - got.begin()) / item_size(dtype)) +
        " (others, queries, columns) differs, by " + how);

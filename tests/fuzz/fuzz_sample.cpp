@@ -107,9 +107,8 @@ void check_values_of(const Rows& rows, const Plain& plain, const std::vector<cha
       require(!kept[place], "a place twice");
       kept[place] = true;
       if (!valid) require(place == i, "a place where there is no distribution");
-      else if (i > 0) {
-        if (!order.is_before(static_cast<size_t>(places[i - 1]), place)) printf("DEV %zu %zu %s %s d %Lg\n", (size_t)places[i - 1], place, text_of((Real)row.z[(size_t)places[i - 1]]).c_str(), text_of((Real)row.z[place]).c_str(), row.doubt[place]);
-        require(order.is_before(static_cast<size_t>(places[i - 1]), place), "not in order"); }
+      else if (i > 0)
+        require(order.is_before(static_cast<size_t>(places[i - 1]), place), "not in order");
     }
     if (valid && !places.empty())
       for (size_t i = 0; i < kept.size(); ++i)
