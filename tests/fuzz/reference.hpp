@@ -246,14 +246,16 @@ inline void check_row(softmaxlib_function function, softmaxlib_dtype dtype, cons
       if (row.in[i]) require_near(y[i], kNaN, 0, dtype, what, number, static_cast<int64_t>(i));
     return;
   }
-  Real total = 0, slack = 0x1p-60L;
+  Wide total = 0;
+  Real slack = 0x1p-60L;
   for (size_t i = 0; i < y.size(); ++i) {
     expected.check(i, y[i], what, number);
     total += y[i];
     slack += tolerance_of(bound_of_any(function, dtype), y[i], dtype);
   }
   if (is_logarithm(function) || !expected.distribution().valid() || row.sink != -kInf) return;
-  require_near(total, 1, slack, dtype, std::string(what) + ", sum of probabilities", number);
+  require_near(static_cast<Real>(total), 1, slack, dtype,
+               std::string(what) + ", sum of probabilities", number);
 }
 
 // The same of some elements.
