@@ -172,3 +172,13 @@ def test_topk_of_rows_without_a_distribution():
 def test_topk_errors(arguments, error, words):
     with pytest.raises(error, match=words):
         softmaxlib.topk_softmax(np.ones((2, 3)), **arguments)
+
+
+def test_arguments_beyond_the_range_keep_their_order(isa):
+    """x / temperature is beyond float32, its order is not."""
+    x = np.array([1, 3, 2, -1], np.float32)
+    weights, places = softmaxlib.topk_softmax(x, 1, temperature=1e-39)
+    assert (weights.tolist(), places.tolist()) == ([1.0], [1])
+    rng = np.random.default_rng(0)
+    for options in ({}, {"top_k": 1}, {"top_p": 0.5}, {"min_p": 0.9}):
+        assert softmaxlib.sample(x, rng, temperature=1e-39, **options) == 1

@@ -155,16 +155,21 @@ inline Shape draw_shape(Input& in) {
   return shape;
 }
 
-// An optional operand that broadcasts to the call's x.
-inline void add_operand(Input& in, Call& call, const char* name,
-                        const softmaxlib_array* softmaxlib_options::*member, softmaxlib_dtype dtype,
-                        bool per_row, bool positive = false) {
-  if (!in.one_in(4)) return;
+// A shape that broadcasts to the call's x.
+inline Shape draw_broadcast(Input& in, const Call& call, bool per_row) {
   Shape shape;
   const size_t ndim = call.shape.size();
   for (size_t d = static_cast<size_t>(in.below(static_cast<int64_t>(ndim) + 1)); d < ndim; ++d)
     shape.push_back((per_row && call.reduced[d]) || in.one_in(3) ? 1 : call.shape[d]);
-  auto array = std::make_unique<Array>(in, dtype, shape,
+  return shape;
+}
+
+// An optional operand.
+inline void add_operand(Input& in, Call& call, const char* name,
+                        const softmaxlib_array* softmaxlib_options::*member, softmaxlib_dtype dtype,
+                        bool per_row, bool positive = false) {
+  if (!in.one_in(4)) return;
+  auto array = std::make_unique<Array>(in, dtype, draw_broadcast(in, call, per_row),
                                        positive ? Elements::kOwnMemory : Elements::kMayOverlap);
   fill(in, *array, positive);
   call.options.*member = array->view();

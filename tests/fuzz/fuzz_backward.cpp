@@ -1,6 +1,7 @@
-// softmaxlib_backward on valid calls, against plain ones on the scalar leaf. grad and y are any
-// numbers: what they mean has other tests.
-#include "call.hpp"
+// softmaxlib_backward and softmaxlib_scale_rows on valid calls, against plain ones on the scalar
+// leaf; the plain ones against the reference. grad is any numbers; y, too, or a result of the
+// function.
+#include "reference.hpp"
 
 namespace softmaxlib::fuzz {
 namespace {
@@ -18,6 +19,16 @@ struct Gradient : Call {
   }
 };
 
+// Numbers near the end of a format's range, whose sums are beyond it.
+void make_huge(Input& in, Array* array) {
+  std::mt19937_64 random(in.bytes(2));
+  const double largest = test::format_of(array->dtype()).largest;
+  for_indices(array->shape(), [&](const Shape& i) {
+    const double share = 0.5 + std::ldexp(static_cast<double>(random() >> 11), -54);
+    test::encode(random() % 2 ? share * largest : -share * largest, array->dtype(), array->at(i));
+  });
+}
+
 void draw_gradient(Input& in, Gradient* g) {
   g->function = static_cast<softmaxlib_function>(in.below(5));
   const auto to = static_cast<softmaxlib_dtype>(in.below(4));
@@ -32,9 +43,16 @@ void draw_gradient(Input& in, Gradient* g) {
     return in.one_in(2) ? static_cast<softmaxlib_dtype>(in.below(4)) : to;
   };
   g->grad = std::make_unique<Array>(in, any_float(), results, Elements::kMayOverlap);
-  g->y = std::make_unique<Array>(in, any_float(), results, Elements::kMayOverlap);
   fill(in, *g->grad);
-  fill(in, *g->y);
+  if (in.one_in(6)) make_huge(in, g->grad.get());
+  const bool genuine = in.one_in(2);
+  g->y = std::make_unique<Array>(in, any_float(), results,
+                                 genuine ? Elements::kOwnMemory : Elements::kMayOverlap);
+  if (genuine)
+    require(softmaxlib_run(g->function, g->x->view(), g->y->view(), g->naxes(), g->axes.data(),
+                           &g->options) == SOFTMAXLIB_OK,
+            "no results to differentiate");
+  else fill(in, *g->y);
   g->in_place = in.one_in(4) && !g->reduces() && g->grad->dtype() == to && g->grad->own_elements();
   g->out = g->in_place ? std::make_unique<Array>(*g->grad)
                        : std::make_unique<Array>(in, to, g->shape, Elements::kOwnMemory);
@@ -42,23 +60,51 @@ void draw_gradient(Input& in, Gradient* g) {
 
 // An array of results, plainly.
 struct Copy {
+  bool reduces;
   std::vector<char> bytes;
   softmaxlib_array view;
   Copy(const Gradient& g, const Array& array, const Plain& plain)
-      : bytes(g.reduces() ? g.plain_rows(array) : g.plain_copy(array)) {
+      : reduces(g.reduces()), bytes(g.reduces() ? g.plain_rows(array) : g.plain_copy(array)) {
     bytes.reserve(1);
     view = {bytes.data(), array.dtype(), g.reduces() ? 2 : 3, plain.shape, nullptr};
   }
   Copy(const Copy&) = delete;
   Copy& operator=(const Copy&) = delete;
+
+  // A row's values as the arithmetic of `to` sees them; one for a row is a double.
+  std::vector<Real> row(int64_t number, int64_t size, softmaxlib_dtype to) const {
+    const char* p = bytes.data() + number * size * test::item_size_of(view.dtype);
+    std::vector<Real> values = test::decode_all(p, size, view.dtype);
+    if (!reduces)
+      for (Real& v : values) v = test::converted(v, to);
+    return values;
+  }
 };
 
-}  // namespace
-}  // namespace softmaxlib::fuzz
+void check_gradient(const Gradient& g, const Plain& plain, const Copy& grad, const Copy& y,
+                    const std::vector<char>& out) {
+  const softmaxlib_dtype dtype = g.out->dtype();
+  const int64_t n = plain.columns(), results = g.reduces() ? 1 : n;
+  if (n == 0) return;
+  for_plain_rows(plain, [&](int64_t number, int64_t other, int64_t query) {
+    const ReferenceRow row = row_of(g.function, dtype, *plain.x, plain.options, n, other, query);
+    std::vector<Real> x;
+    for (int64_t c = 0; c < n; ++c)
+      x.push_back(test::converted(value_at(plain.x, {other, query, c}, 0), dtype));
+    const RowGradient want = gradient_of(g.function, dtype, grad.row(number, results, dtype), x,
+                                         y.row(number, results, dtype), row.in, row.factor);
+    const auto got =
+        test::decode_all(out.data() + number * n * test::item_size_of(dtype), n, dtype);
+    for (size_t i = 0; i < got.size(); ++i)
+      if (want.judged[i])
+        require_near(got[i], want.value[i],
+                     tolerance_of(gradient_ulps(g.function, dtype), want.size[i], dtype), dtype,
+                     std::string("gradient of ") + test::kFunctionNames[g.function], number,
+                     static_cast<int64_t>(i));
+  });
+}
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  using namespace softmaxlib::fuzz;
-  Input in(data, size);
+void try_gradient(Input& in) {
   Gradient g;
   draw_gradient(in, &g);
   describe = [&g] { return g.description(); };
@@ -71,6 +117,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   softmaxlib_status status = softmaxlib_backward(g.function, &grad.view, plain.x, &y.view,
                                                  &out_view, 1, &Plain::kAxis, &plain.options);
   if (status) fail(std::string("the plain call is refused: ") + softmaxlib_status_text(status));
+  check_gradient(g, plain, grad, y, wanted);
 
   for (int32_t rank = 0; const softmaxlib_isa isa = softmaxlib_isa_available(rank); ++rank) {
     const Inputs inputs(g);
@@ -87,5 +134,90 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     check_gaps(*g.out, out);
   }
   describe = nullptr;
+}
+
+// ---- softmaxlib_scale_rows
+
+struct Scaling : Call {
+  std::unique_ptr<Array> factors, out;
+  bool in_place = false;
+
+  std::string description() const {
+    return std::string("softmaxlib_scale_rows, ") + (in_place ? "in place, " : "") + text() +
+           factors->text("factors") + out->text("out");
+  }
+};
+
+void check_scaling(const Scaling& s, const std::vector<char>& factors,
+                   const std::vector<char>& out) {
+  const softmaxlib_dtype dtype = s.out->dtype(), of_factors = s.factors->dtype();
+  const auto read = [](const std::vector<char>& bytes, size_t i, softmaxlib_dtype type) {
+    return decode(type, bytes.data() + i * static_cast<size_t>(test::item_size_of(type)));
+  };
+  const std::vector<char> x = s.plain_copy(*s.x);
+  for (size_t i = 0; i < static_cast<size_t>(size_of(s.shape)); ++i) {
+    const Real factor = read(factors, i, of_factors), given = read(x, i, s.x->dtype());
+    const Real value = test::converted(given, dtype);
+    const Real want = factor == 1  ? given
+                      : value == 0 ? 0
+                                   : static_cast<Real>(Wide{value} * factor);
+    // A product of floats is a double, rounded to float, then to a half.
+    const bool once = factor == 1 || dtype == SOFTMAXLIB_F64;
+    const Real ulps = once ? 0.5L : is_half(dtype) ? 0.5L + 0x1p-10L : 0.5L + 0x1p-28L;
+    const Real tolerance = std::isfinite(want) ? ulps * ulp_of(want, format_of(dtype)) : 0;
+    require_near(read(out, i, dtype), want, tolerance, dtype, "scaled element",
+                 static_cast<int64_t>(i));
+  }
+}
+
+void try_scaling(Input& in) {
+  Scaling s;
+  const auto to = static_cast<softmaxlib_dtype>(in.below(4));
+  draw_call(in, false, false, in.one_in(2) ? static_cast<softmaxlib_dtype>(in.below(13)) : to, &s);
+  s.factors = std::make_unique<Array>(in, static_cast<softmaxlib_dtype>(in.below(4)),
+                                      draw_broadcast(in, s, false), Elements::kMayOverlap);
+  fill(in, *s.factors);
+  if (in.one_in(4))
+    for_indices(s.factors->shape(),
+                [&](const Shape& i) { test::encode(1, s.factors->dtype(), s.factors->at(i)); });
+  s.in_place = in.one_in(3) && s.x->dtype() == to && s.x->own_elements();
+  s.out = s.in_place ? std::make_unique<Array>(*s.x)
+                     : std::make_unique<Array>(in, to, s.shape, Elements::kOwnMemory);
+  s.options.store = static_cast<softmaxlib_store>(in.below(3));
+  describe = [&s] { return s.description(); };
+
+  const Plain plain(s);
+  std::vector<char> factors = s.plain_copy(*s.factors), wanted = s.plain_copy(*s.out);
+  factors.reserve(1), wanted.reserve(1);
+  const softmaxlib_array fa = {factors.data(), s.factors->dtype(), 3, plain.shape, nullptr};
+  const softmaxlib_array out_view = {wanted.data(), to, 3, plain.shape, nullptr};
+  softmaxlib_status status = softmaxlib_scale_rows(plain.x, &fa, &out_view, &plain.options);
+  if (status) fail(std::string("the plain call is refused: ") + softmaxlib_status_text(status));
+  check_scaling(s, factors, wanted);
+  for (int32_t rank = 0; const softmaxlib_isa isa = softmaxlib_isa_available(rank); ++rank) {
+    const Inputs inputs(s);
+    const Array kept = *s.factors;
+    softmaxlib_options o = s.options;
+    o.isa = isa;
+    Array out = *s.out;
+    status = softmaxlib_scale_rows(s.in_place ? out.view() : s.x->view(), s.factors->view(),
+                                   out.view(), &o);
+    require(status == SOFTMAXLIB_OK, softmaxlib_status_text(status));
+    inputs.check();
+    require(kept.same_memory(*s.factors), "factors were written to");
+    check_same(s.plain_copy(out), wanted, to, softmaxlib_isa_name(isa));
+    check_gaps(*s.out, out);
+  }
+  describe = nullptr;
+}
+
+}  // namespace
+}  // namespace softmaxlib::fuzz
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+  using namespace softmaxlib::fuzz;
+  Input in(data, size);
+  if (in.one_in(4)) try_scaling(in);
+  else try_gradient(in);
   return 0;
 }

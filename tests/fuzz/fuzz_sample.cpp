@@ -1,6 +1,7 @@
 // softmaxlib_sample and softmaxlib_topk_softmax on valid calls, against plain ones on the scalar
-// leaf: the same draws, weights and places, on every ISA, in every layout and split.
-#include "call.hpp"
+// leaf: the same draws, weights and places, on every ISA, in every layout and split. The plain ones
+// against the reference.
+#include "reference.hpp"
 
 namespace softmaxlib::fuzz {
 namespace {
@@ -78,6 +79,50 @@ std::vector<char> plain_results(const Rows& rows, const Array& array) {
   return copy;
 }
 
+void check_values_of(const Rows& rows, const Plain& plain, const std::vector<char>& numbers,
+                     const std::vector<int64_t>& indices) {
+  const softmaxlib_options& o = plain.options;
+  const bool has_options = o.temperatures || o.bias || o.temperature != 1;
+  const softmaxlib_dtype x_type = plain.x->dtype, of_numbers = rows.numbers->dtype();
+  const softmaxlib_dtype dtype = !rows.sampling     ? of_numbers
+                                 : is_float(x_type) ? x_type
+                                                    : SOFTMAXLIB_F64;
+  const int64_t each = rows.sampling ? 1 : rows.k;
+  for_plain_rows(plain, [&](int64_t number, int64_t other, int64_t query) {
+    const ReferenceRow row =
+        row_of(SOFTMAXLIB_SOFTMAX, dtype, *plain.x, o, plain.columns(), other, query);
+    const std::vector<Real> values = test::decode_all(
+        numbers.data() + number * each * test::item_size_of(of_numbers), each, of_numbers);
+    const std::vector<int64_t> places(indices.begin() + number * each,
+                                      indices.begin() + (number + 1) * each);
+    const Order order(row, dtype, has_options);
+    if (rows.sampling)
+      return check_draw(row, dtype, order, rows.filter, values[0], places[0], number);
+
+    if (!row.judged || row.beyond) return;
+    const bool valid = test::distribution_of(SOFTMAXLIB_SOFTMAX, row.z, row.in).valid();
+    std::vector<bool> kept(row.z.size(), false);
+    for (size_t i = 0; i < places.size(); ++i) {
+      const auto place = static_cast<size_t>(places[i]);
+      require(!kept[place], "a place twice");
+      kept[place] = true;
+      if (!valid) require(place == i, "a place where there is no distribution");
+      else if (i > 0)
+        require(order.is_before(static_cast<size_t>(places[i - 1]), place), "not in order");
+    }
+    if (valid && !places.empty())
+      for (size_t i = 0; i < kept.size(); ++i)
+        require(kept[i] || order.is_before(static_cast<size_t>(places.back()), i),
+                "not the largest");
+    for (size_t i = 0; i < kept.size(); ++i) kept[i] = row.in[i] && (kept[i] || !rows.renormalize);
+    if (valid)
+      check_elements(SOFTMAXLIB_SOFTMAX, dtype, row, kept, places, values, "weight", number);
+    else
+      for (const Real w : values)
+        require_near(w, row.terms() ? Real{kNaN} : 0, 0, dtype, "weight", number);
+  });
+}
+
 }  // namespace
 }  // namespace softmaxlib::fuzz
 
@@ -104,6 +149,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (const int64_t i : indices)
     require(i >= (rows.sampling ? -1 : 0) && i < std::max<int64_t>(plain.columns(), 1),
             "no such index");
+  check_values_of(rows, plain, numbers, indices);
   std::vector<char> places(indices.size() * sizeof(int64_t));
   if (!places.empty()) memcpy(places.data(), indices.data(), places.size());
 

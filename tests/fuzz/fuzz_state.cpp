@@ -1,9 +1,8 @@
 // Streaming states: rows in chunks of any sizes, some of them merged, each update on another ISA;
-// the states' bytes are the same whatever ISA made them, and results near those of one call. States
-// of arbitrary bytes are refused or taken, never a crash.
-#include <cmath>
-
-#include "call.hpp"
+// the states' bytes are the same whatever ISA made them, results are near those of one call and
+// within the reference's bounds for it. States of arbitrary bytes are refused or taken, never a
+// crash.
+#include "reference.hpp"
 
 namespace softmaxlib::fuzz {
 namespace {
@@ -112,6 +111,25 @@ void check_near(const std::vector<char>& got, const std::vector<char>& wanted,
   }
 }
 
+// The logarithm of a sum has the bound of logsumexp, or for the sums of the others that of their
+// results.
+void check_log_sums(const Stream& s, const Plain& plain, const std::vector<double>& log_sums) {
+  const softmaxlib_dtype inside = test::arithmetic_of(s.to);
+  const Real ulps = bound_of_any(
+      s.function == SOFTMAXLIB_LOG_SOFTMAX ? SOFTMAXLIB_LOGSUMEXP : s.function, inside);
+  for_plain_rows(plain, [&](int64_t number, int64_t other, int64_t query) {
+    const ReferenceRow row =
+        row_of(s.function, s.to, *plain.x, plain.options, plain.columns(), other, query);
+    if (!row.judged || row.beyond) return;
+    const Distribution d = test::distribution_of(s.function, row.z, row.in);
+    const Real want = d.valid() && is_stablemax(s.function) ? d.log_stable_sum() : d.log_sum();
+    const Real tolerance =
+        d.valid() ? tolerance_of_log_sum(ulps, want, inside) + doubt_of_sum(row, d) : 0;
+    require_near(log_sums[static_cast<size_t>(number)], want, tolerance, SOFTMAXLIB_F64,
+                 std::string("sum of ") + test::kFunctionNames[s.function], number);
+  });
+}
+
 void check_valid(const Stream& s) {
   const Plain plain(s);
   const States states = update(s, plain.rows(), 0);
@@ -124,6 +142,7 @@ void check_valid(const Stream& s) {
   std::vector<double> log_sums(states.size());
   log_sums.reserve(1);
   require_ok(softmaxlib_state_finish(plain.rows(), states.data(), log_sums.data()), "finish");
+  check_log_sums(s, plain, log_sums);
   if (s.function == SOFTMAXLIB_LOGSUMEXP) return;
 
   const softmaxlib_dtype to = s.to;
@@ -145,6 +164,7 @@ void check_valid(const Stream& s) {
   }
   const std::vector<char> got = s.plain_copy(out);
   check_near(got, wanted, to);
+  check_values(s.function, plain, got.data(), to);
 }
 
 // One state of any bytes, or a real one with some of them changed.
