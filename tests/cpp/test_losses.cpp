@@ -654,7 +654,7 @@ TEST(LossMode, IgnoresTheCallersMxcsr) {
           next();
           const int32_t axis = 1;
           status[4] = softmaxlib_backward(SOFTMAXLIB_SOFTMAX, &ga, &xa, &ya, &oa, 1, &axis, &o);
-          // Exceptions leave no trace but where none is masked, either.
+          // Its flags, too: nothing was computed in the caller's mode.
           const unsigned after = _mm_getcsr();
           _mm_setcsr(saved);
           EXPECT_EQ(after, setting);
