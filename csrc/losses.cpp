@@ -169,6 +169,7 @@ softmaxlib_status softmaxlib_cross_entropy(
   request.extra_error = SOFTMAXLIB_ERROR_SHAPE;
   (probabilities ? request.target : request.indices) = target;
   if (const softmaxlib_status status = lay_out(request, *given, &call.job)) return status;
+  call.job.dense &= writes;  // what stands in for a gradient is not written to
   if (const softmaxlib_status status = check_data(&call.job)) return status;
   if (overlap(*losses, *x) || overlap(*losses, *target) ||
       (writes && (overlap(*losses, *grad) || overlap(*grad, *target, probabilities))) ||

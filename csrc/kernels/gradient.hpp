@@ -246,10 +246,13 @@ struct GradientPiece {
     const double sum = f.sum;
     const double unit = f.unit;
     const WideProduct factor(f.affine.scale, 1 / unit, 0);
-    // Of doubles, a factor above 1 goes to y first: their product is in range, that with the rest
-    // may not be. Products of floats are in the range of double anyhow.
+    // Of doubles, the power of two in a factor above 1 goes to y first, exactly: that product is in
+    // range, the one with the rest may not be. Products of floats are in the range of double
+    // anyhow.
     constexpr bool kDouble = sizeof(T) == 8;
-    const double early = !kDouble || Of::kLog || factor.value < 1 ? 1 : factor.value;
+    int exponent;
+    split_exponent(factor.value, &exponent);
+    const double early = !kDouble || Of::kLog || exponent < 1 ? 1 : power_of_two(exponent - 1);
     const InLanes<V> total = in_all(sum, V()), larger = in_all(early, V()),
                      scale = in_all(factor.value / early, V()), more = in_all(factor.more, V());
     const Affine affine = f.affine;

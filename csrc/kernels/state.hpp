@@ -42,6 +42,12 @@ inline bool is_empty(const RowRest<F>& s) {
   return s.sum == 0 && s.held_hi == -INFINITY;
 }
 
+// x rounded to T. A call, since g++ 12 loses the rounding of a pair of these for AVX-512.
+template <class T>
+SOFTMAXLIB_NOINLINE double rounded_to(double x) {
+  return static_cast<double>(static_cast<T>(x));
+}
+
 // What a row keeps out of its sum, moved.
 template <class F>
 inline void move_held(RowSum<F>&, double) {}
@@ -50,8 +56,8 @@ inline void move_held(RowRest<F>& s, double by) {
   using T = typename F::V::elem;
   const double hi = s.held_hi + by, tail = hi - s.held_hi;
   const double lo = ((s.held_hi - (hi - tail)) + (by - tail)) + s.held_lo;
-  s.held_hi = static_cast<double>(static_cast<T>(hi));
-  s.held_lo = static_cast<double>(static_cast<T>((hi - s.held_hi) + lo));
+  s.held_hi = rounded_to<T>(hi);
+  s.held_lo = rounded_to<T>((hi - s.held_hi) + lo);
 }
 
 // sum times e^by, where by is at most 1024 and a little.
