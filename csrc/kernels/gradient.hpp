@@ -475,7 +475,9 @@ void gradient_rows(const Job& job, int64_t start, int64_t stop, char*) {
 template <class V>
 SOFTMAXLIB_INLINE V scaled_element(V x, InLanes<V> factor) {
   const V product = (InLanes<V>::of(x) * factor).value();
-  return select(eq(x, V::set1(0)), x, product);
+  const V number =
+      select(eq(product, product), product, V::set1(static_cast<typename V::elem>(NAN)));
+  return select(eq(x, V::set1(0)), x, number);
 }
 
 template <class D>

@@ -483,8 +483,11 @@ class Order {
   std::vector<size_t> places;  // largest first
 
   Wide value(size_t i) const {
-    const Wide z = row_.z[i];
-    const bool counts = row_.in[i] && ((z >= lowest_ && z <= -lowest_) || z > largest_ - 20000);
+    // Of a row whose largest is beyond the range, what is left less that.
+    const bool far = largest_ > -lowest_ || largest_ < lowest_;
+    const Wide z = row_.z[i], left = far ? z - largest_ : z;
+    const bool counts =
+        row_.in[i] && ((left >= lowest_ && left <= -lowest_) || z > largest_ - 20000);
     return counts ? z : Wide{-kInf};
   }
   // Whether a comes before b: by value, or of one value.
