@@ -434,8 +434,10 @@ inline RowGradient gradient_of(softmaxlib_function function, softmaxlib_dtype dt
         return magnitude <= (dtype == SOFTMAXLIB_F64 ? 0x1p50L : 0x1p20L);
       };
       const Real largest = format_of(SOFTMAXLIB_F64).largest;
-      result.judged[i] = is_usual(factor) && power <= 1 && value <= largest && value >= -largest &&
-                         (is_exact(z_size) || std::isinf(x[i])) &&
+      // Below, the exponential alone is 0 (docs/numerics.md).
+      const Wide least = dtype == SOFTMAXLIB_F64 ? -745 : -235;
+      result.judged[i] = is_usual(factor) && power <= 1 && power >= least && value <= largest &&
+                         value >= -largest && (is_exact(z_size) || std::isinf(x[i])) &&
                          (is_exact(std::fabs(y[0])) || std::isinf(y[0]));
     } else if (logarithm) {
       const Real e = test::exp_of(y[i]);
