@@ -542,6 +542,7 @@ def _size_axis(axes: Axes, sizes: Iterable[float]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda size, _: size_text(size)))
     axes.set_xlabel("size of the input; the output is as large again")
+    axes.set_xlim(every[0] / 1.5, every[-1] * 1.5)  # also where no point can be drawn
     _cache_lines(axes, 1)
 
 
@@ -553,6 +554,7 @@ def _length_axis(axes: Axes, lengths: Sequence[int], every: int | None = None) -
     axes.xaxis.set_major_locator(FixedLocator([2.0**i for i in range(first, last + 1, step)]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda n, _: _count(n)))
+    axes.set_xlim(min(lengths) / 1.5, max(lengths) * 1.5)
 
 
 def _cache_lines(axes: Axes, bytes_per_unit: int) -> None:
