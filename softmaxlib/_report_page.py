@@ -189,11 +189,11 @@ of samples. A sample repeats a call for about 1 ms; where input and output fit i
 that is not timed goes before.</p>
 <p>A sample is <em>disturbed</em> where its thread was off the CPU or was switched away, where the
 hypervisor stole time, or, for what depends on the last cache or memory, where other processes were
-busy. It is taken again, up to {timing.RETAKES} times; one that stays disturbed is kept in
-report.json, with the reason, and does not count. A time is the lower quartile of the others, with
+busy. It is kept in report.json, with the reason, does not count, and is taken again, up to
+{timing.RETAKES} times. A time is the lower quartile of the others, with
 the interval that holds the true one with 90 % confidence (of all samples, where fewer than
 {timing.MIN_CLEAN} were undisturbed); the interval of a ratio has 99 %. Here everything has {each}
-samples; {disturbed:,} of {sum(taken):,} stayed disturbed.</p>
+samples; {disturbed:,} of {sum(taken):,} were disturbed.</p>
 <p>A time is <em>noisy</em>, marked ~, where fewer than {timing.MIN_CLEAN} samples were undisturbed
 or its interval is wider than 10 % of it: {noisy:,} of {len(times):,} are. Plots show such a time as
 a pale point or bar, draw no line from or to it, and leave out a limit that is noisy; nothing is

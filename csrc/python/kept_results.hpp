@@ -32,7 +32,7 @@ constexpr const char* kCapsuleName = "mem_handler";
 
 // Below, malloc itself keeps what it gets back.
 constexpr size_t kLarge = size_t{1} << 22;
-constexpr size_t kDefaultLimit = size_t{1} << 27;
+constexpr size_t kDefaultLimit = size_t{1} << 28;
 constexpr int kBlocks = 4;
 
 class Keeper {

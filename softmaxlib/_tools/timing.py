@@ -53,7 +53,7 @@ _QUIET_NS, _QUIET_TRIES = 5e5, 40  # how long other threads of this process may 
 class Sample:
     """One measurement."""
 
-    visit: int  # which of the group's; pairs have the same
+    visit: int  # which of the group's; pairs have the same, and so has one taken again
     ns: float  # per call
     disturbed: str | None = None  # by what
 
@@ -434,13 +434,13 @@ class Engine:
         return min(max(int(share / case.seconds), case.least), case.most)
 
     def _take(self, case: Case, visit: int) -> None:
-        sample = self._sample(case, visit)
-        for _ in range(RETAKES):
+        """Take a sample, again while it is disturbed; those that were are kept as what they are."""
+        for _ in range(1 + RETAKES):
+            sample = self._sample(case, visit)
+            case.samples.append(sample)
+            self._window.append((case, sample))
             if sample.disturbed is None or time.monotonic() > self._retake_until:
                 break
-            sample = self._sample(case, visit)
-        case.samples.append(sample)
-        self._window.append((case, sample))
         if case.spins:
             wait_for_quiet()
         if time.perf_counter_ns() - self._window_from[0] > _WINDOW_NS:
