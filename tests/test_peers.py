@@ -273,7 +273,7 @@ def test_a_peer_that_raises_is_reported(peer):
     assert results(report, "tires")[0]["status"] == "RuntimeError: too tired"
     assert results(report, "tires")[0]["ns_per_1000"] is None
     assert results(report, "tires")[0]["samples"] == []
-    assert len(results(report, "numpy")[0]["samples"]) == 60
+    assert len({visit for visit, _, _ in results(report, "numpy")[0]["samples"]}) == 60
 
 
 def test_a_library_that_cannot_be_had_is_reported(peer, monkeypatch):
@@ -341,7 +341,8 @@ def test_small_batches_give_the_same_report(monkeypatch):
     assert [(c["name"], c["dtype"]) for c in report["cases"]] == [
         (name, dtype) for dtype in settings.dtypes for name in ("300", "2^3", "4x50")
     ]
-    assert all(len(r["samples"]) == 2 for c in report["cases"] for r in c["results"])
+    samples = [r["samples"] for c in report["cases"] for r in c["results"]]
+    assert all({visit for visit, _, _ in found} == {0, 1} for found in samples)
     assert sum(done) == pytest.approx(sum(total))
     entries = [entry for case in peers.cases for entry in case.entries.values()]
     assert all(entry.call is None for entry in entries)  # the arrays are free
@@ -428,9 +429,9 @@ def test_bench_peers(here, capsys):
         for result in case["results"]:
             time = result["ns_per_1000"]
             assert time["low"] <= time["value"]
-            assert time["high"] is None  # two samples have no upper end
+            assert time["high"] is None or time["taken"] > 2  # two samples have no upper end
             assert (time["taken"], result["noisy"]) == (2, True)
-            assert [visit for visit, _, _ in result["samples"]] == [0, 1]
+            assert {visit for visit, _, _ in result["samples"]} == {0, 1}
             assert time["clean"] == sum(why is None for _, _, why in result["samples"])
             per_call = time["value"] * case["elements"] / 1e6
             assert result["us_per_call"] == pytest.approx(per_call)

@@ -201,11 +201,12 @@ def test_report_json(report):
     for row in rows:
         times = row["ns_per_1000"]
         assert 0 <= times["low"] <= times["value"] <= times["high"] and times["value"] > 0
-        assert times["taken"] == 1 and times["clean"] <= 1
-        assert row["noisy"] is True  # one sample tells nothing
-        ((visit, ns, disturbed),) = row["samples"]
-        assert visit == 0 and 1000 * ns / row["elements"] == pytest.approx(times["value"])
-        assert (disturbed is None) == (times["clean"] == 1)
+        visits, all_ns, disturbed = zip(*row["samples"], strict=True)
+        assert times["taken"] == len(visits) and times["clean"] == disturbed.count(None) <= 1
+        assert row["noisy"] is True  # one undisturbed sample tells nothing
+        assert set(visits) == {0}
+        ns = times["value"] * row["elements"] / 1000
+        assert 0.999 * min(all_ns) <= ns <= 1.001 * max(all_ns)
         assert 5 * row["bytes_per_array"] <= 4 << 20
         assert (row["gb_per_s"] is None) == (row["schedule"] is not None)
         assert row["kind"] == "function" or row["schedule"] is None
