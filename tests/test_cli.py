@@ -108,7 +108,7 @@ def test_bench(here, capsys):
     for row in rows:
         assert {visit for visit, _, _ in row["samples"]} == {0, 1}
         assert all(ns > 0 for _, ns, _ in row["samples"])
-        assert row["ns_per_1000"]["taken"] == 2
+        assert row["ns_per_1000"]["taken"] == len(row["samples"])
         assert row["noisy"] is True  # two samples tell nothing
     for row in algorithms:
         value = row["ns_per_1000"]["value"]
