@@ -34,7 +34,7 @@ inline void store_wide(Pair<f32x16> term, double* y) {
 // Vectors of consecutive floats, each under the reference that its first lane would give it.
 template <bool kAccurate>
 inline ExpSweep sweep_exp(uint32_t start, uint64_t count) {
-  using E = Exp<f32x16, kAccurate>;
+  using E = Exp<f32x16, kAccurate ? Use::kExact : Use::kResults>;
   ExpSweep result = {0, start, 0};
   for (uint64_t done = 0; done < count; done += 16) {
     const uint32_t from = start + static_cast<uint32_t>(done);

@@ -53,7 +53,7 @@ class SoftmaxOf {
  public:
   using V = typename Row<D>::V;
   using T = typename Row<D>::T;
-  using Rest = RowRest<AccurateExp<D>>;
+  using Rest = RowRest<LogExp<D>>;
 
   template <class Finish, class Invalid>
   static void compute(const Row<D>& row, Finish finish, Invalid invalid) {
@@ -130,14 +130,15 @@ class StablemaxOf {
   }
   InLanes<V> slope(Pair<V> z) const {
     return map_halves(z, [](Pair<f64x8> half) {
-      const Pair<f64x8> a = magnitude(half);
+      const Pair<f64x8> a = magnitude(normalized(half));
       return f64x8::set1(1) / ((f64x8::set1(1) + a.hi) + a.lo);
     });
   }
   // s(z) / (1 + |z|) is 1 for z >= 0, else 1 / (1 - z)^2.
   bool fits(double factor) const { return factor == 0 || is_normal_in<V>(scale(factor)); }
   auto gradient(double factor) const {
-    return [k = static_cast<T>(scale(factor))](auto z) SOFTMAXLIB_INLINE_LAMBDA {
+    return [k = static_cast<T>(scale(factor))](auto argument) SOFTMAXLIB_INLINE_LAMBDA {
+      const auto z = normalized(argument);
       const V u = one_over_slope(z);
       return select(gt(V::set1(0), high(z)), V::set1(k) / u / u, V::set1(k));
     };
@@ -150,7 +151,7 @@ class StablemaxOf {
  private:
   template <class X>
   static SOFTMAXLIB_INLINE V one_over_slope(X z) {
-    const Pair<V> a = magnitude(z);
+    const Pair<V> a = magnitude(normalized(z));
     return (V::set1(1) + a.hi) + a.lo;
   }
   double scale(double factor) const {
@@ -281,7 +282,8 @@ class CrossEntropyRow {
   CrossEntropyRow(const Job& job, const Row<D>& row, const Place& place, double weight_sum)
       : job_(job), loss_(*job.loss), row_(row), place_(place), weight_sum_(weight_sum) {
     if (!loss_.writes) return;
-    const WideProduct factor(loss_.scale, affine_of(job, place, 0).scale, loss_.exponent);
+    const Affine affine = affine_of(job, place, 0);
+    const WideProduct factor(loss_.scale, affine.factor, loss_.exponent + affine.exponent);
     factor_ = factor.value;
     more_ = factor.more;
   }
@@ -525,16 +527,6 @@ inline double sum_of_weights(const Job& job) {
   total.reference = 0;
   for (int64_t i = 0; i < job.n; ++i) total.add(weight_of(*job.loss, i));
   return total.value();
-}
-
-// x in a dtype that is known at run time only, rounded to it.
-inline void put_as(softmaxlib_dtype dtype, char* to, double x) {
-  const auto put = [to](auto value) { memcpy(to, &value, sizeof(value)); };
-  const auto narrow = static_cast<float>(x);
-  if (dtype == SOFTMAXLIB_F64) put(x);
-  else if (dtype == SOFTMAXLIB_F32) put(narrow);
-  else if (dtype == SOFTMAXLIB_F16) put(narrow_one<f16>(narrow));
-  else put(narrow_one<bf16>(narrow));
 }
 
 template <template <class> class P, class D>

@@ -28,22 +28,6 @@ struct GradientOf {
   static constexpr bool kReadsX = kStable || kReduces;
 };
 
-// x = m 2^exponent with 1/2 <= |m| < 1; of 0, an infinity and NaN: themselves and 0.
-inline double split_exponent(double x, int* exponent) {
-  uint64_t bits;
-  memcpy(&bits, &x, sizeof(bits));
-  const int field = static_cast<int>(bits >> 52 & 0x7ff);
-  *exponent = 0;
-  if (x == 0 || field == 0x7ff) return x;
-  if (field == 0) {
-    const double m = split_exponent(x * 0x1p64, exponent);
-    *exponent -= 64;
-    return m;
-  }
-  *exponent = field - 1022;
-  return x * power_of_two(511 - field / 2) * power_of_two(511 - (field - field / 2));
-}
-
 // a b 2^exponent = value more; more is a power of two, and 1 where value alone is in range.
 struct WideProduct {
   double value, more;
@@ -62,12 +46,12 @@ struct WideProduct {
 // What Exp's results are multiplied by.
 template <class V>
 inline double exp_unit() {
-  return power_of_two(-Exp<V, true>::kBias);
+  return power_of_two(-Exp<V, Use::kExact>::kBias);
 }
 
 // e^(hi + lo) in double, under a reference.
 SOFTMAXLIB_INLINE InLanes<f32x16> exp_under(Pair<f32x16> x, int reference) {
-  const Pair<f32x16> e = Exp<f32x16, true>(reference)(x);
+  const Pair<f32x16> e = Exp<f32x16, Use::kExact>(reference)(x);
   const f64x8 unit = f64x8::set1(exp_unit<f32x16>() * power_of_two(reference));
   return {(widen_low(e.hi) + widen_low(e.lo)) * unit, (widen_high(e.hi) + widen_high(e.lo)) * unit};
 }
@@ -89,12 +73,12 @@ SOFTMAXLIB_INLINE InLanes<f32x16> exp_wide(Pair<f32x16> x) {
   return if_small(x, exp_under(x, 0), [](InLanes<f32x16> of_small) { return of_small; });
 }
 SOFTMAXLIB_INLINE InLanes<f64x8> exp_wide(Pair<f64x8> x) {
-  return {Exp<f64x8, true>(0)(x) * f64x8::set1(exp_unit<f64x8>())};
+  return {Exp<f64x8, Use::kExact>(0)(x) * f64x8::set1(exp_unit<f64x8>())};
 }
 
 // g - e^x total; e^x as a pair, so that near 1 what it lacks is not lost.
 SOFTMAXLIB_INLINE InLanes<f32x16> less_exp(f32x16 g, f32x16 x, double total) {
-  const Pair<f32x16> e = Exp<f32x16, true>(0)(Pair<f32x16>{x, f32x16::set1(0)});
+  const Pair<f32x16> e = Exp<f32x16, Use::kExact>(0)(Pair<f32x16>{x, f32x16::set1(0)});
   const f64x8 t = f64x8::set1(total * exp_unit<f32x16>());
   const InLanes<f32x16> d = {fnma(widen_low(e.lo), t, fnma(widen_low(e.hi), t, widen_low(g))),
                              fnma(widen_high(e.lo), t, fnma(widen_high(e.hi), t, widen_high(g)))};
@@ -118,8 +102,8 @@ struct RowGradient {
   WideProduct of_double;
   double factor;
 
-  RowGradient(double gradient, double scale)
-      : of_double(gradient, scale, -Exp<f64x8>::kBias), factor(gradient) {}
+  RowGradient(double gradient, const Affine& a)
+      : of_double(gradient, a.factor, a.exponent - Exp<f64x8>::kBias), factor(gradient) {}
 
   SOFTMAXLIB_INLINE InLanes<f32x16> times_exp(Pair<f32x16> z, double scale) const {
     return exp_wide(z) * in_all(factor, f32x16()) * in_all(scale, f32x16());
@@ -129,16 +113,6 @@ struct RowGradient {
     return {e * f64x8::set1(of_double.value) * f64x8::set1(of_double.more)};
   }
 };
-
-// x scale - shift, no bit lost that counts.
-inline Pair<f32x16> moved_argument(f32x16 x, const Affine& a) {
-  return combine(x, {f64x8::set1(0), f64x8::set1(0)}, a);
-}
-inline Pair<f64x8> moved_argument(f64x8 x, const Affine& a) {
-  const Pair<f64x8> z = combine(x, {f64x8::set1(0)}, {a.scale, a.scale_lo, 0});
-  const f64x8 shift = f64x8::set1(a.shift), d = z.hi - shift, tail = d - z.hi;
-  return finite_pair(d, ((z.hi - (d - tail)) - (shift + tail)) + z.lo);
-}
 
 inline void add_products(Lanes<f32x16>& lanes, f32x16 a, f32x16 b) {
   lanes.add(widen_low(a) * widen_low(b) + widen_high(a) * widen_high(b));
@@ -169,7 +143,7 @@ struct GradientFactors {
   // normal.
   bool is_plain() const {
     const double size = sum < 0 ? -sum : sum;
-    return affine.scale == 1 && size > 0x1p-64 && size < 0x1p56;
+    return affine.factor == 1 && affine.exponent == 0 && size > 0x1p-64 && size < 0x1p56;
   }
 };
 
@@ -178,7 +152,7 @@ template <class V>
 class StableSlope {
  public:
   explicit StableSlope(const GradientFactors& f) {
-    const double scale = f.affine.scale;
+    const double scale = f.affine.rounded();
     if (scale >= 0x1p-900) {  // d / (1 / scale + |x|), where neither product can leave the range
       const double half = f.unit == 1 ? 1 : 0x1p32;
       before_ = after_ = half;
@@ -238,14 +212,14 @@ struct GradientPiece {
         const double sum = f.sum * exp_unit<V>();
         const T hi = static_cast<T>(sum), lo = static_cast<T>(sum - static_cast<double>(hi));
         return write_each(out, n, edge, [=](V g, V result, V) SOFTMAXLIB_INLINE_LAMBDA {
-          const Pair<V> e = Exp<V, true>(0)(Pair<V>{result, V::set1(0)});
+          const Pair<V> e = Exp<V, Use::kExact>(0)(Pair<V>{result, V::set1(0)});
           return fnma(e.hi, V::set1(hi), g) - fma(e.lo, V::set1(hi), e.hi * V::set1(lo));
         });
       }
     }
     const double sum = f.sum;
     const double unit = f.unit;
-    const WideProduct factor(f.affine.scale, 1 / unit, 0);
+    const WideProduct factor(f.affine.factor, 1 / unit, f.affine.exponent);
     // Of doubles, the power of two in a factor above 1 goes to y first, exactly: that product is in
     // range, the one with the rest may not be. Products of floats are in the range of double
     // anyhow.
@@ -257,12 +231,12 @@ struct GradientPiece {
                      scale = in_all(factor.value / early, V()), more = in_all(factor.more, V());
     const Affine affine = f.affine;
     const StableSlope<V> stable_slope(f);
-    const RowGradient row_gradient(sum, f.affine.scale);
+    const RowGradient row_gradient(sum, f.affine);
     write_each(out, n, edge, [=](V g, V result, V z) SOFTMAXLIB_INLINE_LAMBDA {
       InLanes<V> d;
       g = in_unit(g, unit);
       if constexpr (Of::kReduces)
-        return row_gradient.times_exp(moved_argument(z, affine), affine.scale).value();
+        return row_gradient.times_exp(combine_wide(z, in_all(0, V()), affine), affine.rounded()).value();
       if constexpr (Of::kLog) d = less_exp(g, result, sum);
       else if constexpr (Of::kStable || !kDouble)
         d = InLanes<V>::of(result) * (InLanes<V>::of(g) - total);

@@ -19,7 +19,7 @@ struct LogSum {
 };
 
 template <class D>
-using AccurateExp = Exp<typename Row<D>::V, true>;
+using LogExp = Exp<typename Row<D>::V, Use::kLogarithms>;
 
 // e^M in units of 2^(reference - kBias) of double.
 template <class F>
@@ -30,12 +30,12 @@ inline double exp_of_held(const RowRest<F>& rest) {
 }
 // rest / e^M, from exp_of_held.
 template <class D>
-inline double ratio_of(const RowRest<AccurateExp<D>>& rest, double held) {
-  const double unit = power_of_two(Exp<f64x8>::kBias - AccurateExp<D>::kBias);
+inline double ratio_of(const RowRest<LogExp<D>>& rest, double held) {
+  const double unit = power_of_two(Exp<f64x8>::kBias - LogExp<D>::kBias);
   return rest.value() * unit / held;
 }
 template <class D>
-inline LogSum log_sum_of(const RowRest<AccurateExp<D>>& rest) {
+inline LogSum log_sum_of(const RowRest<LogExp<D>>& rest) {
   return {rest.held_hi, rest.held_lo, log1p_pair(ratio_of<D>(rest, exp_of_held(rest)))};
 }
 
@@ -53,7 +53,7 @@ template <class D, class Finish, class Invalid>
 inline void with_rest(Row<D> row, bool three_pass, Finish finish, Invalid invalid) {
   for (int attempt = 0; attempt < 2; ++attempt) {
     const Known known = three_pass ? Known{max_of_row(row)} : Known{};
-    const auto rest = rest_of<AccurateExp<D>>(row, known);
+    const auto rest = rest_of<LogExp<D>>(row, known);
     if (usable(rest)) return finish(row, rest);
     const double top = exact_max_of(row);
     if (!finite(top)) return invalid(row, top);

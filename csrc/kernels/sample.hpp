@@ -35,7 +35,6 @@ class Distribution {
       if (finite(top)) {
         row_.shift_by(top);
         total_ = sum_of<E>(row_);
-        is_far_ = !finite(static_cast<double>(static_cast<T>(top)));
       }
     }
     valid_ = usable(total_) && total_.sum > 0;
@@ -47,8 +46,7 @@ class Distribution {
   bool has_floats() const { return plain_.direct() && sizeof(T) == 4; }
 
   // visit(first element, count, values, what they leave, weights) for every chunk, until it returns
-  // true. Values are not shifted, which would round some of them to one, but where a small
-  // temperature carries them out of the range, which makes all of them one.
+  // true. The values of plain rows are not shifted, which would round some of them to one.
   template <class Visit>
   void for_chunks(Visit visit) const {
     constexpr int kChunk = Row<D>::kChunk;
@@ -56,7 +54,7 @@ class Distribution {
     const E exp(total_.reference);
     for (int64_t start = 0; start < row_.size(); start += kChunk) {
       const int64_t stop = row_.size() - start < kChunk ? row_.size() : start + kChunk;
-      (is_far_ ? row_ : plain_).read(start, stop, [&](auto x, int64_t, int64_t n) {
+      (plain_.direct() ? plain_ : row_).read(start, stop, [&](auto x, int64_t, int64_t n) {
         for (int64_t i = 0; i < n; i += V::lanes) {
           const Pair<V> v = to_pair(load_up_to(x, i, n - i));
           store(value + i, v.hi);
@@ -76,7 +74,7 @@ class Distribution {
  private:
   Row<D> plain_, row_;
   RowSum<E> total_;
-  bool valid_, is_far_ = false;
+  bool valid_;
 };
 
 // The elements down to a value, and of those equal to it the first so many.
@@ -223,8 +221,9 @@ class Largest {
     int64_t index;
 
     bool is_larger_than(const Element& e) const {
-      if (value != e.value) return value > e.value;
-      return low != e.low ? low > e.low : index < e.index;
+      // A low part may be larger than what the high ones differ by.
+      const T difference = value == e.value ? low - e.low : (value - e.value) + (low - e.low);
+      return difference != 0 ? difference > 0 : index < e.index;
     }
   };
 

@@ -17,8 +17,13 @@ inline bool usable(const Total& total) {
 
 // Of all terms, the sink too; NaN where that is.
 template <class D>
-inline double exact_max_of(const Row<D>& row) {
-  const double top = row.direct() ? max_of_row(row) : row.staged_max(), sink = row.sink();
+inline double exact_max_of(Row<D>& row) {
+  double top = row.direct() ? max_of_row(row) : row.staged_max();
+  if (top == INFINITY && !row.direct()) {
+    row.go_far();
+    top = row.staged_max();
+  }
+  const double sink = row.sink();
   return sink > top || sink != sink ? sink : top;
 }
 

@@ -73,7 +73,8 @@ class LogStablemaxOf {
   // s_held: s(largest), finite and positive as the sum is.
   template <class Rest>
   LogStablemaxOf(const Rest& rest, double s_held) {
-    const Pair<f64x8> held = {f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)};
+    const Pair<f64x8> held =
+        normalized(Pair<f64x8>{f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)});
     // log sum = log s(largest) + log1p(ratio) = exponent ln2 + mantissa
     const double ratio = rest.value() / s_held;
     const Pair<f64x8> a = magnitude(held);
@@ -91,7 +92,8 @@ class LogStablemaxOf {
   }
 
   template <class X>
-  SOFTMAXLIB_INLINE V operator()(X x) const {
+  SOFTMAXLIB_INLINE V operator()(X argument) const {
+    const X x = normalized(argument);
     const Pair<V> m = magnitude(x);
     const LogParts<V> log_s = log1p_parts(m.hi, m.lo);
     const V large =
@@ -100,7 +102,7 @@ class LogStablemaxOf {
     const V none = V::set1(static_cast<T>(-INFINITY));
     V y = large + (with_sign_of(small, high(x)) - V::set1(mantissa_));
     y = select(eq(high(x), none), none, y);
-    return select(eq(high(x), V::set1(top_)), V::set1(y_top_), y);
+    return select(eq(high(argument), V::set1(top_)), V::set1(y_top_), y);
   }
 
  private:

@@ -128,11 +128,11 @@ struct SoftmaxState {
 
 struct LogSoftmaxState {
   template <class D>
-  using Sum = RowRest<AccurateExp<D>>;
+  using Sum = RowRest<LogExp<D>>;
   static constexpr bool kShifts = true;
   template <class D>
   static Sum<D> compute(const Row<D>& row, Known known, const Sum<D>* before) {
-    return rest_of<AccurateExp<D>>(row, known, before);
+    return rest_of<LogExp<D>>(row, known, before);
   }
   template <class D>
   static void write(const Row<D>& row, const Sum<D>& rest) {

@@ -8,7 +8,7 @@
 // double. kBias keeps what is far below the reference normal until it is scaled for good, so that
 // a subnormal result is rounded once. Exhaustive over all floats (softmaxlib verify):
 //   float            max error 1.18 ULP
-//   float, accurate  max error 0.15 ULP before it is rounded
+//   float, exact     max error 0.15 ULP before it is rounded
 // double: polynomial error 2^-57.7. Coefficients: coefficients.py, by Remez exchange.
 #pragma once
 
@@ -63,8 +63,12 @@ inline V plus_low(V t, Pair<V> x, V floor) {
   return t + select(gt(x.hi, floor), x.lo, V::set1(0));
 }
 
-// The accurate exp is an unevaluated sum, so that its last rounding happens in the row's sum.
-template <class V, bool kAccurate>
+// What exponentials are for. Results: what is far below the reference is 0. Sums of logarithms also
+// need the terms that are below the range of results one by one. Exact ones are an unevaluated sum,
+// so that their last rounding happens in what they are part of.
+enum class Use { kResults, kLogarithms, kExact };
+
+template <class V, bool kPair>
 struct ExpTermOf {
   using type = V;
 };
@@ -72,21 +76,18 @@ template <class V>
 struct ExpTermOf<V, true> {
   using type = Pair<V>;
 };
-template <class V, bool kAccurate>
-using ExpTerm = typename ExpTermOf<V, kAccurate>::type;
 
-template <class Vector, bool kAccurate = false>
+template <class Vector, Use kUse = Use::kResults>
 class Exp;
 
-template <bool kAccurate>
-class Exp<f32x16, kAccurate> {
+template <Use kUse>
+class Exp<f32x16, kUse> {
  public:
   using V = f32x16;
-  using Term = ExpTerm<V, kAccurate>;
+  using Term = typename ExpTermOf<V, kUse == Use::kExact>::type;
   static constexpr bool kFollows = true;  // the reference follows the row
   static constexpr bool kWide = false;
-  // An accurate sum also needs the terms that are below the range of results one by one.
-  static constexpr int kBias = kAccurate ? 60 : 26;
+  static constexpr int kBias = kUse == Use::kResults ? 26 : 60;
 
   explicit Exp(int reference)
       : magic_(static_cast<float>(0x1.8p23 + 8 * (127 + kBias - reference))),
@@ -120,7 +121,7 @@ class Exp<f32x16, kAccurate> {
     for (int j = 0; j < N; ++j) t[j] = fnma(k[j], V::set1(-0x1.05c61p-32f), t[j]);
     for (int j = 0; j < N; ++j) t[j] = plus_low(t[j], argument[j], floor);
     for (int j = 0; j < N; ++j) s[j] = from_bits(lookup(table_, bits(m[j])) + shl<20>(bits(m[j])));
-    if constexpr (kAccurate) {
+    if constexpr (kUse == Use::kExact) {
       for (int j = 0; j < N; ++j) t[j] = t[j] + from_bits(lookup(delta_, bits(m[j])));
       for (int j = 0; j < N; ++j)
         q[j] = fma(V::set1(0x1.55569ep-5f), t[j], V::set1(0x1.555cb8p-3f));
@@ -141,8 +142,8 @@ class Exp<f32x16, kAccurate> {
   Table8 table_, delta_;
 };
 
-template <bool kAccurate>
-class Exp<f64x8, kAccurate> {
+template <Use kUse>
+class Exp<f64x8, kUse> {
  public:
   using V = f64x8;
   using Term = V;
@@ -214,7 +215,7 @@ SOFTMAXLIB_INLINE InLanes<V> references_of(V top) {
 // Exp with a reference per lane; the same bits as Exp(reference) gives for that lane. The floor may
 // be off by a few units in the last place, which changes nothing: from half a step of k above it
 // downwards all results are 0.
-template <class V>
+template <class V, class F = Exp<V>>
 class ExpInLanes {
  public:
   explicit ExpInLanes(InLanes<V> references) : ExpInLanes(references.value()) {}
@@ -223,7 +224,10 @@ class ExpInLanes {
         magic_(fnma(references, V::set1(kSteps), V::set1(kMagic + kSteps * kOffset))),
         floor_((references - V::set1(kOffset)) * V::set1(static_cast<T>(kLn2Hi))) {}
 
-  SOFTMAXLIB_INLINE V operator()(V x) const { return exp_.evaluate(x, magic_, floor_); }
+  template <class X>
+  SOFTMAXLIB_INLINE V operator()(X x) const {
+    return exp_.evaluate(x, magic_, floor_);
+  }
   V magic() const { return magic_; }
   V floor() const { return floor_; }
 
@@ -232,9 +236,9 @@ class ExpInLanes {
   static constexpr bool kFloat = sizeof(T) == 4;
   static constexpr T kSteps = kFloat ? 8 : 1;
   static constexpr T kMagic = static_cast<T>(kFloat ? 0x1.8p23 : 0x1.8p52);
-  static constexpr T kOffset = (kFloat ? 127 : 1023) + Exp<V>::kBias;
+  static constexpr T kOffset = (kFloat ? 127 : 1023) + F::kBias;
 
-  Exp<V> exp_;
+  F exp_;
   V magic_, floor_;
 };
 
@@ -245,6 +249,22 @@ inline double power_of_two(int k) {
   double result;
   memcpy(&result, &field, sizeof(result));
   return result;
+}
+
+// x = m 2^exponent with 1/2 <= |m| < 1; of 0, an infinity and NaN: themselves and 0.
+inline double split_exponent(double x, int* exponent) {
+  uint64_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  const int field = static_cast<int>(bits >> 52 & 0x7ff);
+  *exponent = 0;
+  if (x == 0 || field == 0x7ff) return x;
+  if (field == 0) {
+    const double m = split_exponent(x * 0x1p64, exponent);
+    *exponent -= 64;
+    return m;
+  }
+  *exponent = field - 1022;
+  return x * power_of_two(511 - field / 2) * power_of_two(511 - (field - field / 2));
 }
 
 // x 2^k for k <= 0: exact wherever the product is normal.

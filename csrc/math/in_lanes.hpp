@@ -16,6 +16,11 @@ struct InLanes<f32x16> {
   InLanes map(F f) const {
     return {f(low), f(high)};
   }
+  template <class F>
+  void with(InLanes other, F f) const {
+    f(low, other.low);
+    f(high, other.high);
+  }
 };
 template <>
 struct InLanes<f64x8> {
@@ -25,6 +30,10 @@ struct InLanes<f64x8> {
   template <class F>
   InLanes map(F f) const {
     return {f(all)};
+  }
+  template <class F>
+  void with(InLanes other, F f) const {
+    f(all, other.all);
   }
 };
 

@@ -30,6 +30,19 @@ inline Pair<V> magnitude(Pair<V> x) {
   return {with_sign_of(x.hi, x.hi), with_sign_of(x.lo, x.hi)};
 }
 
+// So that the sign of the high part is the sign of the sum: where temperature and bias cancel, the
+// low part of an argument may be the larger one.
+template <class V>
+inline V normalized(V x) {
+  return x;
+}
+template <class V>
+inline Pair<V> normalized(Pair<V> x) {
+  const V zero = V::set1(0), hi = x.hi + x.lo, tail = hi - x.hi;
+  const V lo = (x.hi - (hi - tail)) + (x.lo - tail);
+  return {hi, select(eq(hi - hi, zero), lo, zero)};
+}
+
 template <class Vector>
 class Stable {
  public:
@@ -42,7 +55,8 @@ class Stable {
   explicit Stable(int reference) : unit_(static_cast<typename V::elem>(power_of_two(-reference))) {}
 
   template <class X>
-  SOFTMAXLIB_INLINE V operator()(X x) const {
+  SOFTMAXLIB_INLINE V operator()(X argument) const {
+    const X x = normalized(argument);
     const Pair<V> a = magnitude(x);
     const V u = (V::set1(1) + a.hi) + a.lo;
     return select(gt(V::set1(0), high(x)), V::set1(unit_) / u, V::set1(unit_) * u);

@@ -12,6 +12,7 @@ namespace {
 constexpr double kCount[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
 // Of one row; all positions count from its first element.
+template <class V>
 struct Terms {
   const char* bias;  // NULL: none
   softmaxlib_dtype bias_dtype;
@@ -20,9 +21,9 @@ struct Terms {
   const uint8_t* where;  // NULL: all
   double slope;          // of ALiBi
   double query, offset;  // and from where it counts
-  Affine affine;
+  Arguments<V> arguments;
 
-  Terms(const Job& job, const Place& place, double shift)
+  Terms(const Job& job, const Place& place, const Affine& affine)
       : bias(job.base[kBias] ? job.base[kBias] + place.offset[kBias] : nullptr),
         bias_dtype(job.dtype[kBias]),
         bias_is_constant(bias && job.inner[0].stride[kBias] == 0),
@@ -33,7 +34,7 @@ struct Terms {
         slope(row_operand(job, place, kSlope, 0)),
         query(static_cast<double>(place.offset[kQuery])),
         offset(static_cast<double>(job.causal_offset)),
-        affine(affine_of(job, place, shift)) {}
+        arguments(affine) {}
 };
 
 inline void widen(f32x16 v, InLanes<f32x16>& to) { to = InLanes<f32x16>::of(v); }
@@ -63,13 +64,13 @@ inline InLanes<f64x8> in_all(double x, f64x8) { return {f64x8::set1(x)}; }
 
 template <class D>
 struct Combined {
-  const D* x;
-  const Terms* terms;
-  int64_t start;  // of x in the row
-
   using V = typename vector_of<D>::type;
   using T = typename V::elem;
   using Value = Pair<V>;
+
+  const D* x;
+  const Terms<V>* terms;
+  int64_t start;  // of x in the row
 
   SOFTMAXLIB_INLINE Value load(int64_t i) const {
     prefetch(reinterpret_cast<const char*>(x + i) + kPrefetchBytes);
@@ -93,7 +94,7 @@ struct Combined {
     else load_wide(p, n, bias);
     return bias;
   }
-  SOFTMAXLIB_INLINE InLanes<V> bias_at(int64_t i, int n) const {
+  SOFTMAXLIB_INLINE InLanes<V> given_bias(int64_t i, int n) const {
     if (!terms->bias || terms->bias_is_constant) return in_all(terms->constant, V());
     switch (terms->bias_dtype) {
       case SOFTMAXLIB_F32: return bias_from<float>(i, n);
@@ -102,20 +103,42 @@ struct Combined {
       default: return bias_from<bf16>(i, n);
     }
   }
-  SOFTMAXLIB_INLINE Value combined(V v, int64_t i, int n) const {
-    InLanes<V> bias = bias_at(i, n);
-    if (terms->slope != 0) bias = with_slope(bias, static_cast<double>(start + i));
-    Value z = combine(v, bias, terms->affine);
-    if (!terms->where) return z;
-    const auto in = n == V::lanes ? load_mask(terms->where + start + i, z.hi)
-                                  : partial_mask(terms->where + start + i, n, z.hi);
-    return {select(in, z.hi, V::set1(static_cast<T>(-INFINITY))), select(in, z.lo, V::set1(0))};
-  }
-  InLanes<V> with_slope(InLanes<V> bias, double i) const {
+  SOFTMAXLIB_NOINLINE InLanes<V> wide_bias(int64_t i, int n) const {
+    const InLanes<V> bias = given_bias(i, n);
+    if (terms->slope == 0) return bias;
     InLanes<V> count;
     load_lanes(kCount, count);
-    const InLanes<V> position = in_all(i - terms->query, V()) + count;
+    const InLanes<V> position =
+        in_all(static_cast<double>(start + i) - terms->query, V()) + count;
     return bias + in_all(terms->slope, V()) * (position - in_all(terms->offset, V()));
+  }
+  // A bias of floats for rows of floats, as most are, needs no double.
+  SOFTMAXLIB_INLINE Value bias_at(int64_t i, int n) const {
+    if (!terms->bias && terms->slope == 0) return {V::set1(0), V::set1(0)};
+    if (terms->bias_dtype == SOFTMAXLIB_F32 && !terms->bias_is_constant && terms->slope == 0) {
+      V bias;
+      if (load_floats(terms->bias + (start + i) * 4, n, bias)) return {bias, V::set1(0)};
+    }
+    return pair_of(wide_bias(i, n));
+  }
+  static SOFTMAXLIB_INLINE bool load_floats(const char* p, int n, f32x16& to) {
+    const float* const from = reinterpret_cast<const float*>(p);
+    to = n == 16 ? SOFTMAX_ISA::load(from) : SOFTMAX_ISA::load_n(from, n, 0);
+    return true;
+  }
+  static SOFTMAXLIB_INLINE bool load_floats(const char*, int, f64x8&) { return false; }
+
+  SOFTMAXLIB_INLINE Value combined(V v, int64_t i, int n) const {
+    Value bias = bias_at(i, n);
+    const auto wide = [&] { return wide_bias(i, n); };
+    if (!terms->where) return combine(v, bias, terms->arguments, wide);
+    const auto in = n == V::lanes ? load_mask(terms->where + start + i, v)
+                                  : partial_mask(terms->where + start + i, n, v);
+    const V zero = V::set1(0);
+    v = select(in, v, zero);  // what is not seen may be anything
+    bias = {select(in, bias.hi, zero), select(in, bias.lo, zero)};
+    const Value z = combine(v, bias, terms->arguments, wide);
+    return {select(in, z.hi, V::set1(static_cast<T>(-INFINITY))), select(in, z.lo, zero)};
   }
   static typename V::Mask partial_mask(const uint8_t* p, int n, V like) {
     uint8_t bytes[V::lanes] = {};

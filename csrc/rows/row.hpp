@@ -194,17 +194,22 @@ class Row {
   bool shifted() const { return shifted_; }
   double shift() const { return shift_; }
 
+  // A row with options whose arguments leave the range of double is computed in a coarser unit.
+  void go_far() { far_ = true; }
+  Affine affine() const { return affine_of(job_, place_, shift_, far_); }
+
   // visit(source, first element, count) over [start, stop), in pieces of whole chunks.
   template <class F>
   void read(int64_t start, int64_t stop, F visit) const {
     if (combines_) {
-      const Terms terms(job_, place_, shift_);
+      const Terms<V> terms(job_, place_, affine());
       visit(Combined<D>{x_ + start, &terms, start}, start, stop - start);
     } else if (!job_.direct) {
       Stage<D> stage;
+      const Arguments<V> arguments(affine());
       for (int64_t i = start; i < stop; i += kChunk) {
         const int n = static_cast<int>(stop - i < kChunk ? stop - i : kChunk);
-        stage.fetch(job_, place_, i, n, shift_);
+        stage.fetch(job_, place_, i, n, arguments);
         visit(Staged<T>{stage.hi, stage.lo}, i, n);
       }
     } else if (shifted_) {
@@ -220,10 +225,11 @@ class Row {
   void read_write(int64_t start, int64_t stop, T masked, F visit) const {
     if (!contiguous()) {
       Stage<D> stage;
+      const Arguments<V> arguments(affine());
       const D fill = narrow_one<D>(masked);
       for (int64_t i = start; i < stop; i += kChunk) {
         const int n = static_cast<int>(stop - i < kChunk ? stop - i : kChunk);
-        stage.fetch(job_, place_, i, n, shift_);
+        stage.fetch(job_, place_, i, n, arguments);
         visit(Staged<T>{stage.hi, stage.lo}, stage.y, i, n);
         stage.put(job_, place_, i, n, fill);
       }
@@ -236,7 +242,7 @@ class Row {
   template <class F>
   void read_write_contiguous(int64_t start, int64_t stop, F visit) const {
     if (combines_) {
-      const Terms terms(job_, place_, shift_);
+      const Terms<V> terms(job_, place_, affine());
       visit(Combined<D>{x_ + start, &terms, start}, y_ + start, start, stop - start);
     } else if (shifted_)
       visit(Shifted<D>{x_ + start, static_cast<T>(shift_)}, y_ + start, start, stop - start);
@@ -247,8 +253,10 @@ class Row {
   double staged_max() const {
     double top = -INFINITY;
     Stage<D> stage;
+    const Affine unshifted = affine_of(job_, place_, 0, far_);
     for (int64_t i = 0; i < n_; i += kChunk) {
-      const double z = stage.max(job_, place_, i, static_cast<int>(min_of(n_ - i, kChunk)));
+      const int n = static_cast<int>(min_of(n_ - i, kChunk));
+      const double z = stage.largest(job_, place_, i, n, unshifted);
       top = z > top ? z : top;
     }
     return top;
@@ -402,7 +410,7 @@ class Row {
   int64_t n_;
   bool combines_;  // the source is Combined
   double shift_ = 0;
-  bool shifted_ = false;
+  bool shifted_ = false, far_ = false;
   BlockResult* results_;
   int32_t* references_;
 };

@@ -14,8 +14,9 @@ constexpr int64_t kElementsPerTask = 65536;
 // Strided rows are gathered so many bytes side by side, in a tile of at most so many bytes in all.
 constexpr int64_t kTileWidth = 64, kTileBytes = int64_t{1} << 21;
 
-// Rows of less than a group are computed in lanes, if there are enough of them to share the work of
-// a whole batch; then in batches, up to so many bytes in the kernel's own dtype.
+// Plain rows of less than a group are computed in lanes, if there are enough of them to share the
+// work of a whole batch; then in batches, up to so many bytes in the kernel's own dtype. All others
+// are computed in batches up to a chunk.
 constexpr int64_t kShare = 8, kBatched = 2048;
 
 // So that a thread that is held up delays the others by little.
@@ -108,6 +109,12 @@ Choice nearest(softmaxlib_function function, const Job& job, bool tiled,
   return {algorithm, why};
 }
 
+// Whether batches can compute it.
+bool batches(softmaxlib_function function, const Job& job) {
+  return function != SOFTMAXLIB_LOG_STABLEMAX && !job_has(job, kSink) && job.n > 0 &&
+         job.n <= chunk_elements(job.dtype[kOut]);
+}
+
 Choice choose_kernel(softmaxlib_function function, const Job& job,
                      const softmaxlib_options& options, const Schedule& s, bool frugal) {
   if (options.algorithm != SOFTMAXLIB_ALGORITHM_AUTO)
@@ -123,7 +130,8 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
 
   // Kernels over many rows leave threads without work where there are more of them than rows.
   const bool idle = threads_of(options) > job.rows && worth(job) > 1;
-  if (function == SOFTMAXLIB_SOFTMAX && job.direct && job.plain && job.n > 0 && !idle) {
+  const bool plain_softmax = function == SOFTMAXLIB_SOFTMAX && job.direct && job.plain;
+  if (plain_softmax && job.n > 0 && !idle) {
     const bool fits = job.n > 1 && job.n * item <= caches().l2 * 3 / 4;
     const int64_t lanes = item == 8 ? 8 : 16;
     const int64_t group = kVectorsPerGroup * lanes;
@@ -138,6 +146,8 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
     if (job.rows > 1 && fits && job.n * item <= 8192 && job.rows * job.n >= 4096 && !frugal)
       return {registry::pipelined, "short rows in cache: the next row hides the end of this"};
   }
+  if (batches(function, job) && !idle && (half || !plain_softmax))
+    return {registry::batched, "rows of up to a chunk: many at once, through tiles in cache"};
   // One exponential per element where x and y stay in cache (the last is shared with others), else
   // the least traffic.
   if (frugal && job.n > block_elements(job.dtype[kOut]))
@@ -200,6 +210,7 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
   const Choice kernel = choose_kernel(function, job, options, s, frugal);
   s.kernel = kernel.kernel;
   s.why_kernel = kernel.why;
+  if (s.kernel == registry::batched) s.tile = 0;
   choose_tasks(job, options, s, frugal);
   if (s.kernel == registry::columns) s.scratch = kColumnScratch;
   else if (s.kernel == registry::pipelined) s.scratch = pipelined_scratch(job);

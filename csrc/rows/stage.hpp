@@ -9,8 +9,7 @@
 
 #include "job.hpp"
 #include "macros.hpp"
-#include "math/in_lanes.hpp"
-#include "math/value.hpp"
+#include "math/exp.hpp"
 
 namespace softmaxlib {
 namespace SOFTMAX_ISA {
@@ -126,6 +125,16 @@ inline D narrow_one(T x) {
   return all[0];
 }
 
+// x in a dtype that is known at run time only, rounded to it.
+inline void put_as(softmaxlib_dtype dtype, char* to, double x) {
+  const auto put = [to](auto value) { memcpy(to, &value, sizeof(value)); };
+  const auto narrow = static_cast<float>(x);
+  if (dtype == SOFTMAXLIB_F64) put(x);
+  else if (dtype == SOFTMAXLIB_F32) put(narrow);
+  else if (dtype == SOFTMAXLIB_F16) put(narrow_one<f16>(narrow));
+  else put(narrow_one<bf16>(narrow));
+}
+
 inline double fma_scalar(double a, double b, double c) {
 #if defined(__GNUC__)
   return __builtin_fma(a, b, c);
@@ -134,47 +143,26 @@ inline double fma_scalar(double a, double b, double c) {
 #endif
 }
 
-// x scale + bias - shift, as hi + lo.
-struct Affine {
-  double scale, scale_lo;  // also 1 / temperature
-  double shift;
-};
-
 // An infinite hi has no lo.
 template <class V>
 inline Pair<V> finite_pair(V hi, V lo) {
   return {hi, select(eq(hi - hi, V::set1(0)), lo, V::set1(0))};
 }
 
-// Float: in double, then split.
-inline Pair<f32x16> combine(f32x16 x, InLanes<f32x16> bias, const Affine& a) {
-  const f64x8 scale = f64x8::set1(a.scale), shift = f64x8::set1(a.shift);
-  const f64x8 low = (widen_low(x) * scale + bias.low) - shift;
-  const f64x8 high = (widen_high(x) * scale + bias.high) - shift;
-  const f32x16 hi = narrow(low, high);
-  return finite_pair(hi, narrow(low - widen_low(hi), high - widen_high(hi)));
-}
+// How the arguments of a row come out of x: times a factor, its scale or 1 / its temperature, plus
+// bias, less a shift.
+struct Affine {
+  double factor, factor_lo;  // an unevaluated sum, far from the ends of the range
+  int exponent;              // of the factor's power of two that is left: 0 but for extreme ones
+  int coarse;                // the shift is in units of 2^coarse, for what leaves the range of double
+  double shift;
 
-// Double: every operation with its error; the shift is exact where it counts.
-inline Pair<f64x8> combine(f64x8 x, InLanes<f64x8> bias, const Affine& a) {
-  const f64x8 scale = f64x8::set1(a.scale), b = bias.all;
-  const f64x8 product = x * scale;
-  const f64x8 product_lo = fma(x, scale, f64x8::set1(0) - product) + x * f64x8::set1(a.scale_lo);
-  const f64x8 z = product + b;
-  const f64x8 tail = z - product;
-  const f64x8 sum_lo = (product - (z - tail)) + (b - tail);
-  const f64x8 hi = z - f64x8::set1(a.shift), lo = product_lo + sum_lo;
-  // Beyond 2^67 an error has no exponential, nor has one that is infinite. Equal ones stay equal.
-  const f64x8 none = f64x8::set1(0), size = max(lo, none - lo);
-  const auto counts = gt(f64x8::set1(0x1p14), size);
-  if (a.shift == 0) return {hi, select(counts, lo, none)};
-  // Less its maximum, a large argument may be smaller than its error: their sum, then what is left.
-  const auto as_is = gt(f64x8::set1(0x1p-4), size);
-  const f64x8 sum = hi + lo, part = sum - hi;
-  const f64x8 left = (hi - (sum - part)) + (lo - part);
-  return {select(as_is, hi, select(counts, sum, hi)),
-          select(as_is, lo, select(counts, left, none))};
-}
+  // What of the factor a double holds; the last number where it holds none.
+  double rounded() const {
+    if (exponent == 0) return factor;
+    return exponent > 0 ? DBL_MAX : 0x1p-1074;
+  }
+};
 
 // The row's own value of an operand that is constant along the row.
 inline double row_operand(const Job& job, const Place& place, Operand operand, double missing) {
@@ -184,16 +172,111 @@ inline double row_operand(const Job& job, const Place& place, Operand operand, d
   return value;
 }
 
-inline Affine affine_of(const Job& job, const Place& place, double shift) {
+// `far`: for a row whose arguments leave the range of double.
+inline Affine affine_of(const Job& job, const Place& place, double shift, bool far = false) {
+  constexpr int kMost = 1000;
   const double temperature =
       job.divides ? row_operand(job, place, kScale, job.temperature) : job.temperature;
-  const double factor = job.divides ? job.scale : row_operand(job, place, kScale, job.scale);
-  const double scale = factor / temperature;
-  // What leaves the range of a double is its last number: 0 stays 0, and an infinity one.
-  if (scale > DBL_MAX) return {DBL_MAX, 0, shift};
-  if (scale == 0) return {0x1p-1074, 0, shift};
-  return {scale, fma_scalar(-scale, temperature, factor) / temperature, shift};
+  const double scale = job.divides ? job.scale : row_operand(job, place, kScale, job.scale);
+  int above, below;
+  const double m = split_exponent(scale, &above), t = split_exponent(temperature, &below);
+  const double q = m / t, q_lo = fma_scalar(-q, t, m) / t;
+  const int coarse = !far ? 0 : above > below ? above - below + 2 : 2;
+  const int k = above - below - coarse;
+  const int first = k > kMost ? kMost : k < -kMost ? -kMost : k;
+  const double unit = power_of_two(first);
+  return {q * unit, q_lo * unit, k - first, coarse, shift};
 }
+
+// The same, and what the usual arithmetic takes of it.
+template <class V>
+struct Arguments : Affine {
+  using T = typename V::elem;
+  T hi, lo;      // the factor
+  bool is_usual;
+
+  explicit Arguments(const Affine& affine) : Affine(affine) {
+    constexpr double kMost = sizeof(T) == 4 ? 0x1p60 : 0x1p500;
+    is_usual = shift == 0 && coarse == 0 && exponent == 0 && factor < kMost && factor > 1 / kMost;
+    hi = is_usual ? static_cast<T>(factor) : T(0);
+    lo = is_usual ? static_cast<T>((factor - static_cast<double>(hi)) + factor_lo) : T(0);
+  }
+};
+
+// Beyond this the low part of an argument would change what its exponential's polynomial sees, and
+// round away what counts.
+template <class V>
+constexpr double kLargestLow = sizeof(typename V::elem) == 4 ? 0x1p-8 : 0x1p-20;
+
+// x factor + bias - shift in double, where every operation keeps its error. hi + lo is normalized.
+inline Pair<f64x8> combine_in_double(f64x8 x, f64x8 bias, const Affine& a) {
+  const auto two = [](int k) { return f64x8::set1(power_of_two(k > -1022 ? k : -1022)); };
+  const f64x8 factor = f64x8::set1(a.factor), none = f64x8::set1(0);
+  f64x8 z = x * factor, error = fma(x, factor, none - z) + x * f64x8::set1(a.factor_lo);
+  if (a.exponent) z = z * two(a.exponent), error = error * two(a.exponent);
+  if (a.coarse) bias = bias * two(-a.coarse);
+  const f64x8 u = z + bias, of_u = u - z;
+  error = error + ((z - (u - of_u)) + (bias - of_u));
+  const f64x8 shift = f64x8::set1(a.shift), d = u - shift, of_d = d - u;
+  error = error + ((u - (d - of_d)) - (shift + of_d));
+  f64x8 hi = d + error;
+  const f64x8 of_hi = hi - d;
+  f64x8 lo = (d - (hi - of_hi)) + (error - of_hi);
+  hi = select(eq(d - d, none), hi, d);
+  for (int left = a.coarse; left > 0; left -= 1000) {
+    const f64x8 unit = two(left < 1000 ? left : 1000);
+    hi = hi * unit, lo = lo * unit;
+  }
+  return finite_pair(hi, lo);
+}
+SOFTMAXLIB_NOINLINE Pair<f32x16> combine_wide(f32x16 x, InLanes<f32x16> bias, const Affine& a) {
+  const Pair<f64x8> low = combine_in_double(widen_low(x), bias.low, a);
+  const Pair<f64x8> high = combine_in_double(widen_high(x), bias.high, a);
+  const f32x16 hi = narrow(low.hi, high.hi);
+  const f32x16 lo = narrow((low.hi - widen_low(hi)) + low.lo, (high.hi - widen_high(hi)) + high.lo);
+  return finite_pair(hi, lo);
+}
+SOFTMAXLIB_NOINLINE Pair<f64x8> combine_wide(f64x8 x, InLanes<f64x8> bias, const Affine& a) {
+  return combine_in_double(x, bias.all, a);
+}
+
+// Where the usual arithmetic found `hi` and `lo`: what it may not be used for is computed again. An
+// argument is -inf because x or its bias is, or it is none that left the range on its way.
+template <class V>
+SOFTMAXLIB_NOINLINE Pair<V> repair(V x, V bias, V hi, V lo, InLanes<V> wide_bias, const Affine& a) {
+  using T = typename V::elem;
+  const V zero = V::set1(0), none = V::set1(static_cast<T>(-INFINITY));
+  const V limit = V::set1(static_cast<T>(kLargestLow<V>));
+  lo = select(eq(select(eq(hi, none), min(x, bias), zero), none), zero, lo);
+  const auto stands = gt(limit, max(lo, zero - lo));
+  if (!any(gt(select(stands, zero, limit), zero))) return {hi, lo};
+  const Pair<V> wide = combine_wide(x, wide_bias, a);
+  return {select(stands, hi, wide.hi), select(stands, lo, wide.lo)};
+}
+
+// x factor + bias - shift, as an unevaluated sum, by error-free transforms in the row's own type
+// (Knuth's two-sum; the product's error by an fma), or in double where that is not enough: a
+// function of the element alone, so that all ways to get here agree. wide(): the bias in double.
+template <class V, class WideBias>
+SOFTMAXLIB_INLINE Pair<V> combine(V x, Pair<V> bias, const Arguments<V>& a, WideBias wide) {
+  if (SOFTMAXLIB_UNLIKELY(!a.is_usual)) return combine_wide(x, wide(), a);
+  const V limit = V::set1(static_cast<typename V::elem>(kLargestLow<V>));
+  const V factor = V::set1(a.hi), zero = V::set1(0);
+  const V z = x * factor, hi = z + bias.hi, tail = hi - z;
+  const V of_product = fma(x, V::set1(a.lo), fma(x, factor, zero - z));
+  const V lo = (of_product + ((z - (hi - tail)) + (bias.hi - tail))) + bias.lo;
+  // min() passes its second operand on when one is NaN.
+  if (SOFTMAXLIB_UNLIKELY(any(eq(min(max(lo, zero - lo), limit), limit))))
+    return repair(x, bias.hi, hi, lo, wide(), a);
+  return {hi, lo};
+}
+// A bias in double as two of the row's type.
+inline Pair<f32x16> pair_of(InLanes<f32x16> x) {
+  const f32x16 hi = x.value();
+  const f32x16 lo = narrow(x.low - widen_low(hi), x.high - widen_high(hi));
+  return finite_pair(hi, lo);
+}
+inline Pair<f64x8> pair_of(InLanes<f64x8> x) { return {x.all, f64x8::set1(0)}; }
 
 template <class D>
 struct Stage {
@@ -210,12 +293,17 @@ struct Stage {
 
   // hi + lo of elements [start, start + n).
   SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int n,
-                                 double shift) {
-    const Affine affine = gather_operands(job, place, start, n, shift);
+                                 const Arguments<V>& arguments) {
+    gather_operands(job, place, start, n);
+    if (job.base[kWhere])
+      for (int i = 0; i < n; ++i) {
+        x[i] = where[i] ? x[i] : 0;
+        bias[i] = where[i] ? bias[i] : 0;
+      }
     for (int i = 0; i < n; i += V::lanes) {
       InLanes<V> b;
       load_lanes(bias + i, b);
-      const Pair<V> z = combine(load(x + i), b, affine);
+      const Pair<V> z = combine(load(x + i), pair_of(b), arguments, [&] { return b; });
       store(hi + i, z.hi);
       store(lo + i, z.lo);
     }
@@ -226,15 +314,22 @@ struct Stage {
     }
   }
 
-  // Their maximum, as far as a double holds it: scale and bias may carry them beyond T.
-  SOFTMAXLIB_NOINLINE double max(const Job& job, const Place& place, int64_t start, int n) {
-    const Affine affine = gather_operands(job, place, start, n, 0);
-    double top = -INFINITY;
-    for (int i = 0; i < n; ++i) {
-      const double z = static_cast<double>(x[i]) * affine.scale + bias[i];
-      if ((!job.base[kWhere] || where[i]) && z > top) top = z;
+  // Their maximum as a double, in the affine's unit: factor and bias may carry them beyond T.
+  SOFTMAXLIB_NOINLINE double largest(const Job& job, const Place& place, int64_t start, int n,
+                                 const Affine& affine) {
+    gather_operands(job, place, start, n);
+    if (job.base[kWhere])
+      for (int i = 0; i < n; ++i) x[i] = where[i] ? x[i] : -static_cast<T>(INFINITY);
+    for (int i = n; i % V::lanes; ++i) x[i] = -static_cast<T>(INFINITY);
+    f64x8 top = f64x8::set1(-INFINITY);
+    for (int i = 0; i < n; i += V::lanes) {
+      InLanes<V> b;
+      load_lanes(bias + i, b);
+      InLanes<V>::of(load(x + i)).with(b, [&](f64x8 v, f64x8 of_v) {
+        top = max(combine_in_double(v, of_v, affine).hi, top);
+      });
     }
-    return top;
+    return max_lane(top);
   }
 
   // Scatters y to out, with `masked` where the position takes no part.
@@ -250,7 +345,7 @@ struct Stage {
   }
 
  private:
-  Affine gather_operands(const Job& job, const Place& place, int64_t start, int n, double shift) {
+  void gather_operands(const Job& job, const Place& place, int64_t start, int n) {
     for_runs(job, place, kX, start, n,
              [&](const char* p, int64_t stride, int64_t done, int64_t count) {
                gather_any(job.dtype[kX], p, stride, count, x + done);
@@ -276,7 +371,6 @@ struct Stage {
       for (int i = 0; i < n; ++i)
         bias[i] += slope * (position + i - static_cast<double>(job.causal_offset));
     }
-    return affine_of(job, place, shift);
   }
 };
 

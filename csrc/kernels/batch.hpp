@@ -1,0 +1,525 @@
+// Many rows of up to a chunk, a batch at a time, so that no row waits for the chain of its own
+// maximum, sum and reciprocal or logarithm: these are taken for all rows of a batch at once, a row
+// per lane. While the terms of a batch are summed, the results of the one before leave.
+//
+// The kernels see tiles (rows/stage_rows.hpp): what they compute depends neither on the storage of x
+// and y, nor on their layout, nor on options. The bits are those of rows/sum.hpp. A row that needs
+// more than a batch does for it (NaN, infinite, far from 0, steep, one element) is computed alone.
+#pragma once
+
+#include "kernels/log_softmax.hpp"
+#include "kernels/stablemax.hpp"
+#include "rows/columns.hpp"
+#include "rows/stage_rows.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// What the sums of a batch's rows have been folded to, a row per lane.
+template <class V>
+struct BatchSums {
+  InLanes<V> sum, error;
+  V reference;
+
+  // Where a sum can be trusted.
+  bool usable(V value, bool (&alone)[V::lanes]) const {
+    if (all_usable(reference, value)) return true;
+    typename V::elem r[V::lanes], v[V::lanes];
+    store(r, reference);
+    store(v, value);
+    for (int i = 0; i < V::lanes; ++i) alone[i] |= !SOFTMAX_ISA::usable(r[i], v[i]);
+    return false;
+  }
+};
+
+// The element that each row holds out of its sum: a column per lane of the row.
+template <class V>
+struct BatchHeld {
+  V hi, lo;
+  InLanes<V> others;  // f of what the other lanes hold, summed
+};
+
+// ---- What is computed of a row. Each has the function of an element F, whether each lane holds its
+// largest argument out of the sum, whether terms are kept; finish(), which makes what follows the
+// sums, a row per lane; and the rows' results where terms are not kept.
+
+template <class Vector>
+struct BatchOfSoftmax {
+  using V = Vector;
+  using T = typename V::elem;
+  using F = Exp<V>;
+  static constexpr bool kHolds = false, kReduces = false, kOneIsOne = true;
+
+  alignas(64) T scale[V::lanes];
+
+  void finish(const BatchSums<V>& sums, bool (&alone)[V::lanes]) {
+    const V r = reciprocals<V>(sums.sum, sums.error).value();
+    store(scale, r);
+    sums.usable(r, alone);
+  }
+};
+
+template <class Vector>
+struct BatchOfStablemax {
+  using V = Vector;
+  using T = typename V::elem;
+  using F = Stable<V>;
+  static constexpr bool kHolds = false, kReduces = false, kOneIsOne = true;
+
+  alignas(64) T scale[V::lanes];
+
+  void finish(const BatchSums<V>& sums, bool (&alone)[V::lanes]) {
+    store(scale, reciprocals<V>(sums.sum, sums.error).value());
+    double sum[V::lanes];
+    store_lanes(sum, sums.sum);
+    for (int i = 0; i < V::lanes; ++i)
+      alone[i] |= !(positive_finite(sum[i]) && stable_reference<V>(sum[i]) == 0);
+  }
+};
+
+// log1p(rest / e^held), as log1p_pair() gives it.
+template <class V>
+struct LogRest {
+  InLanes<V> hi, lo;
+
+  LogRest(const BatchSums<V>& sums, const BatchHeld<V>& held) {
+    constexpr int kBias = Exp<V, Use::kLogarithms>::kBias;
+    const InLanes<V> reference = InLanes<V>::of(sums.reference), value = sums.sum + sums.error;
+    const InLanes<V> held_hi = InLanes<V>::of(held.hi), held_lo = InLanes<V>::of(held.lo);
+    of(held_hi, held_lo, reference, value, power_of_two(Exp<f64x8>::kBias - kBias));
+  }
+
+ private:
+  using C = LogConstants<f64x8>;
+
+  static Pair<f64x8> of(f64x8 held_hi, f64x8 held_lo, f64x8 reference, f64x8 value, double unit) {
+    const ExpInLanes<f64x8> exp((InLanes<f64x8>{reference}));
+    const f64x8 held = exp(Pair<f64x8>{held_hi, held_lo});
+    const auto parts = log1p_parts(value * f64x8::set1(unit) / held, f64x8::set1(0));
+    return {parts.exponent * f64x8::set1(C::kLn2Hi),
+            parts.mantissa + parts.exponent * f64x8::set1(C::kLn2Lo)};
+  }
+  void of(InLanes<f32x16> h, InLanes<f32x16> l, InLanes<f32x16> r, InLanes<f32x16> v, double unit) {
+    const Pair<f64x8> a = of(h.low, l.low, r.low, v.low, unit);
+    const Pair<f64x8> b = of(h.high, l.high, r.high, v.high, unit);
+    hi = {a.hi, b.hi};
+    lo = {a.lo, b.lo};
+  }
+  void of(InLanes<f64x8> h, InLanes<f64x8> l, InLanes<f64x8> r, InLanes<f64x8> v, double unit) {
+    const Pair<f64x8> a = of(h.all, l.all, r.all, v.all, unit);
+    hi = {a.hi};
+    lo = {a.lo};
+  }
+};
+
+template <class Vector>
+struct BatchOfLogSoftmax {
+  using V = Vector;
+  using T = typename V::elem;
+  using F = Exp<V, Use::kLogarithms>;
+  static constexpr bool kHolds = true, kReduces = false, kOneIsOne = false;
+
+  void finish(const BatchSums<V>& sums, const BatchHeld<V>& held, bool (&alone)[V::lanes]) {
+    const LogRest<V> rest(sums, held);
+    store(hi_, held.hi);
+    store(lo_, held.lo);
+    store(log_rest_, (rest.hi + rest.lo).value());
+    sums.usable(sums.sum.value(), alone);
+  }
+  auto result(int r) const {
+    return [hi = V::set1(hi_[r]), lo = V::set1(lo_[r]), log_rest = V::set1(log_rest_[r])](auto x)
+               SOFTMAXLIB_INLINE_LAMBDA { return subtract(x, hi, lo) - log_rest; };
+  }
+
+ private:
+  alignas(64) T hi_[V::lanes], lo_[V::lanes], log_rest_[V::lanes];
+};
+
+template <class Vector>
+struct BatchOfLogsumexp {
+  using V = Vector;
+  using T = typename V::elem;
+  using F = Exp<V, Use::kLogarithms>;
+  static constexpr bool kHolds = true, kReduces = true, kOneIsOne = false;
+
+  void finish(const BatchSums<V>& sums, const BatchHeld<V>& held, bool (&alone)[V::lanes]) {
+    const LogRest<V> rest(sums, held);
+    const InLanes<V> large = (in_all(0, V()) + InLanes<V>::of(held.hi)) + rest.hi;
+    store(value_, (large + (InLanes<V>::of(held.lo) + rest.lo)).value());
+    sums.usable(sums.sum.value(), alone);
+  }
+  T value(int r) const { return value_[r]; }
+
+ private:
+  alignas(64) T value_[V::lanes];
+};
+
+// ---- The batch. X: V, or Pair<V> for arguments of two parts. kStaged: x is in the tile.
+
+template <class P, class X, bool kStaged>
+class Batch {
+ public:
+  using V = typename P::V;
+  using T = typename V::elem;
+  using F = typename P::F;
+  static constexpr int kLanes = V::lanes, kGroup = kVectorsPerGroup * kLanes;
+  static constexpr bool kLow = sizeof(X) > sizeof(V);
+  // A part of the first level cache.
+  static constexpr int kRoom = kVectorsPerChunk * (kLow ? 2 : 3) * kLanes;
+
+  explicit Batch(int64_t n) : n_(n), pitch_((n + kLanes - 1) / kLanes * kLanes) {}
+
+  int most() const { return kRoom / pitch_ < kLanes ? static_cast<int>(kRoom / pitch_) : kLanes; }
+  int rows() const { return rows_; }
+
+  // Rows from `first` on, all at one distance from each other; as they are,
+  void begin(const RowRun& run, int64_t first, int rows) {
+    place(run, first, rows);
+    x_ = run.job.base[kX] + run.place.offset[kX], stride_ = run.step.stride[kX];
+    for (int r = 0; r < rows; ++r) alone_[r] = P::kOneIsOne && n_ == 1;
+    start();
+  }
+  // or through the tile.
+  void begin(const RowRun& run, int64_t first, int rows, Stager<V>& stager, T* low) {
+    place(run, first, rows);
+    x_ = reinterpret_cast<const char*>(e_), low_ = low;
+    stride_ = pitch_ * static_cast<int64_t>(sizeof(T));
+    int visible[kLanes];
+    stager.fetch(run, rows, e_, low, pitch_, visible);
+    for (int r = 0; r < rows; ++r) alone_[r] = P::kOneIsOne && visible[r] == 1;
+    start();
+  }
+
+  // The terms of row r of the batch, and their sums per lane.
+  SOFTMAXLIB_INLINE void compute(const F& f, int r) {
+    T* const e = e_ + r * pitch_;
+    const V magic = V::set1(magic_[r]), floor = V::set1(floor_[r]);
+    V top = V::set1(static_cast<T>(-INFINITY));
+    X held;
+    from_pair(Pair<V>{top, V::set1(0)}, held);
+    Lanes<V> lanes;
+    int64_t i = 0;
+    for (; i + kGroup <= n_; i += kGroup) {
+      X v[4];
+      V t[4];
+      for (int j = 0; j < 4; ++j) v[j] = at(r, i + j * kLanes);
+      if (F::kFollows && i > 0)
+        top = max(max_of(high(v[0]), high(v[1]), high(v[2]), high(v[3])), top);
+      if constexpr (P::kHolds)
+        for (int j = 0; j < 4; ++j) v[j] = hold(held, v[j]);
+      for (int j = 0; j < 4; j += kInStep) evaluate<kInStep>(f, v + j, magic, floor, t + j);
+      if constexpr (!P::kHolds)
+        for (int j = 0; j < 4; ++j) store(e + i + j * kLanes, t[j]);
+      add_terms<F>(lanes, t[0], t[1], t[2], t[3]);
+    }
+    if (i < n_) {
+      V t[4];
+      for (int j = 0; j < 4; ++j, i += kLanes) {
+        t[j] = V::set1(0);
+        if (i >= n_) continue;
+        X v = up_to_end(r, i);
+        top = max(high(v), top);
+        if constexpr (P::kHolds) v = hold(held, v);
+        evaluate<1>(f, &v, magic, floor, t + j);
+        if constexpr (!P::kHolds) store(e + i, t[j]);
+      }
+      add_terms<F>(lanes, t[0], t[1], t[2], t[3]);
+    }
+    // A later group may exceed the reference.
+    if (F::kFollows && n_ > kGroup) alone_[r] |= any(gt(top, V::set1(limit_[r])));
+    if constexpr (P::kHolds) {
+      store(held_[r], high(held));
+      store(held_low_[r], to_pair(held).lo);
+    }
+    keep(r, lanes);
+  }
+
+  SOFTMAXLIB_NOINLINE void finish() {
+    const BatchSums<V> sums = fold();
+    if constexpr (P::kHolds) {
+      const BatchHeld<V> held = take_largest();
+      BatchSums<V> all = sums;
+      two_sum(all.sum, all.error, held.others);
+      of_.finish(all, held, alone_);
+      if constexpr (!P::kReduces)
+        for (int r = 0; r < rows_; ++r)
+          if (!alone_[r]) resolve(r);
+    } else {
+      of_.finish(sums, alone_);
+    }
+    any_alone_ = false;
+    for (int r = 0; r < rows_; ++r) any_alone_ |= alone_[r];
+  }
+
+  // What is left to do once row r is summed; alone(row) computes one by itself.
+  template <class Alone>
+  SOFTMAXLIB_INLINE void put(const Job& job, int r, Sender<V>& sender, Alone alone) {
+    if (SOFTMAXLIB_UNLIKELY(alone_[r])) {
+      sender.finish();
+      alone(job, first_ + r);
+    } else if constexpr (P::kReduces) {
+      put_as(job.dtype[kOut], y_ + r * y_stride_, static_cast<double>(of_.value(r)));
+    } else if (!sender.sends_squares() || any_alone_) {
+      sender.put(y_ + r * y_stride_, e_ + r * pitch_, scale(r));
+    } else if (r == 0) {
+      alignas(64) T scales[kLanes];
+      for (int i = 0; i < rows_; ++i) scales[i] = scale(i);
+      sender.put_square(y_, e_, pitch_, rows_, scales);
+    }
+  }
+
+ private:
+  void place(const RowRun& run, int64_t first, int rows) {
+    first_ = first, rows_ = rows;
+    y_ = run.job.base[kOut] + run.place.offset[kOut], y_stride_ = run.step.stride[kOut];
+  }
+  const T* row(int r) const { return reinterpret_cast<const T*>(x_ + r * stride_); }
+  SOFTMAXLIB_INLINE V joined(const T* hi, const T*, V) const { return load(hi); }
+  SOFTMAXLIB_INLINE Pair<V> joined(const T* hi, const T* lo, Pair<V>) const {
+    return {load(hi), load(lo)};
+  }
+  SOFTMAXLIB_INLINE X at(int r, int64_t i) const {
+    const T* const x = row(r) + i;
+    if constexpr (!kStaged) prefetch(reinterpret_cast<const char*>(x) + kBatchPrefetchBytes);
+    return joined(x, kLow ? low_ + r * pitch_ + i : nullptr, X());
+  }
+  SOFTMAXLIB_INLINE X up_to_end(int r, int64_t i) const {
+    if constexpr (kStaged) {
+      return at(r, i);  // -inf up to the pitch
+    } else {
+      if (i + kLanes <= n_) return at(r, i);
+      prefetch(reinterpret_cast<const char*>(row(r) + i) + kBatchPrefetchBytes);
+      return load_n(row(r) + i, static_cast<int>(n_ - i), static_cast<T>(-INFINITY));
+    }
+  }
+  template <int N>
+  static SOFTMAXLIB_INLINE void evaluate(const F& f, const X* x, V magic, V floor, V* t) {
+    if constexpr (F::kFollows) f.template evaluate<N>(x, magic, floor, t);
+    else f.template evaluate<N>(x, t);
+  }
+
+  // The references of all rows, from the maximum of each first group.
+  SOFTMAXLIB_NOINLINE void start() {
+    for (int r = rows_; r < kLanes; ++r) {  // lanes without a row
+      alone_[r] = false;
+      Lanes<V> one;
+      one.sum = f64x8::set1(1);
+      keep(r, one);
+      store(held_[r], V::set1(0));
+      store(held_low_[r], V::set1(0));
+    }
+    if constexpr (F::kFollows) {
+      alignas(64) T tops[kLanes][kLanes];
+      for (int r = 0; r < rows_; ++r) {
+        V top = high(up_to_end(r, 0));
+        for (int64_t i = kLanes; i < kGroup && i < n_; i += kLanes)
+          top = max(top, high(up_to_end(r, i)));
+        store(tops[r], top);
+      }
+      for (int r = rows_; r < kLanes; ++r) store(tops[r], V::set1(0));
+      V top = V::set1(static_cast<T>(-INFINITY));
+      for (int j = 0; j < kLanes; j += 8) {
+        V c[8];
+        load_columns(tops[0] + j, kLanes, c);
+        top = max(max(max_of(c[0], c[1], c[2], c[3]), max_of(c[4], c[5], c[6], c[7])), top);
+      }
+      const InLanes<V> references = references_of(top);
+      const ExpInLanes<V, F> exp(references);
+      store(reference_, references.value());
+      store(magic_, exp.magic());
+      store(floor_, exp.floor());
+      const auto limit = [](f64x8 r) {
+        return (r + f64x8::set1(kSlack)) * f64x8::set1(kLn2Hi);
+      };
+      store(limit_, references.map(limit).value());
+    } else {
+      for (int r = 0; r < kLanes; ++r) reference_[r] = magic_[r] = floor_[r] = 0;
+    }
+  }
+
+  // Floats: eight rows' sums, then the others'. Doubles: sums, then errors.
+  SOFTMAXLIB_INLINE void keep(int r, const Lanes<f32x16>& lanes) {
+    store(sums_[r / 8][r % 8], lanes.sum);
+  }
+  SOFTMAXLIB_INLINE void keep(int r, const Lanes<f64x8>& lanes) {
+    store(sums_[0][r], lanes.sum);
+    store(sums_[1][r], lanes.error);
+  }
+  // Totals, as Lanes::fold_into() makes them.
+  BatchSums<V> fold() const {
+    f64x8 a[8], b[8];
+    load_columns(sums_[0][0], 8, a);
+    load_columns(sums_[1][0], 8, b);
+    BatchSums<V> result;
+    result.reference = load(reference_);
+    result.error = in_all(0, V());
+    fold(a, b, result.sum, result.error);
+    return result;
+  }
+  static void fold(const f64x8 (&a)[8], const f64x8 (&b)[8], InLanes<f32x16>& sum,
+                   InLanes<f32x16>&) {
+    sum = {fold_eight(a), fold_eight(b)};
+  }
+  static void fold(const f64x8 (&a)[8], const f64x8 (&b)[8], InLanes<f64x8>& sum,
+                   InLanes<f64x8>& error) {
+    sum.all = a[0];
+    for (int i = 1; i < 8; ++i) two_sum(sum.all, error.all, a[i]);
+    error.all = error.all + fold_eight(b);
+  }
+  static void two_sum(InLanes<f32x16>& sum, InLanes<f32x16>& error, InLanes<f32x16> x) {
+    SOFTMAX_ISA::two_sum(sum.low, error.low, x.low);
+    SOFTMAX_ISA::two_sum(sum.high, error.high, x.high);
+  }
+  static void two_sum(InLanes<f64x8>& sum, InLanes<f64x8>& error, InLanes<f64x8> x) {
+    SOFTMAX_ISA::two_sum(sum.all, error.all, x.all);
+  }
+  static void two_sum(f64x8& sum, f64x8& error, f64x8 x) { SOFTMAX_ISA::two_sum(sum, error, x); }
+
+  // Of what the lanes of each row hold all but the largest joins the sum: take_largest() of terms.hpp
+  // for all rows at once.
+  BatchHeld<V> take_largest() const {
+    V hi[kLanes], lo[kLanes];
+    columns_of(held_, hi);
+    columns_of(held_low_, lo);
+    V place = V::set1(0);
+    BatchHeld<V> held = {hi[0], lo[0], {}};
+    for (int j = 1; j < kLanes; ++j) {
+      const auto larger = gt(hi[j], held.hi);
+      held.hi = select(larger, hi[j], held.hi);
+      held.lo = select(larger, lo[j], held.lo);
+      place = select(larger, V::set1(static_cast<T>(j)), place);
+    }
+    const ExpInLanes<V, F> exp(load(reference_));
+    InLanes<V> terms[kLanes];
+    for (int j = 0; j < kLanes; ++j) {
+      const auto is_it = eq(place, V::set1(static_cast<T>(j)));
+      const Pair<V> x = {select(is_it, V::set1(static_cast<T>(-INFINITY)), hi[j]),
+                         select(is_it, V::set1(0), lo[j])};
+      terms[j] = InLanes<V>::of(exp(x));
+    }
+    InLanes<V> eight[8];
+    for (int j = 0; j < 8; ++j) eight[j] = kLanes == 16 ? terms[j] + terms[j + kLanes / 2] : terms[j];
+    held.others = fold_eight(eight);
+    return held;
+  }
+  static void columns_of(const T (&rows)[kLanes][kLanes], V (&column)[kLanes]) {
+    for (int j = 0; j < kLanes; j += 8) {
+      V c[8];
+      load_columns(rows[0] + j, kLanes, c);
+      for (int k = 0; k < 8; ++k) column[j + k] = c[k];
+    }
+  }
+
+  // The results of row r, in the tile.
+  SOFTMAXLIB_INLINE void resolve(int r) {
+    T* const e = e_ + r * pitch_;
+    if constexpr (P::kHolds && !P::kReduces) {
+      const auto result = of_.result(r);
+      for (int64_t i = 0; i < n_; i += kLanes) store(e + i, result(up_to_end(r, i)));
+    }
+  }
+  T scale(int r) const {
+    if constexpr (P::kHolds) return 1;
+    else return of_.scale[r];
+  }
+
+  const int64_t n_, pitch_;
+  int64_t first_ = 0, stride_ = 0, y_stride_ = 0;
+  int rows_ = 0;
+  const char* x_ = nullptr;
+  char* y_ = nullptr;
+  const T* low_ = nullptr;
+  alignas(64) T room_[kLanes + kRoom + kLanes];  // an outbox reads around what it takes
+  T* const e_ = room_ + kLanes;
+  alignas(64) T reference_[kLanes], magic_[kLanes], floor_[kLanes], limit_[kLanes];
+  alignas(64) double sums_[2][8][8];
+  alignas(64) T held_[kLanes][kLanes];
+  alignas(64) T held_low_[kLanes][kLanes];
+  bool alone_[kLanes], any_alone_ = false;
+  P of_;
+};
+
+// By itself, as all rows can be computed; function(Row).
+template <class D, class F>
+SOFTMAXLIB_NOINLINE void compute_alone(const Job& job, int64_t row, F function, double masked) {
+  int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
+  const Rows at(job, row);
+  const Row<D> alone(job, at.place(), nullptr, one_block);
+  function(alone);
+  if (job.causal && !job.reduces) alone.fill_beyond(static_cast<typename Row<D>::T>(masked));
+}
+
+template <class P, class X, bool kStaged>
+inline void run_batches(const Job& job, int64_t row, int64_t stop,
+                        void (*alone)(const Job& job, int64_t row)) {
+  using B = Batch<P, X, kStaged>;
+  using V = typename B::V;
+  const typename B::F f(0);
+  Sender<V> sender(job);
+  [[maybe_unused]] Stager<V> stager(job);
+  [[maybe_unused]] alignas(64) typename B::T low[sizeof(X) > sizeof(V) ? B::kRoom : 1];
+  B batches[2] = {B(job.n), B(job.n)};
+  B *now = batches, *before = batches + 1;
+  while (row < stop) {
+    const RowRun run(job, row);
+    int64_t rows = run.rows < stop - row ? run.rows : stop - row;
+    if (rows > now->most()) rows = now->most();
+    if constexpr (kStaged) now->begin(run, row, static_cast<int>(rows), stager, low);
+    else now->begin(run, row, static_cast<int>(rows));
+    for (int r = 0; r < now->rows() || r < before->rows(); ++r) {
+      if (r < now->rows()) now->compute(f, r);
+      if (r < before->rows()) before->put(job, r, sender, alone);
+    }
+    now->finish();
+    row += rows;
+    B* const next = before;
+    before = now;
+    now = next;
+  }
+  for (int r = 0; r < before->rows(); ++r) before->put(job, r, sender, alone);
+  sender.finish();
+}
+
+template <class P>
+inline void run_any_batches(const Job& job, int64_t start, int64_t stop,
+                            void (*alone)(const Job& job, int64_t row)) {
+  using V = typename P::V;
+  const bool wide = job.dtype[kX] == SOFTMAXLIB_F32 || job.dtype[kX] == SOFTMAXLIB_F64;
+  if (job.direct && wide) run_batches<P, V, false>(job, start, stop, alone);
+  else if (takes_x_as_it_is(job)) run_batches<P, V, true>(job, start, stop, alone);
+  else run_batches<P, Pair<V>, true>(job, start, stop, alone);
+}
+
+template <class D>
+inline void softmax_batched(const Job& job, int64_t start, int64_t stop, char*) {
+  run_any_batches<BatchOfSoftmax<typename vector_of<D>::type>>(
+      job, start, stop, [](const Job& j, int64_t row) {
+        compute_alone<D>(j, row, [](Row<D> r) { run_softmax(r, softmax_two_pass<D>); }, 0);
+      });
+}
+template <class D>
+inline void log_softmax_batched(const Job& job, int64_t start, int64_t stop, char*) {
+  run_any_batches<BatchOfLogSoftmax<typename vector_of<D>::type>>(
+      job, start, stop, [](const Job& j, int64_t row) {
+        compute_alone<D>(j, row, log_softmax_two_pass<D>, -INFINITY);
+      });
+}
+template <class D>
+inline void logsumexp_batched(const Job& job, int64_t start, int64_t stop, char*) {
+  run_any_batches<BatchOfLogsumexp<typename vector_of<D>::type>>(
+      job, start, stop, [](const Job& j, int64_t row) {
+        compute_alone<D>(j, row, logsumexp_two_pass<D>, 0);
+      });
+}
+template <class D>
+inline void stablemax_batched(const Job& job, int64_t start, int64_t stop, char*) {
+  run_any_batches<BatchOfStablemax<typename vector_of<D>::type>>(
+      job, start, stop, [](const Job& j, int64_t row) {
+        compute_alone<D>(j, row, stablemax_two_pass<D>, 0);
+      });
+}
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

@@ -1,0 +1,347 @@
+// The two ends of kernels that compute many short rows at once over tiles: contiguous elements of
+// the arithmetic's own type, one row after the other. A Stager fills a tile from whatever the
+// operands are: strided or transposed, of another dtype, with scale, bias, ALiBi, mask or a causal
+// end. A Sender brings results to wherever they belong. Both are chosen once per call; no kernel is
+// compiled for a storage, a layout or an option.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#include "rows/batch.hpp"
+#include "rows/combined.hpp"
+#include "rows/row.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// Rows that lie side by side, an element apart, are transposed a square of so many at a time.
+template <class V>
+struct Square {
+  using T = typename V::elem;
+  static constexpr int kLanes = V::lanes;
+  alignas(64) T at[kLanes][kLanes];
+
+  // Row r of what is here becomes columns of `to`, `pitch` apart.
+  SOFTMAXLIB_INLINE void put_transposed(T* to, int64_t pitch, int columns) const {
+    for (int c = 0; c < columns; c += 8) {
+      V block[8];
+      load_columns(at[0] + c, kLanes, block);
+      for (int k = 0; k < 8 && c + k < columns; ++k) store(to + (c + k) * pitch, block[k]);
+    }
+  }
+  // The other way round, column c times scale[c].
+  SOFTMAXLIB_INLINE void get_transposed(const T* from, int64_t pitch, int columns, const T* scale) {
+    for (int c = 0; c < kLanes; c += 8) {
+      V block[8];
+      for (int k = 0; k < 8; ++k)
+        block[k] = c + k < columns ? load(from + (c + k) * pitch) * V::set1(scale[c + k]) : V::set1(0);
+      store_columns(at[0] + c, kLanes, block);
+    }
+  }
+};
+
+// One vector of any float dtype.
+SOFTMAXLIB_INLINE f32x16 load_some(softmaxlib_dtype dtype, const char* p, int n, f32x16) {
+  switch (dtype) {
+    case SOFTMAXLIB_F16: return load_n(reinterpret_cast<const f16*>(p), n, 0);
+    case SOFTMAXLIB_BF16: return load_n(reinterpret_cast<const bf16*>(p), n, 0);
+    default: return load_n(reinterpret_cast<const float*>(p), n, 0);
+  }
+}
+SOFTMAXLIB_INLINE f64x8 load_some(softmaxlib_dtype, const char* p, int n, f64x8) {
+  return load_n(reinterpret_cast<const double*>(p), n, 0);
+}
+
+// f(a pointer to a storage, which is NULL) for that of a dtype.
+template <class F>
+SOFTMAXLIB_INLINE void with_storage(softmaxlib_dtype dtype, f32x16, F f) {
+  switch (dtype) {
+    case SOFTMAXLIB_F16: return f(static_cast<f16*>(nullptr));
+    case SOFTMAXLIB_BF16: return f(static_cast<bf16*>(nullptr));
+    default: return f(static_cast<float*>(nullptr));
+  }
+}
+template <class F>
+SOFTMAXLIB_INLINE void with_storage(softmaxlib_dtype, f64x8, F f) {
+  f(static_cast<double*>(nullptr));
+}
+
+// What rows of a job have in common, and how to get at them.
+struct RowsOf {
+  const Job& job;
+  int64_t item_x, item_out;
+  bool contiguous_x, contiguous_out;  // within a row, of a float dtype
+  bool transposes_x, transposes_out;  // rows lie side by side instead
+
+  explicit RowsOf(const Job& j) : job(j) {
+    constexpr int64_t kSizes[] = {4, 8, 2, 2};
+    const bool is_float = job.dtype[kX] <= SOFTMAXLIB_BF16;
+    item_x = is_float ? kSizes[job.dtype[kX]] : 0;
+    item_out = kSizes[job.dtype[kOut]];
+    const bool wide = job.dtype[kOut] == SOFTMAXLIB_F64;
+    // Doubles for rows of floats, or the other way round, are gathered one by one.
+    const bool fits = is_float && (job.dtype[kX] == SOFTMAXLIB_F64) == wide;
+    const bool one = job.inner_ndim == 1;
+    const Dim& row = job.inner[0];
+    contiguous_x = fits && one && (row.size == 1 || row.stride[kX] == item_x);
+    contiguous_out = one && (row.size == 1 || row.stride[kOut] == item_out);
+    const Dim* const across = job.outer_ndim ? &job.outer[job.outer_ndim - 1] : nullptr;
+    transposes_x = fits && one && !contiguous_x && across && across->stride[kX] == item_x;
+    transposes_out = one && !contiguous_out && across && across->stride[kOut] == item_out;
+  }
+};
+
+// Rows at one distance from each other: those from one row on to the end of the last dimension.
+struct RowRun {
+  const Job& job;
+  Place place;  // of the first
+  Dim step;     // to the next
+  int64_t rows;
+
+  RowRun(const Job& j, int64_t row) : job(j), place(Rows(j, row).place()), step{1, {}}, rows(1) {
+    if (!job.outer_ndim) return;
+    step = job.outer[job.outer_ndim - 1];
+    rows = step.size - row % step.size;
+  }
+};
+
+// Whether the arguments are the elements of x, so that they have no second part.
+inline bool takes_x_as_it_is(const Job& job) {
+  return !job.base[kBias] && !job.base[kWhere] && !job.base[kScale] && !job.base[kSlope] &&
+         job.temperature == 1 && job.scale == 1;
+}
+
+template <class V>
+class Stager {
+ public:
+  using T = typename V::elem;
+  static constexpr int kLanes = V::lanes;
+  static constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
+
+  explicit Stager(const Job& job)
+      : job_(job), of_(job), has_options_(!takes_x_as_it_is(job)) {
+    if (has_options_ && !job.base[kScale]) affine_ = affine_of(job, Place{}, 0);
+  }
+
+  // The first rows of a run to hi, `pitch` elements apart, with -inf up to the pitch; with options,
+  // what hi lacks to lo. visible[r]: how many elements take part in row r, as far as 2.
+  SOFTMAXLIB_NOINLINE void fetch(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
+                                 int* visible) {
+    Place place = run.place;
+    if (of_.transposes_x) transpose(place, rows, hi, pitch);
+    for (int r = 0; r < rows; ++r) {
+      finish(place, hi + r * pitch, lo + r * pitch, pitch, visible + r);
+      for (int k = 0; k < kOperands; ++k) place.offset[k] += run.step.stride[k];
+    }
+  }
+
+ private:
+  void transpose(const Place& place, int rows, T* to, int64_t pitch) {
+    Square<V> square;
+    const char* x = job_.base[kX] + place.offset[kX];
+    const int64_t stride = job_.inner[0].stride[kX];
+    for (int64_t i = 0; i < job_.n; i += kLanes) {
+      const int64_t count = job_.n - i < kLanes ? job_.n - i : kLanes;
+      for (int64_t j = 0; j < count; ++j, x += stride)
+        store(square.at[j], load_some(job_.dtype[kX], x, rows, V()));
+      square.put_transposed(to + i, pitch, rows);
+    }
+  }
+
+  // Elements that take part, in the order of x: all but those after the causal end.
+  int64_t seen(const Place& place) const {
+    if (!job_.causal) return job_.n;
+    const int64_t i = place.offset[kQuery], offset = job_.causal_offset;
+    if (offset >= job_.n - 1 - i) return job_.n;
+    return offset < -i ? 0 : i + offset + 1;
+  }
+
+  void finish(const Place& place, T* hi, T* lo, int64_t pitch, int* visible) {
+    const int64_t n = seen(place);
+    *visible = n < 2 ? static_cast<int>(n) : 2;
+    const T* x = hi;
+    if (of_.contiguous_x && sizeof(T) == static_cast<size_t>(of_.item_x)) {
+      x = reinterpret_cast<const T*>(job_.base[kX] + place.offset[kX]);
+    } else if (of_.contiguous_x) {
+      convert(job_.base[kX] + place.offset[kX], n, hi);
+    } else if (!of_.transposes_x) {
+      for_runs(job_, place, kX, 0, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather_any(job_.dtype[kX], p, stride, count, hi + done);
+               });
+    }
+    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
+    int64_t i = 0;
+    if (has_options_) {
+      const Terms<V> terms = terms_of(place, n);
+      const Combined<T> source = {x, &terms, 0};
+      for (; i + kLanes <= n; i += kLanes) {
+        const Pair<V> z = source.load(i);
+        store(hi + i, z.hi), store(lo + i, z.lo);
+      }
+      if (i < n) {
+        const Pair<V> z = source.load_n(i, static_cast<int>(n - i), static_cast<T>(-INFINITY));
+        store(hi + i, z.hi), store(lo + i, z.lo);
+        i += kLanes;
+      }
+      for (int64_t j = i; j < pitch; j += kLanes) store(lo + j, zero);
+      if (terms.where) *visible = count(terms.where, n);
+    } else {
+      for (; x != hi && i + kLanes <= n; i += kLanes) store(hi + i, load(x + i));
+      if (x == hi) i = n / kLanes * kLanes;
+      if (i < n) {
+        const int left = static_cast<int>(n - i);
+        store(hi + i, load_n(x + i, left, static_cast<T>(-INFINITY)));
+        i += kLanes;
+      }
+    }
+    for (; i < pitch; i += kLanes) store(hi + i, none);
+  }
+  void convert(const char* p, int64_t n, T* to) const {
+    for (int64_t i = 0; i < n; i += kLanes, p += kLanes * of_.item_x)
+      store(to + i, load_some(job_.dtype[kX], p, static_cast<int>(n - i < kLanes ? n - i : kLanes), V()));
+  }
+
+  // Bias and mask that are not contiguous, nor the same for all of a row, are gathered.
+  Terms<V> terms_of(const Place& place, int64_t n) {
+    if (job_.base[kScale]) affine_ = affine_of(job_, place, 0);
+    Terms<V> terms(job_, place, affine_);
+    const auto contiguous = [&](Operand k, int64_t item) {
+      return job_.inner_ndim == 1 && (job_.inner[0].size == 1 || job_.inner[0].stride[k] == item);
+    };
+    if (terms.bias && !(terms.bias_is_constant && job_.inner_ndim == 1) &&
+        !contiguous(kBias, item_of_bias())) {
+      for_runs(job_, place, kBias, 0, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather_any(job_.dtype[kBias], p, stride, count, bias_ + done);
+               });
+      terms.bias = reinterpret_cast<const char*>(bias_);
+      terms.bias_dtype = SOFTMAXLIB_F64;
+      terms.bias_is_constant = false;
+    }
+    if (terms.where && !contiguous(kWhere, 1)) {
+      for_runs(job_, place, kWhere, 0, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather<uint8_t>(p, stride, count, where_ + done);
+               });
+      terms.where = where_;
+    }
+    return terms;
+  }
+  int64_t item_of_bias() const {
+    constexpr int64_t kSizes[] = {4, 8, 2, 2};
+    return kSizes[job_.dtype[kBias]];
+  }
+  static int count(const uint8_t* where, int64_t n) {
+    int64_t seen = 0;
+    for (int64_t i = 0; i < n && seen < 2; ++i) seen += where[i] != 0;
+    return static_cast<int>(seen);
+  }
+
+  const Job& job_;
+  const RowsOf of_;
+  const bool has_options_;
+  Affine affine_ = {1, 0, 0, 0, 0};
+  alignas(64) double bias_[kChunk];
+  uint8_t where_[kChunk];
+};
+
+template <class V>
+class Sender {
+ public:
+  using T = typename V::elem;
+  static constexpr int kLanes = V::lanes;
+
+  explicit Sender(const Job& job)
+      : job_(job), of_(job), wide_(true), half_(true), brain_(true) {
+    const auto at = reinterpret_cast<uintptr_t>(job.base[kOut]);
+    posts_ = job.streaming && of_.contiguous_out && at % static_cast<size_t>(of_.item_out) == 0;
+    for (int d = 0; d < job.outer_ndim; ++d)
+      posts_ &= job.outer[d].stride[kOut] % of_.item_out == 0;
+  }
+
+  // Rows that lie side by side are sent together.
+  bool sends_squares() const { return of_.transposes_out; }
+
+  // One row, times scale. Reads up to a vector more on either side.
+  SOFTMAXLIB_NOINLINE void put(char* y, const T* e, T scale) {
+    const int64_t n = job_.n;
+    const V factor = V::set1(scale);
+    if (!of_.contiguous_out) return scatter(y, e, factor);
+    with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      auto* const to = reinterpret_cast<decltype(storage)>(y);
+      if (posts_) {
+        auto& outbox = outbox_of(storage);
+        if (y != next_) {
+          if (next_) outbox.finish();
+          outbox.start(to);
+        }
+        outbox.put(e, n, factor);
+        next_ = y + n * of_.item_out;
+        return;
+      }
+      int64_t i = 0;
+      for (; i + kLanes <= n; i += kLanes) store(to + i, load(e + i) * factor);
+      if (i < n) store_n(to + i, load(e + i) * factor, static_cast<int>(n - i));
+    });
+  }
+  // As many rows as a vector has lanes, or fewer.
+  SOFTMAXLIB_NOINLINE void put_square(char* y, const T* e, int64_t pitch, int rows, const T* scale) {
+    Square<V> square;
+    const int64_t stride = job_.inner[0].stride[kOut];
+    with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      for (int64_t i = 0; i < job_.n; i += kLanes) {
+        square.get_transposed(e + i, pitch, rows, scale);
+        for (int64_t j = 0; j < kLanes && i + j < job_.n; ++j, y += stride) {
+          auto* const to = reinterpret_cast<decltype(storage)>(y);
+          if (rows == kLanes) store(to, load(square.at[j]));
+          else store_n(to, load(square.at[j]), rows);
+        }
+      }
+    });
+  }
+  // Before somebody else writes results, and at the end.
+  void finish() {
+    if (next_)
+      with_storage(job_.dtype[kOut], V(), [&](auto* storage) { outbox_of(storage).finish(); });
+    next_ = nullptr;
+  }
+
+ private:
+  Outbox<T>& outbox_of(T*) { return wide_; }
+  Outbox<f16>& outbox_of(f16*) { return half_; }
+  Outbox<bf16>& outbox_of(bf16*) { return brain_; }
+
+  void scatter(char* y, const T* e, V factor) {
+    const int64_t n = job_.n;
+    Place place = {};
+    place.offset[kOut] = y - job_.base[kOut];
+    with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      auto results = storage;
+      alignas(64) unsigned char room[kLanes * sizeof(*results)];
+      results = reinterpret_cast<decltype(storage)>(room);
+      for (int64_t i = 0; i < n; i += kLanes) {
+        store(results, load(e + i) * factor);
+        for_runs(job_, place, kOut, i, n - i < kLanes ? n - i : kLanes,
+                 [&](char* p, int64_t stride, int64_t done, int64_t count) {
+                   for (int64_t j = 0; j < count; ++j)
+                     memcpy(p + j * stride, results + done + j, sizeof(*results));
+                 });
+      }
+    });
+  }
+
+  const Job& job_;
+  const RowsOf of_;
+  bool posts_;
+  const char* next_ = nullptr;  // where the outbox goes on; NULL: nothing is in it
+  Outbox<T> wide_;
+  Outbox<f16> half_;
+  Outbox<bf16> brain_;
+};
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib
