@@ -2,14 +2,13 @@
 #pragma once
 
 #include "kernel_table.hpp"
-#include "kernels/batch.hpp"
 #include "kernels/cross_entropy.hpp"
 #include "kernels/gradient.hpp"
+#include "kernels/lanes.hpp"
 #include "kernels/log_softmax.hpp"
 #include "kernels/orthogonal.hpp"
 #include "kernels/sample.hpp"
 #include "kernels/softmax_columns.hpp"
-#include "kernels/softmax_in_lanes.hpp"
 #include "kernels/softmax_pipelined.hpp"
 #include "kernels/softmax_three_pass_recompute.hpp"
 #include "kernels/softmax_three_pass_reload.hpp"

@@ -131,6 +131,11 @@ struct BatchOfLogSoftmax {
     return [hi = V::set1(hi_[r]), lo = V::set1(lo_[r]), log_rest = V::set1(log_rest_[r])](auto x)
                SOFTMAXLIB_INLINE_LAMBDA { return subtract(x, hi, lo) - log_rest; };
   }
+  // One of every row.
+  template <class X>
+  SOFTMAXLIB_INLINE V results(X x) const {
+    return subtract(x, load(hi_), load(lo_)) - load(log_rest_);
+  }
 
  private:
   alignas(64) T hi_[V::lanes], lo_[V::lanes], log_rest_[V::lanes];
@@ -150,6 +155,7 @@ struct BatchOfLogsumexp {
     sums.usable(sums.sum.value(), alone);
   }
   T value(int r) const { return value_[r]; }
+  const T* values() const { return value_; }
 
  private:
   alignas(64) T value_[V::lanes];
@@ -489,35 +495,6 @@ inline void run_any_batches(const Job& job, int64_t start, int64_t stop,
   if (job.direct && wide) run_batches<P, V, false>(job, start, stop, alone);
   else if (takes_x_as_it_is(job)) run_batches<P, V, true>(job, start, stop, alone);
   else run_batches<P, Pair<V>, true>(job, start, stop, alone);
-}
-
-template <class D>
-inline void softmax_batched(const Job& job, int64_t start, int64_t stop, char*) {
-  run_any_batches<BatchOfSoftmax<typename vector_of<D>::type>>(
-      job, start, stop, [](const Job& j, int64_t row) {
-        compute_alone<D>(j, row, [](Row<D> r) { run_softmax(r, softmax_two_pass<D>); }, 0);
-      });
-}
-template <class D>
-inline void log_softmax_batched(const Job& job, int64_t start, int64_t stop, char*) {
-  run_any_batches<BatchOfLogSoftmax<typename vector_of<D>::type>>(
-      job, start, stop, [](const Job& j, int64_t row) {
-        compute_alone<D>(j, row, log_softmax_two_pass<D>, -INFINITY);
-      });
-}
-template <class D>
-inline void logsumexp_batched(const Job& job, int64_t start, int64_t stop, char*) {
-  run_any_batches<BatchOfLogsumexp<typename vector_of<D>::type>>(
-      job, start, stop, [](const Job& j, int64_t row) {
-        compute_alone<D>(j, row, logsumexp_two_pass<D>, 0);
-      });
-}
-template <class D>
-inline void stablemax_batched(const Job& job, int64_t start, int64_t stop, char*) {
-  run_any_batches<BatchOfStablemax<typename vector_of<D>::type>>(
-      job, start, stop, [](const Job& j, int64_t row) {
-        compute_alone<D>(j, row, stablemax_two_pass<D>, 0);
-      });
 }
 
 }  // namespace

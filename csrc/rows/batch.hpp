@@ -40,16 +40,6 @@ inline void for_runs_of_rows(const Job& job, int64_t start, int64_t stop, F visi
   }
 }
 
-// A row that needs more than a batch does for it: NaN, infinite, far from 0, steep.
-template <class D>
-SOFTMAXLIB_NOINLINE void softmax_alone(const Job& job, const Run<D>& run, int64_t row) {
-  int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
-  Place place = {};
-  place.offset[kX] = run.x + row * run.x_stride - job.base[kX];
-  place.offset[kOut] = run.y + row * run.y_stride - job.base[kOut];
-  run_softmax(Row<D>(job, place, nullptr, one_block), softmax_two_pass<D>);
-}
-
 // A batch computes for long between two looks at memory.
 constexpr int kBatchPrefetchBytes = 16384;
 

@@ -146,6 +146,9 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
     if (job.rows > 1 && fits && job.n * item <= 8192 && job.rows * job.n >= 4096 && !frugal)
       return {registry::pipelined, "short rows in cache: the next row hides the end of this"};
   }
+  if (batches(function, job) && !idle && !plain_softmax && job.rows * kShare >= job.n &&
+      job.n < kVectorsPerGroup * (item == 8 ? 8 : 16))
+    return {registry::in_lanes, "rows of a few elements: every lane is a row"};
   if (batches(function, job) && !idle && (half || !plain_softmax))
     return {registry::batched, "rows of up to a chunk: many at once, through tiles in cache"};
   // One exponential per element where x and y stay in cache (the last is shared with others), else
@@ -210,7 +213,7 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
   const Choice kernel = choose_kernel(function, job, options, s, frugal);
   s.kernel = kernel.kernel;
   s.why_kernel = kernel.why;
-  if (s.kernel == registry::batched) s.tile = 0;
+  if (s.kernel == registry::batched || s.kernel == registry::in_lanes) s.tile = 0;
   choose_tasks(job, options, s, frugal);
   if (s.kernel == registry::columns) s.scratch = kColumnScratch;
   else if (s.kernel == registry::pipelined) s.scratch = pipelined_scratch(job);

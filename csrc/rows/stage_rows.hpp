@@ -130,17 +130,51 @@ class Stager {
   SOFTMAXLIB_NOINLINE void fetch(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
                                  int* visible) {
     Place place = run.place;
-    if (of_.transposes_x) transpose(place, rows, hi, pitch);
+    if (of_.transposes_x)
+      for (int r = 0; r < rows; r += kLanes)
+        transpose(place, r, rows - r < kLanes ? rows - r : kLanes, hi + r * pitch, pitch);
     for (int r = 0; r < rows; ++r) {
-      finish(place, hi + r * pitch, lo + r * pitch, pitch, visible + r);
+      const int seen = finish(place, hi + r * pitch, lo + r * pitch, pitch);
+      if (visible) visible[r] = seen;
       for (int k = 0; k < kOperands; ++k) place.offset[k] += run.step.stride[k];
     }
   }
 
+  // Whether the rows of a run follow each other without gaps in all their operands, so that they are
+  // staged as if they were one.
+  bool is_even(const RowRun& run) const {
+    const auto follow = [&](Operand k, int64_t item) {
+      const int64_t along = job_.inner[0].stride[k], across = run.step.stride[k];
+      return job_.inner_ndim == 1 && across == job_.n * item && (job_.n == 1 || along == item);
+    };
+    const bool same_bias = job_.inner_ndim == 1 && run.step.stride[kBias] == 0 &&
+                           (job_.n == 1 || job_.inner[0].stride[kBias] == 0);
+    return of_.contiguous_x && follow(kX, of_.item_x) && !job_.causal && !job_.base[kScale] &&
+           !job_.base[kSlope] &&
+           (!job_.base[kBias] || same_bias || follow(kBias, item_of_bias())) &&
+           (!job_.base[kWhere] || follow(kWhere, 1));
+  }
+  // The first rows of such a run, one after the other.
+  SOFTMAXLIB_NOINLINE void fetch_even(const RowRun& run, int rows, T* hi, T* lo, int* visible) {
+    const int64_t n = rows * job_.n;
+    const char* const x = job_.base[kX] + run.place.offset[kX];
+    if (!has_options_) {
+      convert(x, n, hi);
+    } else {
+      const bool as_it_is = sizeof(T) == static_cast<size_t>(of_.item_x);
+      if (!as_it_is) convert(x, n, hi);
+      const Terms<V> terms(job_, run.place, affine_);
+      combine_all({as_it_is ? reinterpret_cast<const T*>(x) : hi, &terms, 0}, n, hi, lo);
+      for (int r = 0; visible && r < rows; ++r)
+        visible[r] = terms.where ? count(terms.where + r * job_.n, job_.n)
+                                 : static_cast<int>(job_.n < 2 ? job_.n : 2);
+    }
+  }
+
  private:
-  void transpose(const Place& place, int rows, T* to, int64_t pitch) {
+  void transpose(const Place& place, int first, int rows, T* to, int64_t pitch) {
     Square<V> square;
-    const char* x = job_.base[kX] + place.offset[kX];
+    const char* x = job_.base[kX] + place.offset[kX] + first * of_.item_x;
     const int64_t stride = job_.inner[0].stride[kX];
     for (int64_t i = 0; i < job_.n; i += kLanes) {
       const int64_t count = job_.n - i < kLanes ? job_.n - i : kLanes;
@@ -158,9 +192,22 @@ class Stager {
     return offset < -i ? 0 : i + offset + 1;
   }
 
-  void finish(const Place& place, T* hi, T* lo, int64_t pitch, int* visible) {
+  // The arguments of n elements; whole vectors are written.
+  void combine_all(Combined<T> source, int64_t n, T* hi, T* lo) {
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      const Pair<V> z = source.load(i);
+      store(hi + i, z.hi), store(lo + i, z.lo);
+    }
+    if (i == n) return;
+    const Pair<V> z = source.load_n(i, static_cast<int>(n - i), static_cast<T>(-INFINITY));
+    store(hi + i, z.hi), store(lo + i, z.lo);
+  }
+
+  // Completes a row of the tile; returns how many elements take part, as far as 2.
+  int finish(const Place& place, T* hi, T* lo, int64_t pitch) {
     const int64_t n = seen(place);
-    *visible = n < 2 ? static_cast<int>(n) : 2;
+    int visible = n < 2 ? static_cast<int>(n) : 2;
     const T* x = hi;
     if (of_.contiguous_x && sizeof(T) == static_cast<size_t>(of_.item_x)) {
       x = reinterpret_cast<const T*>(job_.base[kX] + place.offset[kX]);
@@ -176,18 +223,10 @@ class Stager {
     int64_t i = 0;
     if (has_options_) {
       const Terms<V> terms = terms_of(place, n);
-      const Combined<T> source = {x, &terms, 0};
-      for (; i + kLanes <= n; i += kLanes) {
-        const Pair<V> z = source.load(i);
-        store(hi + i, z.hi), store(lo + i, z.lo);
-      }
-      if (i < n) {
-        const Pair<V> z = source.load_n(i, static_cast<int>(n - i), static_cast<T>(-INFINITY));
-        store(hi + i, z.hi), store(lo + i, z.lo);
-        i += kLanes;
-      }
+      combine_all({x, &terms, 0}, n, hi, lo);
+      i = (n + kLanes - 1) / kLanes * kLanes;
       for (int64_t j = i; j < pitch; j += kLanes) store(lo + j, zero);
-      if (terms.where) *visible = count(terms.where, n);
+      if (terms.where) visible = count(terms.where, n);
     } else {
       for (; x != hi && i + kLanes <= n; i += kLanes) store(hi + i, load(x + i));
       if (x == hi) i = n / kLanes * kLanes;
@@ -198,6 +237,7 @@ class Stager {
       }
     }
     for (; i < pitch; i += kLanes) store(hi + i, none);
+    return visible;
   }
   void convert(const char* p, int64_t n, T* to) const {
     for (int64_t i = 0; i < n; i += kLanes, p += kLanes * of_.item_x)
@@ -266,10 +306,13 @@ class Sender {
   bool sends_squares() const { return of_.transposes_out; }
 
   // One row, times scale. Reads up to a vector more on either side.
-  SOFTMAXLIB_NOINLINE void put(char* y, const T* e, T scale) {
-    const int64_t n = job_.n;
+  void put(char* y, const T* e, T scale) {
+    if (of_.contiguous_out) put_adjacent(y, e, job_.n, scale);
+    else scatter(y, e, V::set1(scale));
+  }
+  // Any number of results that follow each other in memory.
+  SOFTMAXLIB_NOINLINE void put_adjacent(char* y, const T* e, int64_t n, T scale = 1) {
     const V factor = V::set1(scale);
-    if (!of_.contiguous_out) return scatter(y, e, factor);
     with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
       auto* const to = reinterpret_cast<decltype(storage)>(y);
       if (posts_) {
@@ -302,6 +345,19 @@ class Sender {
       }
     });
   }
+  // Rows that lie side by side and are across vectors already: result(group, element).
+  template <class Result>
+  SOFTMAXLIB_INLINE void put_columns(char* y, int rows, Result result) {
+    const int64_t stride = job_.inner[0].stride[kOut];
+    with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      for (int j = 0; j < job_.n; ++j, y += stride) {
+        auto* const to = reinterpret_cast<decltype(storage)>(y);
+        int r = 0;
+        for (; r + kLanes <= rows; r += kLanes) store(to + r, result(r / kLanes, j));
+        if (r < rows) store_n(to + r, result(r / kLanes, j), rows - r);
+      }
+    });
+  }
   // Before somebody else writes results, and at the end.
   void finish() {
     if (next_)
@@ -314,7 +370,7 @@ class Sender {
   Outbox<f16>& outbox_of(f16*) { return half_; }
   Outbox<bf16>& outbox_of(bf16*) { return brain_; }
 
-  void scatter(char* y, const T* e, V factor) {
+  SOFTMAXLIB_NOINLINE void scatter(char* y, const T* e, V factor) {
     const int64_t n = job_.n;
     Place place = {};
     place.offset[kOut] = y - job_.base[kOut];

@@ -1,0 +1,446 @@
+// Rows of up to a group, as many at a time as a vector has lanes: every lane is a row, so that a
+// row's maximum, sum and logarithm take no shuffles. Rows that are contiguous are transposed on
+// their way in and out; those along an axis that is not the last lie across vectors already. What is
+// computed of a row is one of the kinds of kernels/batch.hpp, with the bits of rows/sum.hpp.
+#pragma once
+
+#include "kernels/batch.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// Columns of several groups of rows, all n of each: column j of a group holds element j of its rows.
+// The groups go through the phases one after the other: the chain of a single group's maximum,
+// exponentials, sum and reciprocal would be too long.
+template <class P, class X>
+class LaneGroups {
+ public:
+  using V = typename P::V;
+  using T = typename V::elem;
+  using F = typename P::F;
+  static constexpr int kLanes = V::lanes;
+  static constexpr bool kLow = sizeof(X) > sizeof(V);
+  static constexpr int kMost = kLow ? 96 : 128;  // columns, a part of the first level cache
+
+  explicit LaneGroups(int n) : n_(n), pitch_((n + 3) / 4 * 4) {}
+
+  int groups() const { return kMost / pitch_; }
+
+  // Element j of a group's rows.
+  SOFTMAXLIB_INLINE void set(int group, int j, V x) { store(column(hi_, group, j), x); }
+  SOFTMAXLIB_INLINE void set(int group, int j, Pair<V> x) {
+    store(column(hi_, group, j), x.hi);
+    store(column(lo_, group, j), x.lo);
+  }
+  // All elements of a group's rows, `stride` apart; of less than four, up to three beyond are read.
+  SOFTMAXLIB_INLINE void load_rows(int group, const T* x, const T* low, int64_t stride) {
+    transpose(hi_, group, x, stride);
+    if constexpr (kLow) transpose(lo_, group, low, stride);
+  }
+
+  // From arguments to sums and what follows from them. Meanwhile x is prefetched, `step` bytes per
+  // column. False where some row has to be computed alone.
+  SOFTMAXLIB_NOINLINE bool evaluate(int groups, const char* ahead, int64_t step) {
+    const F f(0);
+    for (int g = 0; g < groups; ++g) start(g);
+    if constexpr (!P::kHolds)
+      for (int g = 0; g < groups; ++g)
+        for (int j = 0; j < n_; ++j, ahead += step) {
+          prefetch(ahead);
+          X x[1] = {argument(g, j)};
+          V t[1];
+          evaluate_some<1>(f, x, g, t);
+          store(column(hi_, g, j), t[0]);
+        }
+    bool good = true;
+    for (int g = 0; g < groups; ++g) {
+      bool(&alone)[kLanes] = alone_[g];
+      for (bool& a : alone) a = false;
+      if constexpr (P::kHolds) {
+        for (int j = 0; j < n_; ++j, ahead += step) prefetch(ahead);
+        finish_held(f, g);
+      } else {
+        const BatchSums<V> sums = sum_of_terms(column(hi_, g, 0));
+        of_[g].finish(with_reference(sums, g), alone);
+      }
+      for (const bool a : alone) good &= !a;
+    }
+    return good;
+  }
+  void set_alone(int row) { alone_[row / kLanes][row % kLanes] = true; }
+  // Of a row of one element, which p times the rounded 1 / p need not be.
+  void set_to_one(int group) {
+    store(hi_ + group * pitch_ * kLanes, V::set1(1));
+    store(of_[group].scale, V::set1(1));
+  }
+  bool is_alone(int row) const { return alone_[row / kLanes][row % kLanes]; }
+
+  // Result j of a group's rows.
+  SOFTMAXLIB_INLINE V result(int group, int j) const {
+    if constexpr (P::kHolds) return of_[group].results(argument(group, j));
+    else return load(column(hi_, group, j)) * load(of_[group].scale);
+  }
+  // All of them. Of rows of less than four, up to three beyond are written, in order.
+  SOFTMAXLIB_INLINE void store_rows(int group, T* y, int64_t stride) const {
+    int j = 0;
+    for (; j + 8 <= n_; j += 8) store_block<8>(group, j, y, stride);
+    for (; j + 4 <= n_; j += 4) store_block<4>(group, j, y, stride);
+    if (j < n_) store_block<4>(group, n_ < 4 ? 0 : n_ - 4, y, stride);
+  }
+  // One number per row, of what reduces.
+  const T* values(int group) const { return of_[group].values(); }
+
+ private:
+  T* column(T* of, int group, int j) const { return of + (group * pitch_ + j) * kLanes; }
+  const T* column(const T* of, int group, int j) const {
+    return of + (group * pitch_ + j) * kLanes;
+  }
+  SOFTMAXLIB_INLINE void argument_of(int group, int j, V& x) const {
+    x = load(column(hi_, group, j));
+  }
+  SOFTMAXLIB_INLINE void argument_of(int group, int j, Pair<V>& x) const {
+    x = {load(column(hi_, group, j)), load(column(lo_, group, j))};
+  }
+  SOFTMAXLIB_INLINE X argument(int group, int j) const {
+    X x;
+    argument_of(group, j, x);
+    return x;
+  }
+
+  SOFTMAXLIB_INLINE void transpose(T* to, int group, const T* x, int64_t stride) {
+    int j = 0;
+    for (; j + 8 <= n_; j += 8) load_block<8>(column(to, group, j), x + j, stride, 8);
+    for (; j + 4 <= n_; j += 4) load_block<4>(column(to, group, j), x + j, stride, 4);
+    if (j == n_) return;
+    if (n_ < 4) load_block<4>(column(to, group, 0), x, stride, 4);
+    else load_block<4>(column(to, group, n_ - 4), x + n_ - 4, stride, 4);
+  }
+  template <int kColumns>
+  static SOFTMAXLIB_INLINE void load_block(T* to, const T* x, int64_t stride, int count) {
+    V block[kColumns];
+    load_columns(x, stride, block);
+    for (int k = 0; k < count; ++k) store(to + k * kLanes, block[k]);
+  }
+  template <int kColumns>
+  SOFTMAXLIB_INLINE void store_block(int group, int j, T* y, int64_t stride) const {
+    V block[kColumns];
+    for (int k = 0; k < kColumns; ++k) block[k] = result(group, j + k);
+    store_columns(y + j, stride, block);
+  }
+
+  // The references of a group, from the maxima of its rows.
+  SOFTMAXLIB_INLINE void start(int g) {
+    if constexpr (F::kFollows) {
+      V a = V::set1(static_cast<T>(-INFINITY)), b = a;
+      int j = 0;
+      for (; j + 2 <= n_; j += 2) {
+        a = max(load(column(hi_, g, j)), a);
+        b = max(load(column(hi_, g, j + 1)), b);
+      }
+      if (j < n_) a = max(load(column(hi_, g, j)), a);
+      const V references = references_of(max(a, b)).value();
+      const ExpInLanes<V, F> exp(references);
+      store(reference_[g], references);
+      store(magic_[g], exp.magic());
+      store(floor_[g], exp.floor());
+    }
+  }
+  BatchSums<V> with_reference(BatchSums<V> sums, int g) const {
+    sums.reference = F::kFollows ? load(reference_[g]) : V::set1(0);
+    return sums;
+  }
+  template <int N>
+  SOFTMAXLIB_INLINE void evaluate_some(const F& f, const X* x, int g, V* t) const {
+    if constexpr (F::kFollows) f.template evaluate<N>(x, load(magic_[g]), load(floor_[g]), t);
+    else f.template evaluate<N>(x, t);
+  }
+
+  // Terms of a whole row, a vector each, as Lanes adds them up and folds them into a Total.
+  static void fold(const InLanes<f32x16> (&lane)[8], BatchSums<f32x16>& sums) {
+    sums.sum = fold_eight(lane);
+  }
+  static void fold(const InLanes<f64x8> (&lane)[8], BatchSums<f64x8>& sums) {
+    sums.sum = lane[0];
+    for (int i = 1; i < 8; ++i) two_sum(sums.sum.all, sums.error.all, lane[i].all);
+  }
+  BatchSums<V> sum_of_terms(const T* terms) const {
+    BatchSums<V> sums = {in_all(0, V()), in_all(0, V()), V::set1(0)};
+    InLanes<V> lane[8];
+    for (int i = 0; i < 8; ++i) lane[i] = i < n_ ? lane_of(terms, i) : in_all(0, V());
+    fold(lane, sums);
+    return sums;
+  }
+  SOFTMAXLIB_INLINE InLanes<V> lane_of(const T* terms, int i) const {
+    const auto at = [&](int j) SOFTMAXLIB_INLINE_LAMBDA { return load(terms + j * kLanes); };
+    if constexpr (F::kWide) {  // terms are added in double
+      const auto some = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
+        return j < n_ ? InLanes<V>::of(at(j)) : in_all(0, V());
+      };
+      const auto wide = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
+        return j + kLanes / 2 < n_ ? some(j) + some(j + kLanes / 2) : some(j);
+      };
+      return (wide(i) + wide(i + kLanes)) + (wide(i + 2 * kLanes) + wide(i + 3 * kLanes));
+    } else {
+      const auto four = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
+        V sum = at(j);
+        if (j + kLanes < n_) sum = sum + at(j + kLanes);
+        if (j + 3 * kLanes < n_) return sum + (at(j + 2 * kLanes) + at(j + 3 * kLanes));
+        return j + 2 * kLanes < n_ ? sum + at(j + 2 * kLanes) : sum;
+      };
+      if (kLanes == 8 || i + kLanes / 2 >= n_) return InLanes<V>::of(four(i));
+      return InLanes<V>::of(four(i)) + InLanes<V>::of(four(i + kLanes / 2));
+    }
+  }
+
+  // Sums with the largest element held out: each virtual lane of a row, which are elements so many
+  // after each other, holds its largest argument, and the largest of all stays out of the sum.
+  void finish_held(const F& f, int g) {
+    const int lanes = n_ < kLanes ? n_ : kLanes;
+    X held[kLanes];
+    alignas(64) T terms[kLanes * kLanes];
+    V invalid = V::set1(0);  // a NaN is summed, not held
+    for (int i = 0; i < lanes; ++i) {
+      X none;
+      from_pair(Pair<V>{V::set1(static_cast<T>(-INFINITY)), V::set1(0)}, none);
+      const X x = argument(g, i);
+      invalid = select(eq(high(x), high(x)), invalid, high(x));
+      hold(none, x);
+      held[i] = none;
+    }
+    for (int i = 0; i < lanes && i + kLanes < n_; ++i) {
+      V t[3] = {V::set1(0), V::set1(0), V::set1(0)};
+      for (int k = 0; k < 3 && i + (k + 1) * kLanes < n_; ++k) {
+        X x = argument(g, i + (k + 1) * kLanes);
+        x = hold(held[i], x);
+        evaluate_some<1>(f, &x, g, t + k);
+      }
+      store(terms + i * kLanes, t[0] + (t[1] + t[2]));
+    }
+    BatchSums<V> sums = {in_all(0, V()), in_all(0, V()), load(reference_[g])};
+    if (n_ > kLanes) {
+      const int summed = n_ - kLanes < kLanes ? n_ - kLanes : kLanes;
+      InLanes<V> lane[8];
+      for (int i = 0; i < 8; ++i) {
+        lane[i] = i < summed ? InLanes<V>::of(load(terms + i * kLanes)) : in_all(0, V());
+        if (kLanes == 16 && i + 8 < summed)
+          lane[i] = lane[i] + InLanes<V>::of(load(terms + (i + 8) * kLanes));
+      }
+      fold(lane, sums);
+    }
+    V place = V::set1(0);
+    BatchHeld<V> top = {high(held[0]), to_pair(held[0]).lo, {}};
+    for (int i = 1; i < lanes; ++i) {
+      const auto larger = gt(high(held[i]), top.hi);
+      top.hi = select(larger, high(held[i]), top.hi);
+      if constexpr (kLow) top.lo = select(larger, held[i].lo, top.lo);
+      place = select(larger, V::set1(static_cast<T>(i)), place);
+    }
+    for (int i = 0; i < lanes; ++i) {
+      const auto is_it = eq(place, V::set1(static_cast<T>(i)));
+      const Pair<V> pair = {
+          select(is_it, V::set1(static_cast<T>(-INFINITY)), high(held[i])),
+          kLow ? select(is_it, V::set1(0), to_pair(held[i]).lo) : V::set1(0)};
+      X x;
+      from_pair(pair, x);
+      V t;
+      evaluate_some<1>(f, &x, g, &t);
+      store(terms + i * kLanes, t);
+    }
+    InLanes<V> lane[8];
+    for (int i = 0; i < 8; ++i) {
+      lane[i] = i < lanes ? InLanes<V>::of(load(terms + i * kLanes)) : in_all(0, V());
+      if (kLanes == 16 && i + 8 < lanes)
+        lane[i] = lane[i] + InLanes<V>::of(load(terms + (i + 8) * kLanes));
+    }
+    top.others = fold_eight(lane);
+    add(sums, top.others);
+    sums.sum = sums.sum + InLanes<V>::of(invalid);
+    of_[g].finish(sums, top, alone_[g]);
+  }
+  static void add(BatchSums<f32x16>& sums, InLanes<f32x16> x) {
+    two_sum(sums.sum.low, sums.error.low, x.low);
+    two_sum(sums.sum.high, sums.error.high, x.high);
+  }
+  static void add(BatchSums<f64x8>& sums, InLanes<f64x8> x) {
+    two_sum(sums.sum.all, sums.error.all, x.all);
+  }
+
+  int n_, pitch_;
+  alignas(64) T hi_[kMost * kLanes];
+  alignas(64) T lo_[kLow ? kMost * kLanes : 1];
+  alignas(64) T reference_[kMost / 4][kLanes], magic_[kMost / 4][kLanes];
+  alignas(64) T floor_[kMost / 4][kLanes];
+  bool alone_[kMost / 4][kLanes];
+  P of_[kMost / 4];
+};
+
+template <class P, class X>
+inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
+                         void (*alone)(const Job& job, int64_t row)) {
+  using V = typename P::V;
+  using T = typename V::elem;
+  using Groups = LaneGroups<P, X>;
+  constexpr bool kLow = Groups::kLow;
+  constexpr int kLanes = V::lanes, kRoom = Groups::kMost * kLanes;
+  constexpr int64_t kItem = sizeof(T);
+  const int n = static_cast<int>(job.n);
+  const int64_t pitch = (n + kLanes - 1) / kLanes * kLanes;
+  const RowsOf of(job);
+  const bool is_wide = of.item_x == kItem, plain_x = of.contiguous_x && is_wide && !kLow;
+
+  Groups groups(n);
+  Stager<V> stager(job);
+  Sender<V> sender(job);
+  // Rows on their way in, and results on their way out: those of a batch wait while the next is
+  // computed, since what was just stored cannot be loaded in other pieces at once.
+  alignas(64) T room[kLow ? 2 : 1][kRoom + 2 * kLanes];
+  alignas(64) T buffers[2][kRoom + 2 * kLanes];
+  T *results = buffers[0] + kLanes, *before = buffers[1] + kLanes;
+  char* waiting_for = nullptr;
+  int64_t waiting = 0;
+  const auto flush = [&] {
+    if (waiting) sender.put_adjacent(waiting_for, before, waiting);
+    waiting = 0;
+  };
+
+  while (row < stop) {
+    const RowRun run(job, row);
+    const bool even = stager.is_even(run);
+    int rows = groups.groups() * kLanes;
+    if (!even && rows * pitch > kRoom) rows = static_cast<int>(kRoom / pitch) / kLanes * kLanes;
+    if (rows > run.rows) rows = static_cast<int>(run.rows);
+    if (rows > stop - row) rows = static_cast<int>(stop - row);
+    const int count = (rows + kLanes - 1) / kLanes;
+    const bool whole = rows == count * kLanes;
+    const char* const x = job.base[kX] + run.place.offset[kX];
+    char* const y = job.base[kOut] + run.place.offset[kOut];
+    const int64_t x_step = run.step.stride[kX], y_step = run.step.stride[kOut];
+    int visible[kLow ? kRoom / 4 : 1];
+    const char* ahead = x;
+    int64_t ahead_step = 0;
+    if (of.transposes_x && !kLow) {
+      const int64_t stride = job.inner[0].stride[kX];
+      for (int g = 0; g < count; ++g) {
+        const char* p = x + g * kLanes * of.item_x;
+        const int in_group = rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes;
+        for (int j = 0; j < n; ++j, p += stride)
+          groups.set(g, j, load_some(job.dtype[kX], p, in_group, V()));
+      }
+    } else if (plain_x && whole && x_step % kItem == 0 &&
+               (n >= 4 || (x_step == n * kItem && rows < run.rows))) {
+      // A block of a row of less than four reaches into the next row.
+      for (int g = 0; g < count; ++g)
+        groups.load_rows(g, reinterpret_cast<const T*>(x + g * kLanes * x_step), nullptr,
+                         x_step / kItem);
+      ahead = x + kBatchPrefetchBytes;
+      ahead_step = kLanes * kItem;
+    } else {
+      const int64_t between = even ? n : pitch;
+      T *const hi = room[0] + kLanes, *const lo = room[kLow] + kLanes;
+      if (even) stager.fetch_even(run, rows, hi, lo, kLow ? visible : nullptr);
+      else stager.fetch(run, rows, hi, lo, pitch, kLow ? visible : nullptr);
+      for (int64_t i = rows * between; i < count * kLanes * between + 4; ++i) hi[i] = lo[i] = 0;
+      for (int g = 0; g < count; ++g)
+        groups.load_rows(g, hi + g * kLanes * between, lo + g * kLanes * between, between);
+    }
+    bool good = groups.evaluate(count, ahead, ahead_step);
+    if constexpr (P::kOneIsOne) {
+      if (n == 1)
+        for (int g = 0; g < count; ++g) groups.set_to_one(g);
+      for (int r = 0; kLow && n > 1 && r < rows; ++r)
+        if (visible[r] == 1) groups.set_alone(r), good = false;
+    }
+
+    if constexpr (P::kReduces) {
+      const bool vectors = job.dtype[kOut] == (kItem == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64) &&
+                           y_step == kItem;
+      for (int r = 0; r < rows; r += kLanes) {
+        const T* const values = groups.values(r / kLanes);
+        const int some = rows - r < kLanes ? rows - r : kLanes;
+        if (good && vectors) store_n(reinterpret_cast<T*>(y) + r, load(values), some);
+        else
+          for (int i = 0; i < some; ++i)
+            if (groups.is_alone(r + i)) alone(job, row + r + i);
+            else put_as(job.dtype[kOut], y + (r + i) * y_step, static_cast<double>(values[i]));
+      }
+    } else if (good && of.transposes_out) {
+      sender.put_columns(y, rows, [&](int g, int j)
+                                      SOFTMAXLIB_INLINE_LAMBDA { return groups.result(g, j); });
+    } else if (good && whole && n >= 4 && !job.streaming && of.contiguous_out &&
+               of.item_out == kItem && y_step % kItem == 0) {
+      for (int g = 0; g < count; ++g)
+        groups.store_rows(g, reinterpret_cast<T*>(y + g * kLanes * y_step), y_step / kItem);
+    } else {
+      for (int g = 0; g < count; ++g)
+        groups.store_rows(g, results + g * kLanes * n, n);
+      flush();
+      if (good && of.contiguous_out && y_step == n * of.item_out) {
+        waiting = rows * n;
+        waiting_for = y;
+        T* const free = before;
+        before = results;
+        results = free;
+      } else {
+        for (int r = 0; r < rows; ++r) {
+          if (groups.is_alone(r)) {
+            sender.finish();
+            alone(job, row + r);
+          } else {
+            sender.put(y + r * y_step, results + r * n, 1);
+          }
+        }
+      }
+    }
+    row += rows;
+  }
+  flush();
+  sender.finish();
+}
+
+template <class P>
+inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
+                             void (*alone)(const Job& job, int64_t row)) {
+  using V = typename P::V;
+  if (takes_x_as_it_is(job) && !job.causal) run_in_lanes<P, V>(job, start, stop, alone);
+  else run_in_lanes<P, Pair<V>>(job, start, stop, alone);
+}
+
+// Each function in batches and in lanes.
+
+template <class D>
+inline void softmax_alone(const Job& job, int64_t row) {
+  compute_alone<D>(
+      job, row, [](const Row<D>& r) { run_softmax(r, softmax_two_pass<D>); }, 0);
+}
+template <class D>
+inline void log_softmax_alone(const Job& job, int64_t row) {
+  compute_alone<D>(job, row, log_softmax_two_pass<D>, -INFINITY);
+}
+template <class D>
+inline void logsumexp_alone(const Job& job, int64_t row) {
+  compute_alone<D>(job, row, logsumexp_two_pass<D>, 0);
+}
+template <class D>
+inline void stablemax_alone(const Job& job, int64_t row) {
+  compute_alone<D>(job, row, stablemax_two_pass<D>, 0);
+}
+
+#define SOFTMAXLIB_MANY_ROWS(function, Kind)                                                    \
+  template <class D>                                                                            \
+  inline void function##_batched(const Job& job, int64_t start, int64_t stop, char*) {          \
+    run_any_batches<Kind<typename vector_of<D>::type>>(job, start, stop, function##_alone<D>);  \
+  }                                                                                             \
+  template <class D>                                                                            \
+  inline void function##_in_lanes(const Job& job, int64_t start, int64_t stop, char*) {         \
+    run_any_in_lanes<Kind<typename vector_of<D>::type>>(job, start, stop, function##_alone<D>); \
+  }
+SOFTMAXLIB_MANY_ROWS(softmax, BatchOfSoftmax)
+SOFTMAXLIB_MANY_ROWS(log_softmax, BatchOfLogSoftmax)
+SOFTMAXLIB_MANY_ROWS(logsumexp, BatchOfLogsumexp)
+SOFTMAXLIB_MANY_ROWS(stablemax, BatchOfStablemax)
+#undef SOFTMAXLIB_MANY_ROWS
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib
