@@ -34,37 +34,47 @@ inline void fill_report(const Job& job, softmaxlib_isa isa, softmaxlib_algorithm
   job.report->kernel = kernel;
 }
 
-template <class T>
-constexpr bool kIsBool = false;
-template <>
-constexpr bool kIsBool<bool> = true;
+// What rows of a storage are computed in.
+template <class D>
+using arithmetic = typename vector_of<D>::type::elem;
 
-// f computes a row, or is a schedule of softmax.
-template <class D, class F>
-inline void run_row(const Row<D>& row, F f) {
-  if constexpr (kIsBool<decltype(f(row))>) run_softmax(row, f);
-  else f(row);
+// A kernel computes a row, or is a schedule of softmax.
+template <class T>
+inline void run_row(const Row<T>& row, void (*kernel)(const Row<T>&)) {
+  kernel(row);
+}
+template <class T>
+inline void run_row(const Row<T>& row, bool (*kernel)(const Row<T>&)) {
+  run_softmax(row, kernel);
 }
 
-// Copies an n by rows matrix of D. Strides in bytes: along n, across the rows. The rows are inside,
-// since either side may have all of n at the same place of its pages.
-template <class D>
-SOFTMAXLIB_NOINLINE void copy_tile(int64_t n, int64_t rows, const char* from, int64_t from_along,
-                                   int64_t from_across, char* to, int64_t to_along,
-                                   int64_t to_across) {
+// Copies an n by rows matrix of items. Strides in bytes: along n, across the rows. The rows are
+// inside, since either side may have all of n at the same place of its pages.
+template <class Item>
+inline void copy_items(int64_t n, int64_t rows, const char* from, int64_t from_along,
+                       int64_t from_across, char* to, int64_t to_along, int64_t to_across) {
   for (int64_t i = 0; i < n; ++i)
     for (int64_t r = 0; r < rows; ++r)
-      memcpy(to + i * to_along + r * to_across, from + i * from_along + r * from_across, sizeof(D));
+      memcpy(to + i * to_along + r * to_across, from + i * from_along + r * from_across,
+             sizeof(Item));
+}
+SOFTMAXLIB_NOINLINE void copy_tile(int64_t item, int64_t n, int64_t rows, const char* from,
+                                   int64_t from_along, int64_t from_across, char* to,
+                                   int64_t to_along, int64_t to_across) {
+  const auto copy = item == 8   ? copy_items<uint64_t>
+                    : item == 4 ? copy_items<uint32_t>
+                                : copy_items<uint16_t>;
+  copy(n, rows, from, from_along, from_across, to, to_along, to_across);
 }
 
 // Strided rows, side by side in memory, are gathered into a tile, computed there in place and put
 // back. logsumexp writes its results itself.
-template <class D, class F>
-inline void run_tiles(const Job& job, int64_t start, int64_t stop, char* scratch, F f) {
-  constexpr int64_t kItem = sizeof(D);
+template <class T, auto kKernel>
+inline void run_tiles(const Job& job, int64_t start, int64_t stop, char* scratch) {
+  const int64_t item = float_item(job.dtype[kOut]);
   const bool reduces = job.reduces;
   const Dim &along = job.inner[0], &across = job.outer[job.outer_ndim - 1];
-  const int64_t pitch = tile_pitch(job.n * kItem);
+  const int64_t pitch = tile_pitch(job.n * item);
   char* const tile = scratch + scratch_bytes(job.n, job.dtype[kOut], false, true);
   int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
 
@@ -72,41 +82,41 @@ inline void run_tiles(const Job& job, int64_t start, int64_t stop, char* scratch
   inner.base[kX] = tile;
   inner.direct = true;
   inner.in_place = !reduces;
-  if (!reduces) inner.base[kOut] = tile;
+  inner.inner[0].stride[kX] = item;
+  if (!reduces) inner.base[kOut] = tile, inner.inner[0].stride[kOut] = item;
 
   Rows rows(job, start);
   for (int64_t r = start; r < stop;) {
     const Place place = rows.place();
     int64_t count = job.tile < stop - r ? job.tile : stop - r;
     if (count > across.size - r % across.size) count = across.size - r % across.size;
-    copy_tile<D>(job.n, count, job.base[kX] + place.offset[kX], along.stride[kX], kItem, tile,
-                 kItem, pitch);
+    copy_tile(item, job.n, count, job.base[kX] + place.offset[kX], along.stride[kX], item, tile,
+              item, pitch);
     for (int64_t i = 0; i < count; ++i) {
       Place inside = place;
       inside.offset[kX] = i * pitch;
       inside.offset[kOut] = reduces ? place.offset[kOut] + i * across.stride[kOut] : i * pitch;
-      run_row(Row<D>(inner, inside, scratch, one_block), f);
+      run_row<T>(Row<T>(inner, inside, scratch, one_block), kKernel);
     }
     if (!reduces)
-      copy_tile<D>(job.n, count, tile, kItem, pitch, job.base[kOut] + place.offset[kOut],
-                   along.stride[kOut], across.stride[kOut]);
+      copy_tile(item, job.n, count, tile, item, pitch, job.base[kOut] + place.offset[kOut],
+                along.stride[kOut], across.stride[kOut]);
     for (int64_t i = 0; i < count; ++i) rows.next();
     r += count;
   }
 }
 
-template <class D, class F>
-inline void run_rows(const Job& job, int64_t start, int64_t stop, char* scratch, F f) {
+template <class T, auto kKernel>
+SOFTMAXLIB_NOINLINE void run_rows(const Job& job, int64_t start, int64_t stop, char* scratch) {
   const DefaultFloatingPoint environment;
-  if (job.tile) return run_tiles<D>(job, start, stop, scratch, f);
+  if (job.tile) return run_tiles<T, kKernel>(job, start, stop, scratch);
   int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
   Rows rows(job, start);
   const bool is_log = job.function != SOFTMAXLIB_SOFTMAX && job.function != SOFTMAXLIB_STABLEMAX;
   for (int64_t r = start; r < stop; ++r, rows.next()) {
-    const Row<D> row(job, rows.place(), scratch, one_block);
-    run_row(row, f);
-    if (job.causal && !job.reduces)
-      row.fill_beyond(static_cast<typename Row<D>::T>(is_log ? -INFINITY : 0));
+    const Row<T> row(job, rows.place(), scratch, one_block);
+    run_row<T>(row, kKernel);
+    if (job.causal && !job.reduces) row.fill_beyond(static_cast<T>(is_log ? -INFINITY : 0));
   }
   stream_fence();
 }
@@ -116,8 +126,8 @@ inline void run_rows(const Job& job, int64_t start, int64_t stop, char* scratch,
                                           char* scratch) {                                \
     if (start == 0 && job.report)                                                         \
       fill_report(job, kIsa, registry::algorithm, #function "_" #algorithm "_" #storage); \
-    run_rows<storage>(job, start, stop, scratch,                                          \
-                      [](const auto& row) { return function##_##algorithm(row); });       \
+    run_rows<arithmetic<storage>, function##_##algorithm<arithmetic<storage>>>(           \
+        job, start, stop, scratch);                                                       \
   }
 #define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm)                   \
   void function##_##schedule##_##storage(const Job& job, int64_t start, int64_t stop,    \
@@ -162,16 +172,16 @@ KernelTable make_table() {
   table.states[registry::stablemax] = state_kernels<StablemaxState>();
   table.states[registry::log_stablemax] = state_kernels<LogStablemaxState>();
 #define SOFTMAXLIB_STORAGE(storage)                                                        \
-  table.sample[registry::storage] = sample_rows<storage>;                                  \
-  table.topk[registry::storage] = topk_of_rows<storage>;                                   \
-  table.take[registry::storage] = take_of_rows<storage>;                                   \
+  table.sample[registry::storage] = sample_rows<arithmetic<storage>>;                      \
+  table.topk[registry::storage] = topk_of_rows<arithmetic<storage>>;                       \
+  table.take[registry::storage] = take_of_rows<arithmetic<storage>>;                       \
   table.scale_rows[registry::storage] = scale_rows<storage>;                               \
-  table.cross_entropy[0][registry::storage] = cross_entropy_of_rows<SoftmaxOf, storage>;   \
-  table.cross_entropy[1][registry::storage] = cross_entropy_of_rows<StablemaxOf, storage>; \
+  table.cross_entropy[0][registry::storage] = cross_entropy_of_rows<SoftmaxOf, arithmetic<storage>>; \
+  table.cross_entropy[1][registry::storage] = cross_entropy_of_rows<StablemaxOf, arithmetic<storage>>; \
   table.orthogonal[registry::storage] = orthogonal_gradient_##storage;
 #define SOFTMAXLIB_GRADIENT(function, storage)            \
   table.gradient[registry::function][registry::storage] = \
-      gradient_rows<softmaxlib_function{registry::function}, storage>;
+      gradient_rows<softmaxlib_function{registry::function}, arithmetic<storage>>;
 #define SOFTMAXLIB_GRADIENTS(storage)       \
   SOFTMAXLIB_GRADIENT(softmax, storage)     \
   SOFTMAXLIB_GRADIENT(log_softmax, storage) \

@@ -83,13 +83,13 @@ inline void run_roofline(Roofline kind, const void* x, void* y, size_t bytes) {
   const Contiguous<float> source = {from};
   float* const to = static_cast<float*>(y);
   if (kind == Roofline::kScale) {
-    Row<float>::map_elements(source, to, n, false, [](f32x16 v) { return v * f32x16::set1(3); });
+    map_elements(source, to, n, false, [](f32x16 v) { return v * f32x16::set1(3); });
   } else if (kind == Roofline::kTriad) {
     const int64_t half = n / 32 * 16;
     for (int64_t i = 0; i < half; i += 16)
       store(to + i, fma(load(from + half + i), f32x16::set1(3), load(from + i)));
   } else {
-    Row<float>::map_elements(source, to, n, kind == Roofline::kStreamingCopy,
+    map_elements(source, to, n, kind == Roofline::kStreamingCopy,
                              [](f32x16 v) { return v; });
   }
   stream_fence();

@@ -192,7 +192,8 @@ class Batch {
     x_ = reinterpret_cast<const char*>(e_), low_ = low;
     stride_ = pitch_ * static_cast<int64_t>(sizeof(T));
     int visible[kLanes];
-    stager.fetch(run, rows, e_, low, pitch_, visible);
+    if (pitch_ == n_ && stager.is_even(run)) stager.fetch_even(run, rows, e_, low, visible);
+    else stager.fetch(run, rows, e_, low, pitch_, visible);
     for (int r = 0; r < rows; ++r) alone_[r] = P::kOneIsOne && visible[r] == 1;
     start();
   }
@@ -241,16 +242,17 @@ class Batch {
     keep(r, lanes);
   }
 
-  SOFTMAXLIB_NOINLINE void finish() {
+  // collects: the sender takes results from the tile alone.
+  SOFTMAXLIB_NOINLINE void finish(bool collects) {
     const BatchSums<V> sums = fold();
     if constexpr (P::kHolds) {
       const BatchHeld<V> held = take_largest();
       BatchSums<V> all = sums;
       two_sum(all.sum, all.error, held.others);
       of_.finish(all, held, alone_);
-      if constexpr (!P::kReduces)
-        for (int r = 0; r < rows_; ++r)
-          if (!alone_[r]) resolve(r);
+      resolved_ = kLow || collects;
+      for (int r = 0; !P::kReduces && resolved_ && r < rows_; ++r)
+        if (!alone_[r]) resolve(r);
     } else {
       of_.finish(sums, alone_);
     }
@@ -266,6 +268,11 @@ class Batch {
       alone(job, first_ + r);
     } else if constexpr (P::kReduces) {
       put_as(job.dtype[kOut], y_ + r * y_stride_, static_cast<double>(of_.value(r)));
+    } else if (P::kHolds && !resolved_) {
+      if constexpr (P::kHolds)
+        sender.put_each(y_ + r * y_stride_,
+                        [&, f = of_.result(r)](int64_t i)
+                            SOFTMAXLIB_INLINE_LAMBDA { return f(up_to_end(r, i)); });
     } else if (!sender.sends_squares() || any_alone_) {
       sender.put(y_ + r * y_stride_, e_ + r * pitch_, scale(r));
     } else if (r == 0) {
@@ -442,7 +449,7 @@ class Batch {
   alignas(64) double sums_[2][8][8];
   alignas(64) T held_[kLanes][kLanes];
   alignas(64) T held_low_[kLanes][kLanes];
-  bool alone_[kLanes], any_alone_ = false;
+  bool alone_[kLanes], any_alone_ = false, resolved_ = false;
   P of_;
 };
 
@@ -477,7 +484,7 @@ inline void run_batches(const Job& job, int64_t row, int64_t stop,
       if (r < now->rows()) now->compute(f, r);
       if (r < before->rows()) before->put(job, r, sender, alone);
     }
-    now->finish();
+    now->finish(sender.collects());
     row += rows;
     B* const next = before;
     before = now;

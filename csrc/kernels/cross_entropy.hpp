@@ -294,7 +294,7 @@ class CrossEntropyRow {
     if (!loss_.probabilities) {
       memcpy(&target, job_.base[kIndices] + place_.offset[kIndices], sizeof(target));
       if (target == loss_.ignore_index) {
-        if (loss_.writes) row_.fill_from(0, 0);
+        if (loss_.writes) row_.fill_from(0, 0, job_.n);
         return 0;
       }
       // Checked before, but the caller's memory may have changed since.
@@ -382,7 +382,7 @@ class CrossEntropyRow {
         }
         lanes.fold_into(total);
         if (!y) continue;
-        Row<D>::map_elements(chunk, y + i, count, row.contiguous() && job_.streaming, f);
+        map_elements(chunk, y + i, count, row.contiguous() && job_.streaming, f);
         impossible.clear(y + i, count);
       }
     };
@@ -413,9 +413,8 @@ class CrossEntropyRow {
     uint8_t at[Row<D>::kChunk];
 
     void clear(D* y, int64_t n) const {
-      const D zero = narrow_one<D>(T(0));
       for (int64_t i = 0; any && i < n; ++i)
-        if (at[i]) y[i] = zero;
+        if (at[i]) y[i] = 0;
     }
   };
   SOFTMAXLIB_NOINLINE void find_impossible(int64_t start, int64_t n, Impossible* found) const {
@@ -457,9 +456,9 @@ class CrossEntropyRow {
   static double sum_of(const Total& total) { return finite(total.sum) ? total.value() : total.sum; }
 
   void put(int64_t element, T value) {
-    const D narrow = narrow_one<D>(value);
-    for_runs(job_, place_, kOut, element, 1,
-             [&](char* p, int64_t, int64_t, int64_t) { memcpy(p, &narrow, sizeof(D)); });
+    for_runs(job_, place_, kOut, element, 1, [&](char* p, int64_t, int64_t, int64_t) {
+      put_as(job_.dtype[kOut], p, static_cast<double>(value));
+    });
   }
 
   template <class Rest>
@@ -580,14 +579,16 @@ void take_of_rows(const Job& job, int64_t start, int64_t stop, char*) {
                sizeof(element));
         // Checked before, but the caller's memory may have changed since.
         const bool valid = element >= 0 && element < job.n;
-        const D narrow = narrow_one<D>(valid ? value(element) : static_cast<T>(NAN));
-        memcpy(job.base[kOut] + place.offset[kOut] + i * job.top->weight_stride, &narrow,
-               sizeof(D));
+        const T taken = valid ? value(element) : static_cast<T>(NAN);
+        put_as(job.dtype[kOut],
+               job.base[kOut] + place.offset[kOut] + i * job.top->weight_stride,
+               static_cast<double>(taken));
       }
     };
     const auto put_sum = [&](double sum) {
-      const D narrow = narrow_one<D>(static_cast<T>(sum));
-      if (job.base[kExtra]) memcpy(job.base[kExtra] + place.offset[kExtra], &narrow, sizeof(D));
+      if (job.base[kExtra])
+        put_as(job.dtype[kExtra], job.base[kExtra] + place.offset[kExtra],
+               static_cast<double>(static_cast<T>(sum)));
     };
     with_log_sum(
         row, false,

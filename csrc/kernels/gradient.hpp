@@ -332,7 +332,7 @@ class GradientRow {
       : job_(&job), place_(place), stage_(stage), factors_{0, affine_of(job, place, 0), 1} {
     const auto at = reinterpret_cast<uintptr_t>(job.base[kOut] + place.offset[kOut]);
     const int64_t past = static_cast<int64_t>(at) % kVector;
-    if (!job.direct || !job.streaming || job.n < V::lanes || past % kItem) return;
+    if (!is_direct() || !job.streaming || job.n < V::lanes || past % kItem) return;
     edge_ = edge;
     head_ = past ? (kVector - past) / kItem : 0;
   }
@@ -358,6 +358,11 @@ class GradientRow {
  private:
   static constexpr int64_t kItem = sizeof(D), kVector = V::lanes * kItem;
 
+  // Whether all operands are read and written where they are.
+  bool is_direct() const {
+    return job_->direct && job_->dtype[kOut] == (kItem == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64);
+  }
+
   void sum_up(const GradientRow* before) {
     Total total;
     total.reference = 0;
@@ -376,12 +381,11 @@ class GradientRow {
     const int64_t n = end - start;
     if (n <= 0) return;
     with_piece(start, n, [&](const auto& piece) {
-      if (job_->direct) return piece.write(at<D>(kOut) + start, n, factors_, edge_);
+      if (is_direct()) return piece.write(at<D>(kOut) + start, n, factors_, edge_);
       piece.write(stage_->out, n, factors_, static_cast<Edge<D>*>(nullptr));
       for_runs(*job_, place_, kOut, start, n,
                [&](char* p, int64_t stride, int64_t done, int64_t count) {
-                 for (int64_t i = 0; i < count; ++i)
-                   memcpy(p + i * stride, stage_->out + done + i, sizeof(D));
+                 store_all(job_->dtype[kOut], p, stride, count, stage_->out + done);
                });
     });
   }
@@ -400,7 +404,7 @@ class GradientRow {
                });
       where = stage_->where;
     }
-    if (job_->direct) {
+    if (is_direct()) {
       return f(GradientPiece<kFunction, D>{Of::kReduces ? nullptr : at<const D>(kGrad) + start,
                                            Of::kReduces ? nullptr : at<const D>(kResult) + start,
                                            at<const D>(kX) + start, where});
@@ -469,7 +473,7 @@ void scale_rows(const Job& job, int64_t start, int64_t stop, char*) {
     const Place& place = rows.place();
     if (even) {  // one factor for a contiguous row
       const InLanes<V> factor = in_all(row_operand(job, place, kBias, 1), V());
-      Row<D>::map_elements(
+      map_elements(
           Contiguous<D>{reinterpret_cast<const D*>(job.base[kX] + place.offset[kX])},
           reinterpret_cast<D*>(job.base[kOut] + place.offset[kOut]), job.n, job.streaming,
           [factor](V v) SOFTMAXLIB_INLINE_LAMBDA { return scaled_element(v, factor); });

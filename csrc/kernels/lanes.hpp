@@ -43,7 +43,9 @@ class LaneGroups {
   // column. False where some row has to be computed alone.
   SOFTMAXLIB_NOINLINE bool evaluate(int groups, const char* ahead, int64_t step) {
     const F f(0);
+    V seen[kMost / 4];  // how many elements are not -inf, where a mask may leave but one
     for (int g = 0; g < groups; ++g) start(g);
+    for (int g = 0; kCounts && g < groups; ++g) seen[g] = count(g);
     if constexpr (!P::kHolds)
       for (int g = 0; g < groups; ++g)
         for (int j = 0; j < n_; ++j, ahead += step) {
@@ -63,12 +65,16 @@ class LaneGroups {
       } else {
         const BatchSums<V> sums = sum_of_terms(column(hi_, g, 0));
         of_[g].finish(with_reference(sums, g), alone);
+        if (kCounts && n_ > 1 && any(eq(seen[g], V::set1(1)))) {
+          T counts[kLanes];
+          store(counts, seen[g]);
+          for (int i = 0; i < kLanes; ++i) alone[i] |= counts[i] == 1;
+        }
       }
       for (const bool a : alone) good &= !a;
     }
     return good;
   }
-  void set_alone(int row) { alone_[row / kLanes][row % kLanes] = true; }
   // Of a row of one element, which p times the rounded 1 / p need not be.
   void set_to_one(int group) {
     store(hi_ + group * pitch_ * kLanes, V::set1(1));
@@ -127,6 +133,15 @@ class LaneGroups {
     V block[kColumns];
     for (int k = 0; k < kColumns; ++k) block[k] = result(group, j + k);
     store_columns(y + j, stride, block);
+  }
+
+  static constexpr bool kCounts = kLow && P::kOneIsOne;
+  SOFTMAXLIB_INLINE V count(int g) const {
+    V seen = V::set1(0);
+    for (int j = 0; j < n_; ++j)
+      seen = seen + select(eq(load(column(hi_, g, j)), V::set1(static_cast<T>(-INFINITY))),
+                           V::set1(0), V::set1(1));
+    return seen;
   }
 
   // The references of a group, from the maxima of its rows.
@@ -316,7 +331,6 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
     const char* const x = job.base[kX] + run.place.offset[kX];
     char* const y = job.base[kOut] + run.place.offset[kOut];
     const int64_t x_step = run.step.stride[kX], y_step = run.step.stride[kOut];
-    int visible[kLow ? kRoom / 4 : 1];
     const char* ahead = x;
     int64_t ahead_step = 0;
     if (of.transposes_x && !kLow) {
@@ -326,6 +340,15 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
         const int in_group = rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes;
         for (int j = 0; j < n; ++j, p += stride)
           groups.set(g, j, load_some(job.dtype[kX], p, in_group, V()));
+      }
+    } else if (kLow && stager.is_across(run)) {
+      if constexpr (kLow) {
+        Terms<V> terms = stager.terms_across(run);
+        for (int g = 0; g < count; ++g) {
+          const int in_group = rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes;
+          for (int j = 0; j < n; ++j)
+            groups.set(g, j, stager.across(run, terms, g * kLanes, in_group, j));
+        }
       }
     } else if (plain_x && whole && x_step % kItem == 0 &&
                (n >= 4 || (x_step == n * kItem && rows < run.rows))) {
@@ -338,19 +361,15 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
     } else {
       const int64_t between = even ? n : pitch;
       T *const hi = room[0] + kLanes, *const lo = room[kLow] + kLanes;
-      if (even) stager.fetch_even(run, rows, hi, lo, kLow ? visible : nullptr);
-      else stager.fetch(run, rows, hi, lo, pitch, kLow ? visible : nullptr);
+      if (even) stager.fetch_even(run, rows, hi, lo, nullptr);
+      else stager.fetch(run, rows, hi, lo, pitch, nullptr);
       for (int64_t i = rows * between; i < count * kLanes * between + 4; ++i) hi[i] = lo[i] = 0;
       for (int g = 0; g < count; ++g)
         groups.load_rows(g, hi + g * kLanes * between, lo + g * kLanes * between, between);
     }
-    bool good = groups.evaluate(count, ahead, ahead_step);
-    if constexpr (P::kOneIsOne) {
-      if (n == 1)
-        for (int g = 0; g < count; ++g) groups.set_to_one(g);
-      for (int r = 0; kLow && n > 1 && r < rows; ++r)
-        if (visible[r] == 1) groups.set_alone(r), good = false;
-    }
+    const bool good = groups.evaluate(count, ahead, ahead_step);
+    if constexpr (P::kOneIsOne)
+      for (int g = 0; n == 1 && g < count; ++g) groups.set_to_one(g);
 
     if constexpr (P::kReduces) {
       const bool vectors = job.dtype[kOut] == (kItem == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64) &&
@@ -429,11 +448,11 @@ inline void stablemax_alone(const Job& job, int64_t row) {
 #define SOFTMAXLIB_MANY_ROWS(function, Kind)                                                    \
   template <class D>                                                                            \
   inline void function##_batched(const Job& job, int64_t start, int64_t stop, char*) {          \
-    run_any_batches<Kind<typename vector_of<D>::type>>(job, start, stop, function##_alone<D>);  \
+    run_any_batches<Kind<typename vector_of<D>::type>>(job, start, stop, function##_alone<typename vector_of<D>::type::elem>);  \
   }                                                                                             \
   template <class D>                                                                            \
   inline void function##_in_lanes(const Job& job, int64_t start, int64_t stop, char*) {         \
-    run_any_in_lanes<Kind<typename vector_of<D>::type>>(job, start, stop, function##_alone<D>); \
+    run_any_in_lanes<Kind<typename vector_of<D>::type>>(job, start, stop, function##_alone<typename vector_of<D>::type::elem>); \
   }
 SOFTMAXLIB_MANY_ROWS(softmax, BatchOfSoftmax)
 SOFTMAXLIB_MANY_ROWS(log_softmax, BatchOfLogSoftmax)

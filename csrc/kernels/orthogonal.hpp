@@ -240,10 +240,10 @@ class OrthogonalGradient {
     for_parts([&](int64_t, int64_t start, int64_t stop) {
       for_pieces(start, stop, [&](const auto& source, int64_t i, int64_t n) {
         if (job_.direct) {
-          Row<D>::map_elements(source, at<D>(kOut) + i, n, job_.streaming, f);
+          map_elements(source, at<D>(kOut) + i, n, job_.streaming, f);
         } else {
           alignas(64) D y[kChunk];
-          Row<D>::map_elements(source, y, n, false, f);
+          map_elements(source, y, n, false, f);
           for_runs(job_, place_, kOut, i, n,
                    [&](char* p, int64_t stride, int64_t done, int64_t count) {
                      for (int64_t j = 0; j < count; ++j)

@@ -255,12 +255,12 @@ class Largest {
 };
 
 template <class D>
-inline void topk_of_row(const Row<D>& row, const TopK& top, char* weights, char* indices) {
+inline void topk_of_row(const Row<D>& row, const TopK& top, softmaxlib_dtype dtype, char* weights,
+                        char* indices) {
   using T = typename Row<D>::T;
   const Distribution<D> distribution(row);
   const auto put = [&](int64_t rank, T weight, int64_t index) {
-    const D narrow = narrow_one<D>(weight);
-    memcpy(weights + rank * top.weight_stride, &narrow, sizeof(D));
+    put_as(dtype, weights + rank * top.weight_stride, static_cast<double>(weight));
     memcpy(indices + rank * top.index_stride, &index, sizeof(index));
   };
   if (!distribution.valid()) {
@@ -297,7 +297,7 @@ inline void topk_of_row(const Row<D>& row, const TopK& top, char* weights, char*
 template <class D>
 void topk_of_rows(const Job& job, int64_t start, int64_t stop, char*) {
   for_each_row<D>(job, start, stop, [&](const Row<D>& row, const Place& place) {
-    topk_of_row(row, *job.top, job.base[kOut] + place.offset[kOut],
+    topk_of_row(row, *job.top, job.dtype[kOut], job.base[kOut] + place.offset[kOut],
                 job.base[kIndices] + place.offset[kIndices]);
   });
 }

@@ -106,13 +106,13 @@ class Outgoing {
 template <class D, class T, class Beside>
 inline auto sum_into(T* buffer, const D* x, int64_t n, int32_t* references, Beside beside) {
   using E = Exp<typename vector_of<D>::type>;
-  constexpr int64_t kBlock = Row<D>::kBlock;
+  constexpr int64_t kBlock = Row<T>::kBlock;
   RowSum<E> total;
   for (int64_t start = 0; start < n; start += kBlock) {
     BlockState<typename E::V> state;
     sum_piece_of<E, false, true>(Contiguous<D>{x + start}, buffer + start,
                                  n - start < kBlock ? n - start : kBlock, Known{}, state,
-                                 references + start / Row<D>::kChunk,
+                                 references + start / Row<T>::kChunk,
                                  [&](int64_t i) SOFTMAXLIB_INLINE_LAMBDA { beside(start + i); });
     RowSum<E> block;
     static_cast<Total&>(block) = state.total;
@@ -124,8 +124,8 @@ inline auto sum_into(T* buffer, const D* x, int64_t n, int32_t* references, Besi
 
 template <class D>
 inline void softmax_pipelined(const Job& job, int64_t first, int64_t last, char* scratch) {
-  using T = typename Row<D>::T;
-  constexpr int64_t kChunk = Row<D>::kChunk;
+  using T = typename vector_of<D>::type::elem;
+  constexpr int64_t kChunk = Row<T>::kChunk;
   const int64_t n = job.n;
   T* const buffer = reinterpret_cast<T*>(scratch);
   int32_t* const references = reinterpret_cast<int32_t*>(scratch + pipelined_buffer(job));
@@ -148,14 +148,13 @@ inline void softmax_pipelined(const Job& job, int64_t first, int64_t last, char*
                                               });
     before = Outgoing<D>(&edge);
     if (!usable(total)) {
-      run_softmax(Row<D>(job, place, nullptr, one_block),
-                  [](const Row<D>& row) { return softmax_two_pass(row); });
+      run_softmax(Row<T>(job, place, nullptr, one_block), softmax_two_pass<T>);
       continue;
     }
     for (int64_t i = 0; i < n; i += kChunk) {
       if (references[i / kChunk] == total.reference) continue;
-      const ScaleDown<typename Row<D>::V> down(references[i / kChunk] - total.reference);
-      Row<T>::map_elements(Contiguous<T>{buffer + i}, buffer + i, n - i < kChunk ? n - i : kChunk,
+      const ScaleDown<typename vector_of<D>::type> down(references[i / kChunk] - total.reference);
+      map_elements(Contiguous<T>{buffer + i}, buffer + i, n - i < kChunk ? n - i : kChunk,
                            false, down);
     }
     before = Outgoing<D>(&edge, buffer, reinterpret_cast<D*>(job.base[kOut] + place.offset[kOut]),

@@ -293,10 +293,10 @@ void finish_states(const softmaxlib_state* states, double* log_sums, int64_t row
 // All that states of one function take.
 template <class Kind>
 inline StateKernels state_kernels() {
-  return {{update_states<Kind, float>, update_states<Kind, double>, update_states<Kind, f16>,
-           update_states<Kind, bf16>},
-          {scale_by_states<Kind, float>, scale_by_states<Kind, double>, scale_by_states<Kind, f16>,
-           scale_by_states<Kind, bf16>},
+  constexpr auto kUpdate = update_states<Kind, float>;
+  constexpr auto kScale = scale_by_states<Kind, float>;
+  return {{kUpdate, update_states<Kind, double>, kUpdate, kUpdate},
+          {kScale, scale_by_states<Kind, double>, kScale, kScale},
           {merge_states<Kind, float>, merge_states<Kind, double>},
           {finish_states<Kind, float>, finish_states<Kind, double>}};
 }

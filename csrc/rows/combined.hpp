@@ -18,7 +18,8 @@ struct Terms {
   softmaxlib_dtype bias_dtype;
   bool bias_is_constant;
   double constant;
-  const uint8_t* where;  // NULL: all
+  const uint8_t* where;        // NULL: all
+  int64_t bias_from, where_from;  // the positions that they begin with
   double slope;          // of ALiBi
   double query, offset;  // and from where it counts
   Arguments<V> arguments;
@@ -31,6 +32,8 @@ struct Terms {
         where(job.base[kWhere]
                   ? reinterpret_cast<const uint8_t*>(job.base[kWhere] + place.offset[kWhere])
                   : nullptr),
+        bias_from(0),
+        where_from(0),
         slope(row_operand(job, place, kSlope, 0)),
         query(static_cast<double>(place.offset[kQuery])),
         offset(static_cast<double>(job.causal_offset)),
@@ -85,11 +88,21 @@ struct Combined {
   }
   Combined at(int64_t i) const { return {x + i, terms, start + i}; }
 
+  SOFTMAXLIB_NOINLINE InLanes<V> wide_bias(int64_t i, int n) const {
+    const InLanes<V> bias = given_bias(i, n);
+    if (terms->slope == 0) return bias;
+    InLanes<V> count;
+    load_lanes(kCount, count);
+    const InLanes<V> position =
+        in_all(static_cast<double>(start + i) - terms->query, V()) + count;
+    return bias + in_all(terms->slope, V()) * (position - in_all(terms->offset, V()));
+  }
+
  private:
   template <class Source>
   SOFTMAXLIB_INLINE InLanes<V> bias_from(int64_t i, int n) const {
     InLanes<V> bias;
-    const Source* p = reinterpret_cast<const Source*>(terms->bias) + start + i;
+    const Source* p = reinterpret_cast<const Source*>(terms->bias) + (start - terms->bias_from) + i;
     if (n == V::lanes) load_wide(p, bias);
     else load_wide(p, n, bias);
     return bias;
@@ -103,21 +116,12 @@ struct Combined {
       default: return bias_from<bf16>(i, n);
     }
   }
-  SOFTMAXLIB_NOINLINE InLanes<V> wide_bias(int64_t i, int n) const {
-    const InLanes<V> bias = given_bias(i, n);
-    if (terms->slope == 0) return bias;
-    InLanes<V> count;
-    load_lanes(kCount, count);
-    const InLanes<V> position =
-        in_all(static_cast<double>(start + i) - terms->query, V()) + count;
-    return bias + in_all(terms->slope, V()) * (position - in_all(terms->offset, V()));
-  }
   // A bias of floats for rows of floats, as most are, needs no double.
   SOFTMAXLIB_INLINE Value bias_at(int64_t i, int n) const {
-    if (!terms->bias && terms->slope == 0) return {V::set1(0), V::set1(0)};
-    if (terms->bias_dtype == SOFTMAXLIB_F32 && !terms->bias_is_constant && terms->slope == 0) {
+    if (terms->bias && terms->bias_dtype == SOFTMAXLIB_F32 && !terms->bias_is_constant &&
+        terms->slope == 0) {
       V bias;
-      if (load_floats(terms->bias + (start + i) * 4, n, bias)) return {bias, V::set1(0)};
+      if (load_floats(terms->bias + (start - terms->bias_from + i) * 4, n, bias)) return {bias, V::set1(0)};
     }
     return pair_of(wide_bias(i, n));
   }
@@ -129,21 +133,137 @@ struct Combined {
   static SOFTMAXLIB_INLINE bool load_floats(const char*, int, f64x8&) { return false; }
 
   SOFTMAXLIB_INLINE Value combined(V v, int64_t i, int n) const {
-    Value bias = bias_at(i, n);
-    const auto wide = [&] { return wide_bias(i, n); };
-    if (!terms->where) return combine(v, bias, terms->arguments, wide);
-    const auto in = n == V::lanes ? load_mask(terms->where + start + i, v)
-                                  : partial_mask(terms->where + start + i, n, v);
+    if (!terms->where) return argument(v, i, n);
+    const uint8_t* const where = terms->where + (start - terms->where_from) + i;
+    const auto in = n == V::lanes ? load_mask(where, v) : partial_mask(where, n, v);
     const V zero = V::set1(0);
-    v = select(in, v, zero);  // what is not seen may be anything
-    bias = {select(in, bias.hi, zero), select(in, bias.lo, zero)};
-    const Value z = combine(v, bias, terms->arguments, wide);
+    const Value z = argument(select(in, v, zero), i, n, in);  // what is not seen may be anything
     return {select(in, z.hi, V::set1(static_cast<T>(-INFINITY))), select(in, z.lo, zero)};
+  }
+  SOFTMAXLIB_INLINE Value argument(V v, int64_t i, int n) const {
+    const auto wide = [&] { return wide_bias(i, n); };
+    if (!terms->bias && terms->slope == 0) return combine(v, terms->arguments, wide);
+    return combine(v, bias_at(i, n), terms->arguments, wide);
+  }
+  SOFTMAXLIB_INLINE Value argument(V v, int64_t i, int n, typename V::Mask in) const {
+    const auto wide = [&] { return wide_bias(i, n); };
+    if (!terms->bias && terms->slope == 0) return combine(v, terms->arguments, wide);
+    const V zero = V::set1(0);
+    const Value bias = bias_at(i, n);
+    return combine(v, Value{select(in, bias.hi, zero), select(in, bias.lo, zero)},
+                   terms->arguments, wide);
   }
   static typename V::Mask partial_mask(const uint8_t* p, int n, V like) {
     uint8_t bytes[V::lanes] = {};
     for (int j = 0; j < n; ++j) bytes[j] = p[j];
     return load_mask(bytes, like);
+  }
+};
+
+// What there is of a bias or a mask that lies in memory as kernels read it.
+inline bool is_contiguous(const Job& job, Operand k, int64_t item) {
+  return job.inner_ndim == 1 && (job.inner[0].size == 1 || job.inner[0].stride[k] == item);
+}
+inline int64_t float_item(softmaxlib_dtype dtype) {
+  constexpr int64_t kSizes[] = {4, 8, 2, 2};
+  return kSizes[dtype];
+}
+
+// A chunk of a row on its way in, as hi + lo, and out: for rows that are strided, of another dtype,
+// or have options.
+template <class T>
+struct Stage {
+  using V = typename vector_of<T>::type;
+  static constexpr int kLanes = V::lanes, kChunk = kVectorsPerChunk * kLanes;
+
+  alignas(64) T hi[kChunk];
+  alignas(64) T lo[kChunk];
+  alignas(64) T y[kChunk];
+  alignas(64) double bias[kChunk];
+  uint8_t where[kChunk];
+
+  // Elements [start, start + n) as they are.
+  SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int n) {
+    for_runs(job, place, kX, start, n,
+             [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+               gather_any(job.dtype[kX], p, stride, count, hi + done);
+             });
+  }
+  // Their arguments.
+  SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int n,
+                                 const Affine& affine) {
+    const Terms<V> terms = fetch_operands(job, place, start, n, affine);
+    const T* x = hi;
+    constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
+    if (job.dtype[kX] == kOwn && is_contiguous(job, kX, sizeof(T)))
+      x = reinterpret_cast<const T*>(job.base[kX] + place.offset[kX]) + start;
+    else fetch(job, place, start, n);
+    const Combined<T> source = {x, &terms, start};
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) put(i, source.load(i));
+    if (i < n) put(i, source.load_n(i, n - i, static_cast<T>(-INFINITY)));
+  }
+
+  // Their maximum as a double, in the affine's unit: factor and bias may carry them beyond T.
+  SOFTMAXLIB_NOINLINE double largest(const Job& job, const Place& place, int64_t start, int n,
+                                     const Affine& affine) {
+    const Terms<V> terms = fetch_operands(job, place, start, n, affine);
+    fetch(job, place, start, n);
+    const Combined<T> source = {hi, &terms, start};
+    f64x8 top = f64x8::set1(-INFINITY);
+    for (int i = 0; i < n; i += kLanes) {
+      const int count = n - i < kLanes ? n - i : kLanes;
+      for (int j = 0; j < kLanes; ++j)
+        if (j >= count || (terms.where && !terms.where[start - terms.where_from + i + j]))
+          hi[i + j] = -static_cast<T>(INFINITY);
+      InLanes<V>::of(load(hi + i)).with(source.wide_bias(i, count), [&](f64x8 x, f64x8 b) {
+        top = max(combine_in_double(x, b, affine).hi, top);
+      });
+    }
+    return max_lane(top);
+  }
+
+  // Brings y to out, with `masked` where the position takes no part.
+  SOFTMAXLIB_NOINLINE void put(const Job& job, const Place& place, int64_t start, int n, T masked) {
+    if (job.base[kWhere])
+      for_runs(job, place, kWhere, start, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 for (int64_t i = 0; i < count; ++i)
+                   y[done + i] = p[i * stride] ? y[done + i] : masked;
+               });
+    for_runs(job, place, kOut, start, n, [&](char* p, int64_t stride, int64_t done, int64_t count) {
+      store_all(job.dtype[kOut], p, stride, count, y + done, job.streaming);
+    });
+  }
+
+ private:
+  SOFTMAXLIB_INLINE void put(int i, Pair<V> z) {
+    store(hi + i, z.hi);
+    store(lo + i, z.lo);
+  }
+  Terms<V> fetch_operands(const Job& job, const Place& place, int64_t start, int n,
+                          const Affine& affine) {
+    Terms<V> terms(job, place, affine);
+    if (terms.bias && !(terms.bias_is_constant && job.inner_ndim == 1) &&
+        !is_contiguous(job, kBias, float_item(job.dtype[kBias]))) {
+      for_runs(job, place, kBias, start, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather_any(job.dtype[kBias], p, stride, count, bias + done);
+               });
+      terms.bias = reinterpret_cast<const char*>(bias);
+      terms.bias_dtype = SOFTMAXLIB_F64;
+      terms.bias_is_constant = false;
+      terms.bias_from = start;
+    }
+    if (terms.where && !is_contiguous(job, kWhere, 1)) {
+      for_runs(job, place, kWhere, start, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather<uint8_t>(p, stride, count, where + done);
+               });
+      terms.where = where;
+      terms.where_from = start;
+    }
+    return terms;
   }
 };
 

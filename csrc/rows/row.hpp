@@ -62,20 +62,6 @@ struct Contiguous {
   Contiguous at(int64_t i) const { return {p + i}; }
 };
 
-// The row less its maximum, for magnitudes beyond kSafe; exact where the result is not 0.
-template <class D>
-struct Shifted {
-  const D* p;
-  typename vector_of<D>::type::elem shift;
-  using V = typename vector_of<D>::type;
-  using Value = V;
-  V load(int64_t i) const { return SOFTMAX_ISA::load(p + i) - V::set1(shift); }
-  V load_n(int64_t i, int n, typename V::elem fill) const {
-    return SOFTMAX_ISA::load_n(p + i, n, fill) - V::set1(shift);
-  }
-  Shifted at(int64_t i) const { return {p + i, shift}; }
-};
-
 template <class T>
 struct Staged {
   const T *hi, *lo;
@@ -139,11 +125,44 @@ SOFTMAXLIB_INLINE void apply(const F& f, const X (&x)[2], V (&y)[2]) {
   for (int j = 0; j < 2; ++j) y[j] = f(x[j]);
 }
 
-template <class D>
+// y = f(x) for n contiguous elements, with streaming stores from the first aligned vector on.
+template <class Source, class D, class F>
+inline void map_elements(Source x, D* y, int64_t n, bool streaming, F f) {
+  using V = typename vector_of<D>::type;
+  constexpr int kLanes = V::lanes;
+  // A copy of f: the loop's own stays in registers only if its address goes nowhere.
+  const auto some = [x, y, f](int64_t i, int64_t count) SOFTMAXLIB_NOINLINE_LAMBDA {
+    store_n(y + i, f(x.load_n(i, static_cast<int>(count), typename V::elem(0))), static_cast<int>(count));
+  };
+  int64_t i = 0;
+  constexpr int64_t kItem = sizeof(D), kVector = kItem * kLanes;
+  const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(y)) % kVector;
+  streaming &= past % kItem == 0;
+  if (streaming && past) {
+    i = (kVector - past) / kItem < n ? (kVector - past) / kItem : n;
+    some(0, i);
+  }
+  constexpr int kAtOnce = at_once<F>(0);
+  for (; i + kAtOnce * kLanes <= n; i += kAtOnce * kLanes) {
+    typename Source::Value v[kAtOnce];
+    V r[kAtOnce];
+    for (int j = 0; j < kAtOnce; ++j) v[j] = x.load(i + j * kLanes);
+    apply(f, v, r);
+    for (int j = 0; j < kAtOnce; ++j)
+      if (streaming) stream(y + i + j * kLanes, r[j]);
+      else store(y + i + j * kLanes, r[j]);
+  }
+  for (; i < n; i += kLanes) some(i, n - i < kLanes ? n - i : kLanes);
+}
+
+
+// T: the arithmetic's type. Rows of it are read and written where they are; all others through a
+// Stage.
+template <class T_>
 class Row {
  public:
-  using V = typename vector_of<D>::type;
-  using T = typename V::elem;
+  using T = T_;
+  using V = typename vector_of<T>::type;
   static constexpr int kLanes = V::lanes;
   static constexpr int kChunk = kVectorsPerChunk * kLanes;
   static constexpr int64_t kBlock = int64_t{kVectorsPerBlock} * kLanes;
@@ -151,10 +170,11 @@ class Row {
   Row(const Job& job, const Place& place, char* scratch, int32_t* one_block)
       : job_(job),
         place_(place),
-        x_(reinterpret_cast<const D*>(job.base[kX] + place.offset[kX])),
-        y_(reinterpret_cast<D*>(job.base[kOut] + place.offset[kOut])),
+        x_(reinterpret_cast<const T*>(job.base[kX] + place.offset[kX])),
+        y_(reinterpret_cast<T*>(job.base[kOut] + place.offset[kOut])),
         n_(job.causal ? visible(job, place) : job.n),
-        combines_(job.linear) {
+        reads_x_(job.direct && job.dtype[kX] == kOwn),
+        writes_y_((job.direct || job.linear) && job.dtype[kOut] == kOwn) {
     results_ = reinterpret_cast<BlockResult*>(scratch);
     references_ = blocks() > 1 ? reinterpret_cast<int32_t*>(results_ + (job.split ? blocks() : 0))
                                : one_block;
@@ -163,7 +183,7 @@ class Row {
   int64_t size() const { return n_; }
   int64_t blocks() const { return (n_ + kBlock - 1) / kBlock; }
   bool direct() const { return job_.direct; }
-  bool contiguous() const { return job_.direct || job_.linear; }
+  bool contiguous() const { return writes_y_; }
   bool in_place() const { return job_.in_place; }
 
   // One more term of the sum; -inf: none.
@@ -187,9 +207,6 @@ class Row {
   void shift_by(double maximum) {
     shift_ = maximum;
     shifted_ = true;
-    // One that is no T, of a sink or of another chunk, is subtracted as rows with options do it.
-    combines_ =
-        job_.linear || (job_.direct && static_cast<double>(static_cast<T>(maximum)) != maximum);
   }
   bool shifted() const { return shifted_; }
   double shift() const { return shift_; }
@@ -201,58 +218,37 @@ class Row {
   // visit(source, first element, count) over [start, stop), in pieces of whole chunks.
   template <class F>
   void read(int64_t start, int64_t stop, F visit) const {
-    if (combines_) {
-      const Terms<V> terms(job_, place_, affine());
-      visit(Combined<D>{x_ + start, &terms, start}, start, stop - start);
-    } else if (!job_.direct) {
-      Stage<D> stage;
-      const Arguments<V> arguments(affine());
-      for (int64_t i = start; i < stop; i += kChunk) {
-        const int n = static_cast<int>(stop - i < kChunk ? stop - i : kChunk);
-        stage.fetch(job_, place_, i, n, arguments);
-        visit(Staged<T>{stage.hi, stage.lo}, i, n);
-      }
-    } else if (shifted_) {
-      visit(Shifted<D>{x_ + start, static_cast<T>(shift_)}, start, stop - start);
-    } else {
-      visit(Contiguous<D>{x_ + start}, start, stop - start);
-    }
+    if (reads_x_ && !shifted_) return visit(Contiguous<T>{x_ + start}, start, stop - start);
+    Stage<T> stage;
+    with_chunks(start, stop, stage, [&](auto source, int64_t i, int n) { visit(source, i, n); });
   }
 
   // visit(source, destination, first element, count); `masked` is the result where `where` is
   // false.
   template <class F>
   void read_write(int64_t start, int64_t stop, T masked, F visit) const {
-    if (!contiguous()) {
-      Stage<D> stage;
-      const Arguments<V> arguments(affine());
-      const D fill = narrow_one<D>(masked);
-      for (int64_t i = start; i < stop; i += kChunk) {
-        const int n = static_cast<int>(stop - i < kChunk ? stop - i : kChunk);
-        stage.fetch(job_, place_, i, n, arguments);
-        visit(Staged<T>{stage.hi, stage.lo}, stage.y, i, n);
-        stage.put(job_, place_, i, n, fill);
-      }
-    } else {
-      read_write_contiguous(start, stop, visit);
-    }
+    if (writes_y_) return read_write_contiguous(start, stop, visit);
+    Stage<T> stage;
+    with_chunks(start, stop, stage, [&](auto source, int64_t i, int n) {
+      visit(source, stage.y, i, n);
+      stage.put(job_, place_, i, n, masked);
+    });
   }
 
   // The same where it writes to out itself: `masked` is what visit() makes of -inf.
   template <class F>
   void read_write_contiguous(int64_t start, int64_t stop, F visit) const {
-    if (combines_) {
-      const Terms<V> terms(job_, place_, affine());
-      visit(Combined<D>{x_ + start, &terms, start}, y_ + start, start, stop - start);
-    } else if (shifted_)
-      visit(Shifted<D>{x_ + start, static_cast<T>(shift_)}, y_ + start, start, stop - start);
-    else visit(Contiguous<D>{x_ + start}, y_ + start, start, stop - start);
+    if (reads_x_ && !shifted_)
+      return visit(Contiguous<T>{x_ + start}, y_ + start, start, stop - start);
+    Stage<T> stage;
+    with_chunks(start, stop, stage,
+                [&](auto source, int64_t i, int n) { visit(source, y_ + i, i, n); });
   }
 
   // The maximum of a staged row as a double. Reads x.
   double staged_max() const {
     double top = -INFINITY;
-    Stage<D> stage;
+    Stage<T> stage;
     const Affine unshifted = affine_of(job_, place_, 0, far_);
     for (int64_t i = 0; i < n_; i += kChunk) {
       const int n = static_cast<int>(min_of(n_ - i, kChunk));
@@ -313,7 +309,7 @@ class Row {
   template <class F>
   void map(T masked, F f) const {
     for_blocks([&](int64_t, int64_t start, int64_t stop) {
-      read_write(start, stop, masked, [&](auto source, D* y, int64_t, int64_t n) {
+      read_write(start, stop, masked, [&](auto source, T* y, int64_t, int64_t n) {
         map_elements(source, y, n, contiguous() && job_.streaming, f);
       });
     });
@@ -329,65 +325,59 @@ class Row {
   }
 
   void fill(T value, T masked) const {
-    map(masked, [value](auto) { return V::set1(value); });
-    if (!job_.linear || !job_.base[kWhere]) return;
-    const char* where = job_.base[kWhere] + place_.offset[kWhere];
-    const D narrow = narrow_one<D>(masked);
-    for (int64_t i = 0; i < n_; ++i)
-      if (!where[i]) memcpy(y_ + i, &narrow, sizeof(D));
+    if (!job_.base[kWhere]) return fill_from(0, value, n_);
+    alignas(64) T y[kChunk];
+    for (int64_t i = 0; i < n_; i += kChunk) {
+      const int64_t n = min_of(n_ - i, kChunk);
+      for_runs(job_, place_, kWhere, i, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 for (int64_t j = 0; j < count; ++j) y[done + j] = p[j * stride] ? value : masked;
+               });
+      for_runs(job_, place_, kOut, i, n, [&](char* p, int64_t stride, int64_t done, int64_t count) {
+        store_all(job_.dtype[kOut], p, stride, count, y + done);
+      });
+    }
   }
 
   // What the row does not see.
-  void fill_beyond(T masked) const { fill_from(n_, masked); }
+  void fill_beyond(T masked) const { fill_from(n_, masked, job_.n); }
 
-  // Elements [first, job.n) of y; x is not read.
-  void fill_from(int64_t first, T value) const {
-    const D narrow = narrow_one<D>(value);
-    if (first == job_.n) return;
-    for_runs(job_, place_, kOut, first, job_.n - first,
+  // Elements [first, stop) of y; x is not read.
+  void fill_from(int64_t first, T value, int64_t stop) const {
+    if (first == stop) return;
+    alignas(64) T y[kLanes];
+    store(y, V::set1(value));
+    for_runs(job_, place_, kOut, first, stop - first,
              [&](char* p, int64_t stride, int64_t, int64_t count) {
-               int64_t j = 0;
-               for (; stride == sizeof(D) && j + kLanes <= count; j += kLanes)
-                 store(reinterpret_cast<D*>(p) + j, V::set1(value));
-               for (; j < count; ++j) memcpy(p + j * stride, &narrow, sizeof(D));
+               for (int64_t j = 0; j < count; j += kLanes)
+                 store_all(job_.dtype[kOut], p + j * stride, stride, min_of(count - j, kLanes), y);
              });
   }
 
   // The one element of logsumexp's result.
   void put_first(T value) const {
-    const D narrow = narrow_one<D>(value);
-    memcpy(y_, &narrow, sizeof(D));
-  }
-
-  // y = f(x) for n contiguous elements, with streaming stores from the first aligned vector on.
-  template <class Source, class F>
-  static void map_elements(Source x, D* y, int64_t n, bool streaming, F f) {
-    // A copy of f: the loop's own stays in registers only if its address goes nowhere.
-    const auto some = [x, y, f](int64_t i, int64_t count) SOFTMAXLIB_NOINLINE_LAMBDA {
-      store_n(y + i, f(x.load_n(i, static_cast<int>(count), T(0))), static_cast<int>(count));
-    };
-    int64_t i = 0;
-    constexpr int64_t kItem = sizeof(D), kVector = kItem * kLanes;
-    const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(y)) % kVector;
-    streaming &= past % kItem == 0;
-    if (streaming && past) {
-      i = (kVector - past) / kItem < n ? (kVector - past) / kItem : n;
-      some(0, i);
-    }
-    constexpr int kAtOnce = at_once<F>(0);
-    for (; i + kAtOnce * kLanes <= n; i += kAtOnce * kLanes) {
-      typename Source::Value v[kAtOnce];
-      V r[kAtOnce];
-      for (int j = 0; j < kAtOnce; ++j) v[j] = x.load(i + j * kLanes);
-      apply(f, v, r);
-      for (int j = 0; j < kAtOnce; ++j)
-        if (streaming) stream(y + i + j * kLanes, r[j]);
-        else store(y + i + j * kLanes, r[j]);
-    }
-    for (; i < n; i += kLanes) some(i, n - i < kLanes ? n - i : kLanes);
+    put_as(job_.dtype[kOut], reinterpret_cast<char*>(y_), static_cast<double>(value));
   }
 
  private:
+  static constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
+
+  template <class F>
+  void with_chunks(int64_t start, int64_t stop, Stage<T>& stage, F visit) const {
+    const bool as_it_is = job_.direct && !shifted_;
+    const Affine of_row = affine();
+    for (int64_t i = start; i < stop; i += kChunk) {
+      const int n = static_cast<int>(min_of(stop - i, kChunk));
+      if (as_it_is) {
+        stage.fetch(job_, place_, i, n);
+        visit(Contiguous<T>{stage.hi}, i, n);
+      } else {
+        stage.fetch(job_, place_, i, n, of_row);
+        visit(Staged<T>{stage.hi, stage.lo}, i, n);
+      }
+    }
+  }
+
   static int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 
   template <class F>
@@ -405,10 +395,10 @@ class Row {
 
   const Job& job_;
   const Place& place_;
-  const D* x_;
-  D* y_;
+  const T* x_;
+  T* y_;
   int64_t n_;
-  bool combines_;  // the source is Combined
+  bool reads_x_, writes_y_;  // where they are
   double shift_ = 0;
   bool shifted_ = false, far_ = false;
   BlockResult* results_;

@@ -135,6 +135,46 @@ inline void put_as(softmaxlib_dtype dtype, char* to, double x) {
   else put(narrow_one<bf16>(narrow));
 }
 
+// f(a pointer to a storage, which is NULL) for that of a dtype.
+template <class F>
+SOFTMAXLIB_INLINE void with_storage(softmaxlib_dtype dtype, f32x16, F f) {
+  switch (dtype) {
+    case SOFTMAXLIB_F16: return f(static_cast<f16*>(nullptr));
+    case SOFTMAXLIB_BF16: return f(static_cast<bf16*>(nullptr));
+    default: return f(static_cast<float*>(nullptr));
+  }
+}
+template <class F>
+SOFTMAXLIB_INLINE void with_storage(softmaxlib_dtype, f64x8, F f) {
+  f(static_cast<double*>(nullptr));
+}
+
+// Elements of the arithmetic's type to memory of any float dtype.
+template <class T>
+SOFTMAXLIB_NOINLINE void store_all(softmaxlib_dtype dtype, char* p, int64_t stride, int64_t count,
+                                   const T* from, bool streaming = false) {
+  using V = typename vector_of<T>::type;
+  constexpr int64_t kLanes = V::lanes;
+  with_storage(dtype, V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+    constexpr int64_t kItem = sizeof(*storage);
+    auto* const to = reinterpret_cast<decltype(storage)>(p);
+    alignas(64) unsigned char room[kLanes * kItem];
+    auto* const some = reinterpret_cast<decltype(storage)>(room);
+    int64_t i = 0;
+    if (stride == kItem) {
+      const bool aligned = reinterpret_cast<uintptr_t>(p) % (kLanes * kItem) == 0;
+      for (; i + kLanes <= count; i += kLanes)
+        if (streaming && aligned) stream(to + i, load(from + i));
+        else store(to + i, load(from + i));
+    }
+    for (; i < count; i += kLanes) {
+      const int64_t n = count - i < kLanes ? count - i : kLanes;
+      store(some, load_n(from + i, static_cast<int>(n), T(0)));
+      for (int64_t j = 0; j < n; ++j) memcpy(p + (i + j) * stride, some + j, kItem);
+    }
+  });
+}
+
 inline double fma_scalar(double a, double b, double c) {
 #if defined(__GNUC__)
   return __builtin_fma(a, b, c);
@@ -270,6 +310,17 @@ SOFTMAXLIB_INLINE Pair<V> combine(V x, Pair<V> bias, const Arguments<V>& a, Wide
     return repair(x, bias.hi, hi, lo, wide(), a);
   return {hi, lo};
 }
+// Without a bias.
+template <class V, class WideBias>
+SOFTMAXLIB_INLINE Pair<V> combine(V x, const Arguments<V>& a, WideBias wide) {
+  if (SOFTMAXLIB_UNLIKELY(!a.is_usual)) return combine_wide(x, wide(), a);
+  const V limit = V::set1(static_cast<typename V::elem>(kLargestLow<V>));
+  const V factor = V::set1(a.hi), zero = V::set1(0);
+  const V hi = x * factor, lo = fma(x, V::set1(a.lo), fma(x, factor, zero - hi));
+  if (SOFTMAXLIB_UNLIKELY(any(eq(min(max(lo, zero - lo), limit), limit))))
+    return repair(x, zero, hi, lo, wide(), a);
+  return {hi, lo};
+}
 // A bias in double as two of the row's type.
 inline Pair<f32x16> pair_of(InLanes<f32x16> x) {
   const f32x16 hi = x.value();
@@ -277,102 +328,6 @@ inline Pair<f32x16> pair_of(InLanes<f32x16> x) {
   return finite_pair(hi, lo);
 }
 inline Pair<f64x8> pair_of(InLanes<f64x8> x) { return {x.all, f64x8::set1(0)}; }
-
-template <class D>
-struct Stage {
-  using V = typename vector_of<D>::type;
-  using T = typename V::elem;
-  static constexpr int kChunk = kVectorsPerChunk * V::lanes;
-
-  alignas(64) T hi[kChunk];
-  alignas(64) T lo[kChunk];
-  alignas(64) D y[kChunk];
-  alignas(64) T x[kChunk];
-  alignas(64) double bias[kChunk];
-  uint8_t where[kChunk];
-
-  // hi + lo of elements [start, start + n).
-  SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int n,
-                                 const Arguments<V>& arguments) {
-    gather_operands(job, place, start, n);
-    if (job.base[kWhere])
-      for (int i = 0; i < n; ++i) {
-        x[i] = where[i] ? x[i] : 0;
-        bias[i] = where[i] ? bias[i] : 0;
-      }
-    for (int i = 0; i < n; i += V::lanes) {
-      InLanes<V> b;
-      load_lanes(bias + i, b);
-      const Pair<V> z = combine(load(x + i), pair_of(b), arguments, [&] { return b; });
-      store(hi + i, z.hi);
-      store(lo + i, z.lo);
-    }
-    if (!job.base[kWhere]) return;
-    for (int i = 0; i < n; ++i) {
-      hi[i] = where[i] ? hi[i] : -static_cast<T>(INFINITY);
-      lo[i] = where[i] ? lo[i] : 0;
-    }
-  }
-
-  // Their maximum as a double, in the affine's unit: factor and bias may carry them beyond T.
-  SOFTMAXLIB_NOINLINE double largest(const Job& job, const Place& place, int64_t start, int n,
-                                 const Affine& affine) {
-    gather_operands(job, place, start, n);
-    if (job.base[kWhere])
-      for (int i = 0; i < n; ++i) x[i] = where[i] ? x[i] : -static_cast<T>(INFINITY);
-    for (int i = n; i % V::lanes; ++i) x[i] = -static_cast<T>(INFINITY);
-    f64x8 top = f64x8::set1(-INFINITY);
-    for (int i = 0; i < n; i += V::lanes) {
-      InLanes<V> b;
-      load_lanes(bias + i, b);
-      InLanes<V>::of(load(x + i)).with(b, [&](f64x8 v, f64x8 of_v) {
-        top = max(combine_in_double(v, of_v, affine).hi, top);
-      });
-    }
-    return max_lane(top);
-  }
-
-  // Scatters y to out, with `masked` where the position takes no part.
-  SOFTMAXLIB_NOINLINE void put(const Job& job, const Place& place, int64_t start, int n, D masked) {
-    if (job.base[kWhere])
-      for (int i = 0; i < n; ++i) y[i] = where[i] ? y[i] : masked;
-    for_runs(job, place, kOut, start, n, [&](char* p, int64_t stride, int64_t done, int64_t count) {
-      constexpr int64_t kItem = sizeof(D);
-      if (stride == kItem) memcpy(p, y + done, static_cast<size_t>(count * kItem));
-      else
-        for (int64_t i = 0; i < count; ++i) memcpy(p + i * stride, y + done + i, sizeof(D));
-    });
-  }
-
- private:
-  void gather_operands(const Job& job, const Place& place, int64_t start, int n) {
-    for_runs(job, place, kX, start, n,
-             [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-               gather_any(job.dtype[kX], p, stride, count, x + done);
-             });
-    if (job.base[kBias])
-      for_runs(job, place, kBias, start, n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 gather_any(job.dtype[kBias], p, stride, count, bias + done);
-               });
-    if (job.base[kWhere])
-      for_runs(job, place, kWhere, start, n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 gather<uint8_t>(p, stride, count, where + done);
-               });
-    // combine() takes whole vectors.
-    const int padded = (n + V::lanes - 1) / V::lanes * V::lanes;
-    for (int i = n; i < padded; ++i) x[i] = 0;
-    for (int i = job.base[kBias] ? n : 0; i < padded; ++i) bias[i] = 0;
-
-    if (job.base[kSlope]) {
-      const double slope = row_operand(job, place, kSlope, 0);
-      const double position = static_cast<double>(start - place.offset[kQuery]);
-      for (int i = 0; i < n; ++i)
-        bias[i] += slope * (position + i - static_cast<double>(job.causal_offset));
-    }
-  }
-};
 
 }  // namespace
 }  // namespace SOFTMAX_ISA

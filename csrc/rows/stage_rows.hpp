@@ -54,20 +54,6 @@ SOFTMAXLIB_INLINE f64x8 load_some(softmaxlib_dtype, const char* p, int n, f64x8)
   return load_n(reinterpret_cast<const double*>(p), n, 0);
 }
 
-// f(a pointer to a storage, which is NULL) for that of a dtype.
-template <class F>
-SOFTMAXLIB_INLINE void with_storage(softmaxlib_dtype dtype, f32x16, F f) {
-  switch (dtype) {
-    case SOFTMAXLIB_F16: return f(static_cast<f16*>(nullptr));
-    case SOFTMAXLIB_BF16: return f(static_cast<bf16*>(nullptr));
-    default: return f(static_cast<float*>(nullptr));
-  }
-}
-template <class F>
-SOFTMAXLIB_INLINE void with_storage(softmaxlib_dtype, f64x8, F f) {
-  f(static_cast<double*>(nullptr));
-}
-
 // What rows of a job have in common, and how to get at them.
 struct RowsOf {
   const Job& job;
@@ -76,10 +62,9 @@ struct RowsOf {
   bool transposes_x, transposes_out;  // rows lie side by side instead
 
   explicit RowsOf(const Job& j) : job(j) {
-    constexpr int64_t kSizes[] = {4, 8, 2, 2};
     const bool is_float = job.dtype[kX] <= SOFTMAXLIB_BF16;
-    item_x = is_float ? kSizes[job.dtype[kX]] : 0;
-    item_out = kSizes[job.dtype[kOut]];
+    item_x = is_float ? float_item(job.dtype[kX]) : 0;
+    item_out = float_item(job.dtype[kOut]);
     const bool wide = job.dtype[kOut] == SOFTMAXLIB_F64;
     // Doubles for rows of floats, or the other way round, are gathered one by one.
     const bool fits = is_float && (job.dtype[kX] == SOFTMAXLIB_F64) == wide;
@@ -154,7 +139,41 @@ class Stager {
            (!job_.base[kBias] || same_bias || follow(kBias, item_of_bias())) &&
            (!job_.base[kWhere] || follow(kWhere, 1));
   }
-  // The first rows of such a run, one after the other.
+  // Whether vectors across the rows of a run are read where they are, in all operands.
+  bool is_across(const RowRun& run) const {
+    const auto crosses = [&](Operand k, int64_t item) {
+      const int64_t across = run.step.stride[k];
+      return !job_.base[k] || across == item || across == 0;
+    };
+    return of_.transposes_x && of_.item_x == static_cast<int64_t>(sizeof(T)) && !job_.causal &&
+           !job_.base[kScale] && !job_.base[kSlope] && crosses(kBias, item_of_bias()) &&
+           crosses(kWhere, 1);
+  }
+  // Element j of up to a vector of the rows from `first` on.
+  SOFTMAXLIB_INLINE Pair<V> across(const RowRun& run, Terms<V>& terms, int first, int rows,
+                                   int64_t j) const {
+    const auto at = [&](Operand k) {
+      return job_.base[k] + run.place.offset[k] + first * run.step.stride[k] +
+             j * job_.inner[0].stride[k];
+    };
+    if (job_.base[kBias]) {
+      terms.bias = at(kBias);
+      terms.bias_is_constant = run.step.stride[kBias] == 0;
+      if (terms.bias_is_constant) gather_any(job_.dtype[kBias], terms.bias, 0, 1, &terms.constant);
+    }
+    if (job_.base[kWhere]) {
+      terms.where = reinterpret_cast<const uint8_t*>(at(kWhere));
+      if (run.step.stride[kWhere] == 0) {
+        if (!*terms.where) return {V::set1(static_cast<T>(-INFINITY)), V::set1(0)};
+        terms.where = nullptr;
+      }
+    }
+    const Combined<T> source = {reinterpret_cast<const T*>(at(kX)), &terms, 0};
+    return rows == kLanes ? source.load(0) : source.load_n(0, rows, 0);
+  }
+  Terms<V> terms_across(const RowRun& run) const { return Terms<V>(job_, run.place, affine_); }
+
+  // The first rows of an even run, one after the other.
   SOFTMAXLIB_NOINLINE void fetch_even(const RowRun& run, int rows, T* hi, T* lo, int* visible) {
     const int64_t n = rows * job_.n;
     const char* const x = job_.base[kX] + run.place.offset[kX];
@@ -270,10 +289,7 @@ class Stager {
     }
     return terms;
   }
-  int64_t item_of_bias() const {
-    constexpr int64_t kSizes[] = {4, 8, 2, 2};
-    return kSizes[job_.dtype[kBias]];
-  }
+  int64_t item_of_bias() const { return float_item(job_.dtype[kBias]); }
   static int count(const uint8_t* where, int64_t n) {
     int64_t seen = 0;
     for (int64_t i = 0; i < n && seen < 2; ++i) seen += where[i] != 0;
@@ -305,6 +321,19 @@ class Sender {
   // Rows that lie side by side are sent together.
   bool sends_squares() const { return of_.transposes_out; }
 
+  // Whether results have to lie in a row of their own.
+  bool collects() const { return posts_ || !of_.contiguous_out; }
+  // One row, where they need not; result(i): of elements from i on.
+  template <class Result>
+  SOFTMAXLIB_INLINE void put_each(char* y, Result result) const {
+    with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      auto* const to = reinterpret_cast<decltype(storage)>(y);
+      const int64_t n = job_.n;
+      int64_t i = 0;
+      for (; i + kLanes <= n; i += kLanes) store(to + i, result(i));
+      if (i < n) store_n(to + i, result(i), static_cast<int>(n - i));
+    });
+  }
   // One row, times scale. Reads up to a vector more on either side.
   void put(char* y, const T* e, T scale) {
     if (of_.contiguous_out) put_adjacent(y, e, job_.n, scale);
@@ -371,22 +400,16 @@ class Sender {
   Outbox<bf16>& outbox_of(bf16*) { return brain_; }
 
   SOFTMAXLIB_NOINLINE void scatter(char* y, const T* e, V factor) {
-    const int64_t n = job_.n;
     Place place = {};
     place.offset[kOut] = y - job_.base[kOut];
-    with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
-      auto results = storage;
-      alignas(64) unsigned char room[kLanes * sizeof(*results)];
-      results = reinterpret_cast<decltype(storage)>(room);
-      for (int64_t i = 0; i < n; i += kLanes) {
-        store(results, load(e + i) * factor);
-        for_runs(job_, place, kOut, i, n - i < kLanes ? n - i : kLanes,
-                 [&](char* p, int64_t stride, int64_t done, int64_t count) {
-                   for (int64_t j = 0; j < count; ++j)
-                     memcpy(p + j * stride, results + done + j, sizeof(*results));
-                 });
-      }
-    });
+    alignas(64) T results[kLanes];
+    for (int64_t i = 0; i < job_.n; i += kLanes) {
+      store(results, load(e + i) * factor);
+      for_runs(job_, place, kOut, i, job_.n - i < kLanes ? job_.n - i : kLanes,
+               [&](char* p, int64_t stride, int64_t done, int64_t count) {
+                 store_all(job_.dtype[kOut], p, stride, count, results + done);
+               });
+    }
   }
 
   const Job& job_;

@@ -162,7 +162,7 @@ template <class F, class D>
 inline RowSum<F> store_of(const Row<D>& row, Known known = {}) {
   const auto total = row.template reduce_blocks<RowSum<F>>([&](int64_t start, int64_t stop) {
     BlockState<typename F::V> state;
-    row.read_write_contiguous(start, stop, [&](auto x, D* y, int64_t i, int64_t n) {
+    row.read_write_contiguous(start, stop, [&](auto x, auto* y, int64_t i, int64_t n) {
       sum_piece_of<F, false, true>(x, y, n, known, state, &row.reference_of_chunk(i));
     });
     RowSum<F> result;
@@ -217,14 +217,14 @@ template <class F, class D>
 inline void scale_stored(const Row<D>& row, const RowSum<F>& total) {
   using V = typename F::V;
   const auto scale = static_cast<typename V::elem>(reciprocal(total));
-  row.map_stored([&](D* y, int64_t i, int64_t n, bool streaming) {
+  row.map_stored([&](auto* y, int64_t i, int64_t n, bool streaming) {
     const int below = row.reference_of_chunk(i) - total.reference;
     if (below == 0) {
-      Row<D>::map_elements(Contiguous<D>{y}, y, n, streaming,
+      map_elements(Contiguous<typename V::elem>{y}, y, n, streaming,
                            [scale](V v) { return v * V::set1(scale); });
     } else {
       const ScaleDown<V> down(below);
-      Row<D>::map_elements(Contiguous<D>{y}, y, n, streaming,
+      map_elements(Contiguous<typename V::elem>{y}, y, n, streaming,
                            [scale, down](V v) { return down(v) * V::set1(scale); });
     }
   });
