@@ -174,4 +174,12 @@ static inline int64_t pipelined_scratch(const Job& job) {
   return pipelined_buffer(job) + (references * 4 + 63) / 64 * 64;
 }
 
+// Batches of rows that are transposed: sixteen rows (of doubles eight) and a vector on either side;
+// two of these, and what the arguments lack.
+static inline int64_t batch_room(const Job& job) {
+  const int64_t item = job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 4, lanes = 64 / item;
+  return ((job.n + lanes - 1) / lanes * lanes * lanes + 2 * lanes) * item;
+}
+static inline int64_t batched_scratch(const Job& job) { return 3 * batch_room(job); }
+
 }  // namespace softmaxlib

@@ -174,9 +174,15 @@ class Batch {
   // A part of the first level cache.
   static constexpr int kRoom = kVectorsPerChunk * (kLow ? 2 : 3) * kLanes;
 
-  explicit Batch(int64_t n) : n_(n), pitch_((n + kLanes - 1) / kLanes * kLanes) {}
+  // room: for as many rows as a vector has lanes (batch_room() of job.hpp), where a part of the
+  // first level cache does not do: rows that are transposed come so many at a time. Or NULL.
+  Batch(int64_t n, T* room)
+      : n_(n),
+        pitch_((n + kLanes - 1) / kLanes * kLanes),
+        most_(room || kRoom / pitch_ >= kLanes ? kLanes : static_cast<int>(kRoom / pitch_)),
+        e_((room ? room : room_) + kLanes) {}
 
-  int most() const { return kRoom / pitch_ < kLanes ? static_cast<int>(kRoom / pitch_) : kLanes; }
+  int most() const { return most_; }
   int rows() const { return rows_; }
 
   // Rows from `first` on, all at one distance from each other; as they are,
@@ -438,13 +444,14 @@ class Batch {
   }
 
   const int64_t n_, pitch_;
+  const int most_;
+  T* const e_;
   int64_t first_ = 0, stride_ = 0, y_stride_ = 0;
   int rows_ = 0;
   const char* x_ = nullptr;
   char* y_ = nullptr;
   const T* low_ = nullptr;
   alignas(64) T room_[kLanes + kRoom + kLanes];  // an outbox reads around what it takes
-  T* const e_ = room_ + kLanes;
   alignas(64) T reference_[kLanes], magic_[kLanes], floor_[kLanes], limit_[kLanes];
   alignas(64) double sums_[2][8][8];
   alignas(64) T held_[kLanes][kLanes];
@@ -464,15 +471,20 @@ SOFTMAXLIB_NOINLINE void compute_alone(const Job& job, int64_t row, F function, 
 }
 
 template <class P, class X, bool kStaged>
-inline void run_batches(const Job& job, int64_t row, int64_t stop,
+inline void run_batches(const Job& job, int64_t row, int64_t stop, char* scratch,
                         void (*alone)(const Job& job, int64_t row)) {
   using B = Batch<P, X, kStaged>;
   using V = typename B::V;
   const typename B::F f(0);
   Sender<V> sender(job);
   [[maybe_unused]] Stager<V> stager(job);
-  [[maybe_unused]] alignas(64) typename B::T low[sizeof(X) > sizeof(V) ? B::kRoom : 1];
-  B batches[2] = {B(job.n), B(job.n)};
+  using T = typename B::T;
+  [[maybe_unused]] alignas(64) T some[B::kLow ? B::kRoom : 1];
+  const auto room = [&](int i) {
+    return job.tile ? reinterpret_cast<T*>(scratch + i * batch_room(job)) : nullptr;
+  };
+  [[maybe_unused]] T* const low = job.tile ? room(2) : some;
+  B batches[2] = {B(job.n, room(0)), B(job.n, room(1))};
   B *now = batches, *before = batches + 1;
   while (row < stop) {
     const RowRun run(job, row);
@@ -495,13 +507,13 @@ inline void run_batches(const Job& job, int64_t row, int64_t stop,
 }
 
 template <class P>
-inline void run_any_batches(const Job& job, int64_t start, int64_t stop,
+inline void run_any_batches(const Job& job, int64_t start, int64_t stop, char* scratch,
                             void (*alone)(const Job& job, int64_t row)) {
   using V = typename P::V;
   const bool wide = job.dtype[kX] == SOFTMAXLIB_F32 || job.dtype[kX] == SOFTMAXLIB_F64;
-  if (job.direct && wide) run_batches<P, V, false>(job, start, stop, alone);
-  else if (takes_x_as_it_is(job)) run_batches<P, V, true>(job, start, stop, alone);
-  else run_batches<P, Pair<V>, true>(job, start, stop, alone);
+  if (job.direct && wide) run_batches<P, V, false>(job, start, stop, scratch, alone);
+  else if (takes_x_as_it_is(job)) run_batches<P, V, true>(job, start, stop, scratch, alone);
+  else run_batches<P, Pair<V>, true>(job, start, stop, scratch, alone);
 }
 
 }  // namespace

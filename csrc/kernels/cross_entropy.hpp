@@ -282,7 +282,7 @@ class CrossEntropyRow {
   CrossEntropyRow(const Job& job, const Row<D>& row, const Place& place, double weight_sum)
       : job_(job), loss_(*job.loss), row_(row), place_(place), weight_sum_(weight_sum) {
     if (!loss_.writes) return;
-    const Affine affine = affine_of(job, place, 0);
+    const Affine affine = affine_of(job, place, {0, 0});
     const WideProduct factor(loss_.scale, affine.factor, loss_.exponent + affine.exponent);
     factor_ = factor.value;
     more_ = factor.more;

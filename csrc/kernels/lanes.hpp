@@ -447,8 +447,8 @@ inline void stablemax_alone(const Job& job, int64_t row) {
 
 #define SOFTMAXLIB_MANY_ROWS(function, Kind)                                                    \
   template <class D>                                                                            \
-  inline void function##_batched(const Job& job, int64_t start, int64_t stop, char*) {          \
-    run_any_batches<Kind<typename vector_of<D>::type>>(job, start, stop, function##_alone<typename vector_of<D>::type::elem>);  \
+  inline void function##_batched(const Job& job, int64_t start, int64_t stop, char* scratch) {  \
+    run_any_batches<Kind<typename vector_of<D>::type>>(job, start, stop, scratch, function##_alone<typename vector_of<D>::type::elem>);  \
   }                                                                                             \
   template <class D>                                                                            \
   inline void function##_in_lanes(const Job& job, int64_t start, int64_t stop, char*) {         \

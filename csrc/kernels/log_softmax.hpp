@@ -55,8 +55,8 @@ inline void with_rest(Row<D> row, bool three_pass, Finish finish, Invalid invali
     const Known known = three_pass ? Known{max_of_row(row)} : Known{};
     const auto rest = rest_of<LogExp<D>>(row, known);
     if (usable(rest)) return finish(row, rest);
-    const double top = exact_max_of(row);
-    if (!finite(top)) return invalid(row, top);
+    const Pair<double> top = exact_max_of(row);
+    if (!finite(top.hi)) return invalid(row, top.hi);
     row.shift_by(top);
   }
   invalid(row, NAN);

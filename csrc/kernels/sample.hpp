@@ -31,8 +31,8 @@ class Distribution {
 
   explicit Distribution(const Row<D>& row) : plain_(row), row_(row), total_(sum_of<E>(row_)) {
     if (!usable(total_)) {
-      const double top = exact_max_of(row_);
-      if (finite(top)) {
+      const Pair<double> top = exact_max_of(row_);
+      if (finite(top.hi)) {
         row_.shift_by(top);
         total_ = sum_of<E>(row_);
       }

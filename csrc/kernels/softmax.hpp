@@ -17,14 +17,14 @@ inline bool usable(const Total& total) {
 
 // Of all terms, the sink too; NaN where that is.
 template <class D>
-inline double exact_max_of(Row<D>& row) {
-  double top = row.direct() ? max_of_row(row) : row.staged_max();
-  if (top == INFINITY && !row.direct()) {
+inline Pair<double> exact_max_of(Row<D>& row) {
+  Pair<double> top = row.direct() ? Pair<double>{max_of_row(row), 0} : row.staged_max();
+  if (top.hi == INFINITY && !row.direct()) {
     row.go_far();
     top = row.staged_max();
   }
   const double sink = row.sink();
-  return sink > top || sink != sink ? sink : top;
+  return sink > top.hi || sink != sink ? Pair<double>{sink, 0} : top;
 }
 
 // schedule(row) computes a row and returns true, or returns false, x still being intact but for
@@ -34,8 +34,8 @@ inline void run_softmax(Row<D> row, Schedule schedule) {
   using T = typename Row<D>::T;
   bool done = schedule(row);
   if (!done) {
-    const double top = exact_max_of(row);
-    if (finite(top)) {
+    const Pair<double> top = exact_max_of(row);
+    if (finite(top.hi)) {
       row.shift_by(top);
       done = schedule(row);
     }

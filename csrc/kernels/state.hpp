@@ -192,9 +192,9 @@ inline bool chunk_alone(Row<D> row, softmaxlib_state& state, Sum* chunk) {
   if constexpr (Kind::kShifts) {
     *chunk = compute(Known{});
     if (usable(*chunk)) return true;
-    const double top = exact_max_of(row);
+    const double top = exact_max_of(row).hi;  // a state has room for one number
     if (!finite(top)) return note_special(logsumexp_of_invalid(row, top), state), false;
-    row.shift_by(top);
+    row.shift_roughly_by(top);
     *chunk = compute(Known{});
     if (usable(*chunk) && finite(chunk->sum)) return merge_sums(*chunk, top, state), false;
     return note_special(NAN, state), false;
@@ -235,7 +235,7 @@ inline void scale_by_state(Row<D> row, const softmaxlib_state& state) {
   const T masked = static_cast<T>(Kind::kMasked);
   if (state.special || is_empty(total)) return row.fill(static_cast<T>(NAN), masked);
   if (state.count == 1) return row.fill(static_cast<T>(Kind::kMasked == 0 ? 1 : 0), masked);
-  if (state.shift != 0) row.shift_by(state.shift);
+  if (state.shift != 0) row.shift_roughly_by(state.shift);
   Kind::template write<D>(row, total);
 }
 

@@ -14,6 +14,16 @@ constexpr double kCount[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
 // Of one row; all positions count from its first element.
 template <class V>
 struct Terms {
+  // To another row whose factor is the same.
+  void move_to(const Job& job, const Place& place) {
+    if (job.base[kBias]) bias = job.base[kBias] + place.offset[kBias];
+    if (bias_is_constant) constant = row_operand(job, place, kBias, 0);
+    if (job.base[kWhere])
+      where = reinterpret_cast<const uint8_t*>(job.base[kWhere] + place.offset[kWhere]);
+    slope = row_operand(job, place, kSlope, 0);
+    query = static_cast<double>(place.offset[kQuery]);
+  }
+
   const char* bias;  // NULL: none
   softmaxlib_dtype bias_dtype;
   bool bias_is_constant;
@@ -81,10 +91,9 @@ struct Combined {
   }
   Value load_n(int64_t i, int n, T fill) const {
     const Value v = combined(SOFTMAX_ISA::load_n(x + i, n, T(0)), i, n);
-    T hi[V::lanes], lo[V::lanes];
-    store(hi, v.hi);
-    store(lo, v.lo);
-    return {SOFTMAX_ISA::load_n(hi, n, fill), SOFTMAX_ISA::load_n(lo, n, T(0))};
+    constexpr T kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    const auto there = gt(V::set1(static_cast<T>(n)), SOFTMAX_ISA::load(kLane));
+    return {select(there, v.hi, V::set1(fill)), select(there, v.lo, V::set1(0))};
   }
   Combined at(int64_t i) const { return {x + i, terms, start + i}; }
 
@@ -204,23 +213,28 @@ struct Stage {
     if (i < n) put(i, source.load_n(i, n - i, static_cast<T>(-INFINITY)));
   }
 
-  // Their maximum as a double, in the affine's unit: factor and bias may carry them beyond T.
-  SOFTMAXLIB_NOINLINE double largest(const Job& job, const Place& place, int64_t start, int n,
-                                     const Affine& affine) {
+  // The larger of `top` and their maximum as an unevaluated sum, in the affine's unit: factor and
+  // bias may carry them beyond T, and so far that what a double lacks of them is large.
+  SOFTMAXLIB_NOINLINE Pair<double> largest(const Job& job, const Place& place, int64_t start, int n,
+                                           const Affine& affine, Pair<double> top) {
     const Terms<V> terms = fetch_operands(job, place, start, n, affine);
     fetch(job, place, start, n);
     const Combined<T> source = {hi, &terms, start};
-    f64x8 top = f64x8::set1(-INFINITY);
     for (int i = 0; i < n; i += kLanes) {
       const int count = n - i < kLanes ? n - i : kLanes;
       for (int j = 0; j < kLanes; ++j)
         if (j >= count || (terms.where && !terms.where[start - terms.where_from + i + j]))
           hi[i + j] = -static_cast<T>(INFINITY);
       InLanes<V>::of(load(hi + i)).with(source.wide_bias(i, count), [&](f64x8 x, f64x8 b) {
-        top = max(combine_in_double(x, b, affine).hi, top);
+        double high[f64x8::lanes], low[f64x8::lanes];
+        const Pair<f64x8> z = combine_in_double(x, b, affine);
+        store(high, z.hi);
+        store(low, z.lo);
+        for (int j = 0; j < f64x8::lanes; ++j)
+          if (high[j] > top.hi || (high[j] == top.hi && low[j] > top.lo)) top = {high[j], low[j]};
       });
     }
-    return max_lane(top);
+    return top;
   }
 
   // Brings y to out, with `masked` where the position takes no part.

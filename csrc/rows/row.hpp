@@ -204,16 +204,25 @@ class Row {
   }
 
   // From here on the passes see x - maximum.
-  void shift_by(double maximum) {
+  void shift_by(Pair<double> maximum) {
     shift_ = maximum;
     shifted_ = true;
   }
+  // By that of a streaming state.
+  void shift_roughly_by(double maximum) {
+    shift_by({maximum, 0});
+    is_rough_ = true;
+  }
   bool shifted() const { return shifted_; }
-  double shift() const { return shift_; }
+  double shift() const { return shift_.hi; }
 
   // A row with options whose arguments leave the range of double is computed in a coarser unit.
   void go_far() { far_ = true; }
-  Affine affine() const { return affine_of(job_, place_, shift_, far_); }
+  Affine affine() const {
+    Affine result = affine_of(job_, place_, shift_, far_);
+    result.is_rough = is_rough_;
+    return result;
+  }
 
   // visit(source, first element, count) over [start, stop), in pieces of whole chunks.
   template <class F>
@@ -245,15 +254,14 @@ class Row {
                 [&](auto source, int64_t i, int n) { visit(source, y_ + i, i, n); });
   }
 
-  // The maximum of a staged row as a double. Reads x.
-  double staged_max() const {
-    double top = -INFINITY;
+  // The maximum of a staged row. Reads x.
+  Pair<double> staged_max() const {
+    Pair<double> top = {-INFINITY, 0};
     Stage<T> stage;
-    const Affine unshifted = affine_of(job_, place_, 0, far_);
+    const Affine unshifted = affine_of(job_, place_, {0, 0}, far_);
     for (int64_t i = 0; i < n_; i += kChunk) {
       const int n = static_cast<int>(min_of(n_ - i, kChunk));
-      const double z = stage.largest(job_, place_, i, n, unshifted);
-      top = z > top ? z : top;
+      top = stage.largest(job_, place_, i, n, unshifted, top);
     }
     return top;
   }
@@ -399,8 +407,8 @@ class Row {
   T* y_;
   int64_t n_;
   bool reads_x_, writes_y_;  // where they are
-  double shift_ = 0;
-  bool shifted_ = false, far_ = false;
+  Pair<double> shift_ = {0, 0};
+  bool shifted_ = false, far_ = false, is_rough_ = false;
   BlockResult* results_;
   int32_t* references_;
 };

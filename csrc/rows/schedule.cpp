@@ -57,6 +57,15 @@ bool side_by_side(const Job& job) {
          job.outer_ndim && job.outer[job.outer_ndim - 1].stride[kX] == item_size(job.dtype[kX]);
 }
 
+// Whether batches transpose rows that lie side by side, and their room in the first level cache is
+// too small for as many as a vector takes.
+bool transposes(const Job& job) {
+  const int64_t item = item_size(job.dtype[kX]);
+  return !job.direct && !job.linear && job.outer_ndim && job.inner_ndim == 1 &&
+         job.inner[0].stride[kX] != item && job.outer[job.outer_ndim - 1].stride[kX] == item &&
+         job.n > 2 * kVectorsPerChunk;
+}
+
 // How many of them to gather at once: those whose elements share cache lines.
 int64_t tile_of(const Job& job) {
   if (!side_by_side(job)) return 0;
@@ -213,10 +222,12 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
   const Choice kernel = choose_kernel(function, job, options, s, frugal);
   s.kernel = kernel.kernel;
   s.why_kernel = kernel.why;
-  if (s.kernel == registry::batched || s.kernel == registry::in_lanes) s.tile = 0;
+  if (s.kernel == registry::in_lanes) s.tile = 0;
+  if (s.kernel == registry::batched) s.tile = !frugal && transposes(job) ? 1 : 0;
   choose_tasks(job, options, s, frugal);
   if (s.kernel == registry::columns) s.scratch = kColumnScratch;
   else if (s.kernel == registry::pipelined) s.scratch = pipelined_scratch(job);
+  else if (s.kernel == registry::batched) s.scratch = s.tile ? batched_scratch(job) : 0;
   else
     s.scratch = scratch_bytes(job.n, job.dtype[kOut], s.split, s.tile || reloads(s.kernel)) +
                 s.tile * tile_pitch(job.n * item_size(job.dtype[kX]));

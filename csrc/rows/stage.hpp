@@ -195,7 +195,10 @@ struct Affine {
   double factor, factor_lo;  // an unevaluated sum, far from the ends of the range
   int exponent;              // of the factor's power of two that is left: 0 but for extreme ones
   int coarse;                // the shift is in units of 2^coarse, for what leaves the range of double
-  double shift;
+  double shift, shift_lo;
+  // The shift is that of a streaming state, which has room for one number: where that is large, what
+  // it lacks would be left of all arguments, so these are rounded once, too.
+  bool is_rough;
 
   // What of the factor a double holds; the last number where it holds none.
   double rounded() const {
@@ -213,7 +216,8 @@ inline double row_operand(const Job& job, const Place& place, Operand operand, d
 }
 
 // `far`: for a row whose arguments leave the range of double.
-inline Affine affine_of(const Job& job, const Place& place, double shift, bool far = false) {
+inline Affine affine_of(const Job& job, const Place& place, Pair<double> shift,
+                        bool far = false) {
   constexpr int kMost = 1000;
   const double temperature =
       job.divides ? row_operand(job, place, kScale, job.temperature) : job.temperature;
@@ -225,7 +229,7 @@ inline Affine affine_of(const Job& job, const Place& place, double shift, bool f
   const int k = above - below - coarse;
   const int first = k > kMost ? kMost : k < -kMost ? -kMost : k;
   const double unit = power_of_two(first);
-  return {q * unit, q_lo * unit, k - first, coarse, shift};
+  return {q * unit, q_lo * unit, k - first, coarse, shift.hi, shift.lo, false};
 }
 
 // The same, and what the usual arithmetic takes of it.
@@ -257,8 +261,10 @@ inline Pair<f64x8> combine_in_double(f64x8 x, f64x8 bias, const Affine& a) {
   if (a.coarse) bias = bias * two(-a.coarse);
   const f64x8 u = z + bias, of_u = u - z;
   error = error + ((z - (u - of_u)) + (bias - of_u));
+  if (a.is_rough && (a.shift > 0x1p60 || a.shift < -0x1p60))
+    return {(u + error) - f64x8::set1(a.shift), none};
   const f64x8 shift = f64x8::set1(a.shift), d = u - shift, of_d = d - u;
-  error = error + ((u - (d - of_d)) - (shift + of_d));
+  error = (error - f64x8::set1(a.shift_lo)) + ((u - (d - of_d)) - (shift + of_d));
   f64x8 hi = d + error;
   const f64x8 of_hi = hi - d;
   f64x8 lo = (d - (hi - of_hi)) + (error - of_hi);

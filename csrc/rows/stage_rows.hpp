@@ -106,8 +106,13 @@ class Stager {
   static constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
 
   explicit Stager(const Job& job)
-      : job_(job), of_(job), has_options_(!takes_x_as_it_is(job)) {
-    if (has_options_ && !job.base[kScale]) affine_ = affine_of(job, Place{}, 0);
+      : job_(job),
+        of_(job),
+        has_options_(!takes_x_as_it_is(job)),
+        terms_(job, RowRun(job, 0).place, affine_of(job, RowRun(job, 0).place, {0, 0})) {
+    gathers_bias_ = job.base[kBias] && !(terms_.bias_is_constant && job.inner_ndim == 1) &&
+                    !is_contiguous(job, kBias, item_of_bias());
+    gathers_where_ = job.base[kWhere] && !is_contiguous(job, kWhere, 1);
   }
 
   // The first rows of a run to hi, `pitch` elements apart, with -inf up to the pitch; with options,
@@ -171,7 +176,10 @@ class Stager {
     const Combined<T> source = {reinterpret_cast<const T*>(at(kX)), &terms, 0};
     return rows == kLanes ? source.load(0) : source.load_n(0, rows, 0);
   }
-  Terms<V> terms_across(const RowRun& run) const { return Terms<V>(job_, run.place, affine_); }
+  Terms<V> terms_across(const RowRun& run) {
+    terms_.move_to(job_, run.place);
+    return terms_;
+  }
 
   // The first rows of an even run, one after the other.
   SOFTMAXLIB_NOINLINE void fetch_even(const RowRun& run, int rows, T* hi, T* lo, int* visible) {
@@ -182,7 +190,8 @@ class Stager {
     } else {
       const bool as_it_is = sizeof(T) == static_cast<size_t>(of_.item_x);
       if (!as_it_is) convert(x, n, hi);
-      const Terms<V> terms(job_, run.place, affine_);
+      terms_.move_to(job_, run.place);
+      const Terms<V>& terms = terms_;
       combine_all({as_it_is ? reinterpret_cast<const T*>(x) : hi, &terms, 0}, n, hi, lo);
       for (int r = 0; visible && r < rows; ++r)
         visible[r] = terms.where ? count(terms.where + r * job_.n, job_.n)
@@ -241,7 +250,7 @@ class Stager {
     const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
     int64_t i = 0;
     if (has_options_) {
-      const Terms<V> terms = terms_of(place, n);
+      const Terms<V>& terms = terms_of(place, n);
       combine_all({x, &terms, 0}, n, hi, lo);
       i = (n + kLanes - 1) / kLanes * kLanes;
       for (int64_t j = i; j < pitch; j += kLanes) store(lo + j, zero);
@@ -264,30 +273,26 @@ class Stager {
   }
 
   // Bias and mask that are not contiguous, nor the same for all of a row, are gathered.
-  Terms<V> terms_of(const Place& place, int64_t n) {
-    if (job_.base[kScale]) affine_ = affine_of(job_, place, 0);
-    Terms<V> terms(job_, place, affine_);
-    const auto contiguous = [&](Operand k, int64_t item) {
-      return job_.inner_ndim == 1 && (job_.inner[0].size == 1 || job_.inner[0].stride[k] == item);
-    };
-    if (terms.bias && !(terms.bias_is_constant && job_.inner_ndim == 1) &&
-        !contiguous(kBias, item_of_bias())) {
+  const Terms<V>& terms_of(const Place& place, int64_t n) {
+    if (job_.base[kScale]) terms_ = Terms<V>(job_, place, affine_of(job_, place, {0, 0}));
+    else terms_.move_to(job_, place);
+    if (gathers_bias_) {
       for_runs(job_, place, kBias, 0, n,
                [&](const char* p, int64_t stride, int64_t done, int64_t count) {
                  gather_any(job_.dtype[kBias], p, stride, count, bias_ + done);
                });
-      terms.bias = reinterpret_cast<const char*>(bias_);
-      terms.bias_dtype = SOFTMAXLIB_F64;
-      terms.bias_is_constant = false;
+      terms_.bias = reinterpret_cast<const char*>(bias_);
+      terms_.bias_dtype = SOFTMAXLIB_F64;
+      terms_.bias_is_constant = false;
     }
-    if (terms.where && !contiguous(kWhere, 1)) {
+    if (gathers_where_) {
       for_runs(job_, place, kWhere, 0, n,
                [&](const char* p, int64_t stride, int64_t done, int64_t count) {
                  gather<uint8_t>(p, stride, count, where_ + done);
                });
-      terms.where = where_;
+      terms_.where = where_;
     }
-    return terms;
+    return terms_;
   }
   int64_t item_of_bias() const { return float_item(job_.dtype[kBias]); }
   static int count(const uint8_t* where, int64_t n) {
@@ -299,7 +304,8 @@ class Stager {
   const Job& job_;
   const RowsOf of_;
   const bool has_options_;
-  Affine affine_ = {1, 0, 0, 0, 0};
+  bool gathers_bias_, gathers_where_;
+  Terms<V> terms_;  // of the row at hand
   alignas(64) double bias_[kChunk];
   uint8_t where_[kChunk];
 };
