@@ -34,6 +34,7 @@ class Distribution {
       const Pair<double> top = exact_max_of(row_);
       if (finite(top.hi)) {
         row_.shift_by(top);
+        shifts_ = row.has_bias() || !finite(static_cast<double>(static_cast<T>(top.hi)));
         total_ = sum_of<E>(row_);
       }
     }
@@ -46,7 +47,8 @@ class Distribution {
   bool has_floats() const { return plain_.direct() && sizeof(T) == 4; }
 
   // visit(first element, count, values, what they leave, weights) for every chunk, until it returns
-  // true. The values of plain rows are not shifted, which would round some of them to one.
+  // true. Values are not shifted, which would round some of them to one, but where x would be lost
+  // in a large bias, or a small temperature carries them out of the range.
   template <class Visit>
   void for_chunks(Visit visit) const {
     constexpr int kChunk = Row<D>::kChunk;
@@ -54,7 +56,7 @@ class Distribution {
     const E exp(total_.reference);
     for (int64_t start = 0; start < row_.size(); start += kChunk) {
       const int64_t stop = row_.size() - start < kChunk ? row_.size() : start + kChunk;
-      (plain_.direct() ? plain_ : row_).read(start, stop, [&](auto x, int64_t, int64_t n) {
+      (shifts_ ? row_ : plain_).read(start, stop, [&](auto x, int64_t, int64_t n) {
         for (int64_t i = 0; i < n; i += V::lanes) {
           const Pair<V> v = to_pair(load_up_to(x, i, n - i));
           store(value + i, v.hi);
@@ -74,7 +76,7 @@ class Distribution {
  private:
   Row<D> plain_, row_;
   RowSum<E> total_;
-  bool valid_;
+  bool valid_, shifts_ = false;
 };
 
 // The elements down to a value, and of those equal to it the first so many.

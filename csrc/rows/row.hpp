@@ -185,6 +185,7 @@ class Row {
   bool direct() const { return job_.direct; }
   bool contiguous() const { return writes_y_; }
   bool in_place() const { return job_.in_place; }
+  bool has_bias() const { return job_.base[kBias] || job_.base[kSlope]; }
 
   // One more term of the sum; -inf: none.
   double sink() const { return row_operand(job_, place_, kSink, -INFINITY); }

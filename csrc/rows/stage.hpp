@@ -252,38 +252,43 @@ struct Arguments : Affine {
 template <class V>
 constexpr double kLargestLow = sizeof(typename V::elem) == 4 ? 0x1p-8 : 0x1p-20;
 
-// x factor + bias - shift in double, where every operation keeps its error. hi + lo is normalized.
+// 2^k, for k down to the least power of two of a normal double.
+inline f64x8 vector_of_two(int k) { return f64x8::set1(power_of_two(k > -1022 ? k : -1022)); }
+
+// x factor + bias - shift in double, where every operation keeps its error, in units of 2^coarse.
+// hi + lo is normalized.
 inline Pair<f64x8> combine_in_double(f64x8 x, f64x8 bias, const Affine& a) {
-  const auto two = [](int k) { return f64x8::set1(power_of_two(k > -1022 ? k : -1022)); };
   const f64x8 factor = f64x8::set1(a.factor), none = f64x8::set1(0);
   f64x8 z = x * factor, error = fma(x, factor, none - z) + x * f64x8::set1(a.factor_lo);
-  if (a.exponent) z = z * two(a.exponent), error = error * two(a.exponent);
-  if (a.coarse) bias = bias * two(-a.coarse);
+  if (a.exponent) z = z * vector_of_two(a.exponent), error = error * vector_of_two(a.exponent);
+  if (a.coarse) bias = bias * vector_of_two(-a.coarse);
   const f64x8 u = z + bias, of_u = u - z;
   error = error + ((z - (u - of_u)) + (bias - of_u));
   if (a.is_rough && (a.shift > 0x1p60 || a.shift < -0x1p60))
-    return {(u + error) - f64x8::set1(a.shift), none};
+    return {select(eq(u - u, none), u + error, u) - f64x8::set1(a.shift), none};
   const f64x8 shift = f64x8::set1(a.shift), d = u - shift, of_d = d - u;
   error = (error - f64x8::set1(a.shift_lo)) + ((u - (d - of_d)) - (shift + of_d));
-  f64x8 hi = d + error;
-  const f64x8 of_hi = hi - d;
-  f64x8 lo = (d - (hi - of_hi)) + (error - of_hi);
-  hi = select(eq(d - d, none), hi, d);
-  for (int left = a.coarse; left > 0; left -= 1000) {
-    const f64x8 unit = two(left < 1000 ? left : 1000);
-    hi = hi * unit, lo = lo * unit;
+  const f64x8 hi = d + error, of_hi = hi - d;
+  const f64x8 lo = (d - (hi - of_hi)) + (error - of_hi);
+  const f64x8 sum = select(eq(d - d, none), hi, d);
+  return finite_pair(sum, lo);
+}
+inline Pair<f64x8> in_unit_of_one(Pair<f64x8> z, int coarse) {
+  for (; coarse > 0; coarse -= 1000) {
+    const f64x8 unit = vector_of_two(coarse < 1000 ? coarse : 1000);
+    z = {z.hi * unit, z.lo * unit};
   }
-  return finite_pair(hi, lo);
+  return finite_pair(z.hi, z.lo);
 }
 SOFTMAXLIB_NOINLINE Pair<f32x16> combine_wide(f32x16 x, InLanes<f32x16> bias, const Affine& a) {
-  const Pair<f64x8> low = combine_in_double(widen_low(x), bias.low, a);
-  const Pair<f64x8> high = combine_in_double(widen_high(x), bias.high, a);
+  const Pair<f64x8> low = in_unit_of_one(combine_in_double(widen_low(x), bias.low, a), a.coarse);
+  const Pair<f64x8> high = in_unit_of_one(combine_in_double(widen_high(x), bias.high, a), a.coarse);
   const f32x16 hi = narrow(low.hi, high.hi);
   const f32x16 lo = narrow((low.hi - widen_low(hi)) + low.lo, (high.hi - widen_high(hi)) + high.lo);
   return finite_pair(hi, lo);
 }
 SOFTMAXLIB_NOINLINE Pair<f64x8> combine_wide(f64x8 x, InLanes<f64x8> bias, const Affine& a) {
-  return combine_in_double(x, bias.all, a);
+  return in_unit_of_one(combine_in_double(x, bias.all, a), a.coarse);
 }
 
 // Where the usual arithmetic found `hi` and `lo`: what it may not be used for is computed again. An

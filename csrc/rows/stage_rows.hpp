@@ -191,7 +191,8 @@ class Stager {
       const bool as_it_is = sizeof(T) == static_cast<size_t>(of_.item_x);
       if (!as_it_is) convert(x, n, hi);
       terms_.move_to(job_, run.place);
-      const Terms<V>& terms = terms_;
+      Terms<V> terms = terms_;
+      terms.bias_is_constant = terms.bias && run.step.stride[kBias] == 0;
       combine_all({as_it_is ? reinterpret_cast<const T*>(x) : hi, &terms, 0}, n, hi, lo);
       for (int r = 0; visible && r < rows; ++r)
         visible[r] = terms.where ? count(terms.where + r * job_.n, job_.n)
