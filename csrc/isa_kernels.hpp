@@ -121,13 +121,13 @@ SOFTMAXLIB_NOINLINE void run_rows(const Job& job, int64_t start, int64_t stop, c
   stream_fence();
 }
 
-#define SOFTMAXLIB_KERNEL(function, algorithm, storage)                                   \
-  void function##_##algorithm##_##storage(const Job& job, int64_t start, int64_t stop,    \
-                                          char* scratch) {                                \
-    if (start == 0 && job.report)                                                         \
-      fill_report(job, kIsa, registry::algorithm, #function "_" #algorithm "_" #storage); \
-    run_rows<arithmetic<storage>, function##_##algorithm<arithmetic<storage>>>(           \
-        job, start, stop, scratch);                                                       \
+#define SOFTMAXLIB_KERNEL(function, algorithm, storage)                                          \
+  void function##_##algorithm##_##storage(const Job& job, int64_t start, int64_t stop,           \
+                                          char* scratch) {                                       \
+    if (start == 0 && job.report)                                                                \
+      fill_report(job, kIsa, registry::algorithm, #function "_" #algorithm "_" #storage);        \
+    run_rows<arithmetic<storage>, function##_##algorithm<arithmetic<storage>>>(job, start, stop, \
+                                                                               scratch);         \
   }
 #define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm)                   \
   void function##_##schedule##_##storage(const Job& job, int64_t start, int64_t stop,    \
@@ -171,13 +171,15 @@ KernelTable make_table() {
   table.states[registry::logsumexp] = state_kernels<LogSoftmaxState>();
   table.states[registry::stablemax] = state_kernels<StablemaxState>();
   table.states[registry::log_stablemax] = state_kernels<LogStablemaxState>();
-#define SOFTMAXLIB_STORAGE(storage)                                                        \
-  table.sample[registry::storage] = sample_rows<arithmetic<storage>>;                      \
-  table.topk[registry::storage] = topk_of_rows<arithmetic<storage>>;                       \
-  table.take[registry::storage] = take_of_rows<arithmetic<storage>>;                       \
-  table.scale_rows[registry::storage] = scale_rows<storage>;                               \
-  table.cross_entropy[0][registry::storage] = cross_entropy_of_rows<SoftmaxOf, arithmetic<storage>>; \
-  table.cross_entropy[1][registry::storage] = cross_entropy_of_rows<StablemaxOf, arithmetic<storage>>; \
+#define SOFTMAXLIB_STORAGE(storage)                                   \
+  table.sample[registry::storage] = sample_rows<arithmetic<storage>>; \
+  table.topk[registry::storage] = topk_of_rows<arithmetic<storage>>;  \
+  table.take[registry::storage] = take_of_rows<arithmetic<storage>>;  \
+  table.scale_rows[registry::storage] = scale_rows<storage>;          \
+  table.cross_entropy[0][registry::storage] =                         \
+      cross_entropy_of_rows<SoftmaxOf, arithmetic<storage>>;          \
+  table.cross_entropy[1][registry::storage] =                         \
+      cross_entropy_of_rows<StablemaxOf, arithmetic<storage>>;        \
   table.orthogonal[registry::storage] = orthogonal_gradient_##storage;
 #define SOFTMAXLIB_GRADIENT(function, storage)            \
   table.gradient[registry::function][registry::storage] = \

@@ -89,8 +89,7 @@ inline void run_roofline(Roofline kind, const void* x, void* y, size_t bytes) {
     for (int64_t i = 0; i < half; i += 16)
       store(to + i, fma(load(from + half + i), f32x16::set1(3), load(from + i)));
   } else {
-    map_elements(source, to, n, kind == Roofline::kStreamingCopy,
-                             [](f32x16 v) { return v; });
+    map_elements(source, to, n, kind == Roofline::kStreamingCopy, [](f32x16 v) { return v; });
   }
   stream_fence();
 }

@@ -417,7 +417,7 @@ def logsumexp(
 
     Notes
     -----
-    Error in float32: at most 2 ULP, or 2^-24 absolute where the result is near 0 [1]_; in float64
+    Error in float32: at most 2 ULP, or 2^-23 absolute where the result is near 0 [1]_; in float64
     at most 5 ULP, or 2^-51 absolute.
     float16 and bfloat16 are computed in float32 and rounded once (0.5 ULP + 2^-10 ULP).
 

@@ -37,7 +37,7 @@ def within_contract(function, actual, exact, dtype):
     """Tell of each element whether it is as near as the contract says."""
     good = ulp_error(actual, exact, dtype) <= bound(function, dtype)
     if function == "logsumexp":  # its absolute bound near 0
-        near = 2.0 ** -(51 if dtype == np.float64 else 24)
+        near = 2.0 ** -(51 if dtype == np.float64 else 23)
         with np.errstate(invalid="ignore"):
             good |= np.abs(np.asarray(actual).astype(np.longdouble) - exact) <= near
     return good

@@ -2,9 +2,10 @@
 // maximum, sum and reciprocal or logarithm: these are taken for all rows of a batch at once, a row
 // per lane. While the terms of a batch are summed, the results of the one before leave.
 //
-// The kernels see tiles (rows/stage_rows.hpp): what they compute depends neither on the storage of x
-// and y, nor on their layout, nor on options. The bits are those of rows/sum.hpp. A row that needs
-// more than a batch does for it (NaN, infinite, far from 0, steep, one element) is computed alone.
+// The kernels see tiles (rows/stage_rows.hpp): what they compute depends neither on the storage of
+// x and y, nor on their layout, nor on options. The bits are those of rows/sum.hpp. A row that
+// needs more than a batch does for it (NaN, infinite, far from 0, steep, one element) is computed
+// alone.
 #pragma once
 
 #include "kernels/log_softmax.hpp"
@@ -40,9 +41,9 @@ struct BatchHeld {
   InLanes<V> others;  // f of what the other lanes hold, summed
 };
 
-// ---- What is computed of a row. Each has the function of an element F, whether each lane holds its
-// largest argument out of the sum, whether terms are kept; finish(), which makes what follows the
-// sums, a row per lane; and the rows' results where terms are not kept.
+// ---- What is computed of a row. Each has the function of an element F, whether each lane holds
+// its largest argument out of the sum, whether terms are kept; finish(), which makes what follows
+// the sums, a row per lane; and the rows' results where terms are not kept.
 
 template <class Vector>
 struct BatchOfSoftmax {
@@ -348,9 +349,7 @@ class Batch {
       store(reference_, references.value());
       store(magic_, exp.magic());
       store(floor_, exp.floor());
-      const auto limit = [](f64x8 r) {
-        return (r + f64x8::set1(kSlack)) * f64x8::set1(kLn2Hi);
-      };
+      const auto limit = [](f64x8 r) { return (r + f64x8::set1(kSlack)) * f64x8::set1(kLn2Hi); };
       store(limit_, references.map(limit).value());
     } else {
       for (int r = 0; r < kLanes; ++r) reference_[r] = magic_[r] = floor_[r] = 0;
@@ -395,8 +394,8 @@ class Batch {
   }
   static void two_sum(f64x8& sum, f64x8& error, f64x8 x) { SOFTMAX_ISA::two_sum(sum, error, x); }
 
-  // Of what the lanes of each row hold all but the largest joins the sum: take_largest() of terms.hpp
-  // for all rows at once.
+  // Of what the lanes of each row hold all but the largest joins the sum: take_largest() of
+  // terms.hpp for all rows at once.
   BatchHeld<V> take_largest() const {
     V hi[kLanes], lo[kLanes];
     columns_of(held_, hi);
@@ -418,7 +417,8 @@ class Batch {
       terms[j] = InLanes<V>::of(exp(x));
     }
     InLanes<V> eight[8];
-    for (int j = 0; j < 8; ++j) eight[j] = kLanes == 16 ? terms[j] + terms[j + kLanes / 2] : terms[j];
+    for (int j = 0; j < 8; ++j)
+      eight[j] = kLanes == 16 ? terms[j] + terms[j + kLanes / 2] : terms[j];
     held.others = fold_eight(eight);
     return held;
   }

@@ -580,8 +580,7 @@ void take_of_rows(const Job& job, int64_t start, int64_t stop, char*) {
         // Checked before, but the caller's memory may have changed since.
         const bool valid = element >= 0 && element < job.n;
         const T taken = valid ? value(element) : static_cast<T>(NAN);
-        put_as(job.dtype[kOut],
-               job.base[kOut] + place.offset[kOut] + i * job.top->weight_stride,
+        put_as(job.dtype[kOut], job.base[kOut] + place.offset[kOut] + i * job.top->weight_stride,
                static_cast<double>(taken));
       }
     };

@@ -236,7 +236,8 @@ struct GradientPiece {
       InLanes<V> d;
       g = in_unit(g, unit);
       if constexpr (Of::kReduces)
-        return row_gradient.times_exp(combine_wide(z, in_all(0, V()), affine), affine.rounded()).value();
+        return row_gradient.times_exp(combine_wide(z, in_all(0, V()), affine), affine.rounded())
+            .value();
       if constexpr (Of::kLog) d = less_exp(g, result, sum);
       else if constexpr (Of::kStable || !kDouble)
         d = InLanes<V>::of(result) * (InLanes<V>::of(g) - total);
@@ -473,10 +474,9 @@ void scale_rows(const Job& job, int64_t start, int64_t stop, char*) {
     const Place& place = rows.place();
     if (even) {  // one factor for a contiguous row
       const InLanes<V> factor = in_all(row_operand(job, place, kBias, 1), V());
-      map_elements(
-          Contiguous<D>{reinterpret_cast<const D*>(job.base[kX] + place.offset[kX])},
-          reinterpret_cast<D*>(job.base[kOut] + place.offset[kOut]), job.n, job.streaming,
-          [factor](V v) SOFTMAXLIB_INLINE_LAMBDA { return scaled_element(v, factor); });
+      map_elements(Contiguous<D>{reinterpret_cast<const D*>(job.base[kX] + place.offset[kX])},
+                   reinterpret_cast<D*>(job.base[kOut] + place.offset[kOut]), job.n, job.streaming,
+                   [factor](V v) SOFTMAXLIB_INLINE_LAMBDA { return scaled_element(v, factor); });
       continue;
     }
     for (int64_t i = 0; i < job.n; i += kChunk) {

@@ -1,7 +1,7 @@
 // Rows of up to a group, as many at a time as a vector has lanes: every lane is a row, so that a
 // row's maximum, sum and logarithm take no shuffles. Rows that are contiguous are transposed on
-// their way in and out; those along an axis that is not the last lie across vectors already. What is
-// computed of a row is one of the kinds of kernels/batch.hpp, with the bits of rows/sum.hpp.
+// their way in and out; those along an axis that is not the last lie across vectors already. What
+// is computed of a row is one of the kinds of kernels/batch.hpp, with the bits of rows/sum.hpp.
 #pragma once
 
 #include "kernels/batch.hpp"
@@ -10,9 +10,9 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// Columns of several groups of rows, all n of each: column j of a group holds element j of its rows.
-// The groups go through the phases one after the other: the chain of a single group's maximum,
-// exponentials, sum and reciprocal would be too long.
+// Columns of several groups of rows, all n of each: column j of a group holds element j of its
+// rows. The groups go through the phases one after the other: the chain of a single group's
+// maximum, exponentials, sum and reciprocal would be too long.
 template <class P, class X>
 class LaneGroups {
  public:
@@ -253,9 +253,8 @@ class LaneGroups {
     }
     for (int i = 0; i < lanes; ++i) {
       const auto is_it = eq(place, V::set1(static_cast<T>(i)));
-      const Pair<V> pair = {
-          select(is_it, V::set1(static_cast<T>(-INFINITY)), high(held[i])),
-          kLow ? select(is_it, V::set1(0), to_pair(held[i]).lo) : V::set1(0)};
+      const Pair<V> pair = {select(is_it, V::set1(static_cast<T>(-INFINITY)), high(held[i])),
+                            kLow ? select(is_it, V::set1(0), to_pair(held[i]).lo) : V::set1(0)};
       X x;
       from_pair(pair, x);
       V t;
@@ -372,8 +371,8 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
       for (int g = 0; n == 1 && g < count; ++g) groups.set_to_one(g);
 
     if constexpr (P::kReduces) {
-      const bool vectors = job.dtype[kOut] == (kItem == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64) &&
-                           y_step == kItem;
+      const bool vectors =
+          job.dtype[kOut] == (kItem == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64) && y_step == kItem;
       for (int r = 0; r < rows; r += kLanes) {
         const T* const values = groups.values(r / kLanes);
         const int some = rows - r < kLanes ? rows - r : kLanes;
@@ -384,15 +383,14 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
             else put_as(job.dtype[kOut], y + (r + i) * y_step, static_cast<double>(values[i]));
       }
     } else if (good && of.transposes_out) {
-      sender.put_columns(y, rows, [&](int g, int j)
-                                      SOFTMAXLIB_INLINE_LAMBDA { return groups.result(g, j); });
+      sender.put_columns(
+          y, rows, [&](int g, int j) SOFTMAXLIB_INLINE_LAMBDA { return groups.result(g, j); });
     } else if (good && whole && n >= 4 && !job.streaming && of.contiguous_out &&
                of.item_out == kItem && y_step % kItem == 0) {
       for (int g = 0; g < count; ++g)
         groups.store_rows(g, reinterpret_cast<T*>(y + g * kLanes * y_step), y_step / kItem);
     } else {
-      for (int g = 0; g < count; ++g)
-        groups.store_rows(g, results + g * kLanes * n, n);
+      for (int g = 0; g < count; ++g) groups.store_rows(g, results + g * kLanes * n, n);
       flush();
       if (good && of.contiguous_out && y_step == n * of.item_out) {
         waiting = rows * n;
@@ -429,8 +427,7 @@ inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
 
 template <class D>
 inline void softmax_alone(const Job& job, int64_t row) {
-  compute_alone<D>(
-      job, row, [](const Row<D>& r) { run_softmax(r, softmax_two_pass<D>); }, 0);
+  compute_alone<D>(job, row, [](const Row<D>& r) { run_softmax(r, softmax_two_pass<D>); }, 0);
 }
 template <class D>
 inline void log_softmax_alone(const Job& job, int64_t row) {
@@ -445,14 +442,16 @@ inline void stablemax_alone(const Job& job, int64_t row) {
   compute_alone<D>(job, row, stablemax_two_pass<D>, 0);
 }
 
-#define SOFTMAXLIB_MANY_ROWS(function, Kind)                                                    \
-  template <class D>                                                                            \
-  inline void function##_batched(const Job& job, int64_t start, int64_t stop, char* scratch) {  \
-    run_any_batches<Kind<typename vector_of<D>::type>>(job, start, stop, scratch, function##_alone<typename vector_of<D>::type::elem>);  \
-  }                                                                                             \
-  template <class D>                                                                            \
-  inline void function##_in_lanes(const Job& job, int64_t start, int64_t stop, char*) {         \
-    run_any_in_lanes<Kind<typename vector_of<D>::type>>(job, start, stop, function##_alone<typename vector_of<D>::type::elem>); \
+#define SOFTMAXLIB_MANY_ROWS(function, Kind)                                                   \
+  template <class D>                                                                           \
+  inline void function##_batched(const Job& job, int64_t start, int64_t stop, char* scratch) { \
+    run_any_batches<Kind<typename vector_of<D>::type>>(                                        \
+        job, start, stop, scratch, function##_alone<typename vector_of<D>::type::elem>);       \
+  }                                                                                            \
+  template <class D>                                                                           \
+  inline void function##_in_lanes(const Job& job, int64_t start, int64_t stop, char*) {        \
+    run_any_in_lanes<Kind<typename vector_of<D>::type>>(                                       \
+        job, start, stop, function##_alone<typename vector_of<D>::type::elem>);                \
   }
 SOFTMAXLIB_MANY_ROWS(softmax, BatchOfSoftmax)
 SOFTMAXLIB_MANY_ROWS(log_softmax, BatchOfLogSoftmax)

@@ -34,7 +34,8 @@ class Distribution {
       const Pair<double> top = exact_max_of(row_);
       if (finite(top.hi)) {
         row_.shift_by(top);
-        shifts_ = row.has_bias() || !finite(static_cast<double>(static_cast<T>(top.hi)));
+        shifts_ =
+            row.has_bias() || row_.is_far() || !finite(static_cast<double>(static_cast<T>(top.hi)));
         total_ = sum_of<E>(row_);
       }
     }

@@ -19,11 +19,11 @@ inline bool usable(const Total& total) {
 template <class D>
 inline Pair<double> exact_max_of(Row<D>& row) {
   Pair<double> top = row.direct() ? Pair<double>{max_of_row(row), 0} : row.staged_max();
-  if (top.hi == INFINITY && !row.direct()) {
-    row.go_far();
+  if ((top.hi == INFINITY || top.hi == -INFINITY) && !row.direct()) {
+    row.go_far();  // should they have left the range on their way
     top = row.staged_max();
   }
-  const double sink = row.sink();
+  const double sink = row.far_sink();
   return sink > top.hi || sink != sink ? Pair<double>{sink, 0} : top;
 }
 

@@ -154,8 +154,8 @@ inline void softmax_pipelined(const Job& job, int64_t first, int64_t last, char*
     for (int64_t i = 0; i < n; i += kChunk) {
       if (references[i / kChunk] == total.reference) continue;
       const ScaleDown<typename vector_of<D>::type> down(references[i / kChunk] - total.reference);
-      map_elements(Contiguous<T>{buffer + i}, buffer + i, n - i < kChunk ? n - i : kChunk,
-                           false, down);
+      map_elements(Contiguous<T>{buffer + i}, buffer + i, n - i < kChunk ? n - i : kChunk, false,
+                   down);
     }
     before = Outgoing<D>(&edge, buffer, reinterpret_cast<D*>(job.base[kOut] + place.offset[kOut]),
                          n, static_cast<T>(reciprocal(total)), job.streaming);

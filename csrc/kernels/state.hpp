@@ -194,6 +194,7 @@ inline bool chunk_alone(Row<D> row, softmaxlib_state& state, Sum* chunk) {
     if (usable(*chunk)) return true;
     const double top = exact_max_of(row).hi;  // a state has room for one number
     if (!finite(top)) return note_special(logsumexp_of_invalid(row, top), state), false;
+    if (row.is_far()) return note_special(NAN, state), false;  // no double is its shift
     row.shift_roughly_by(top);
     *chunk = compute(Known{});
     if (usable(*chunk) && finite(chunk->sum)) return merge_sums(*chunk, top, state), false;

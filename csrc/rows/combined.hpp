@@ -28,10 +28,10 @@ struct Terms {
   softmaxlib_dtype bias_dtype;
   bool bias_is_constant;
   double constant;
-  const uint8_t* where;        // NULL: all
+  const uint8_t* where;           // NULL: all
   int64_t bias_from, where_from;  // the positions that they begin with
-  double slope;          // of ALiBi
-  double query, offset;  // and from where it counts
+  double slope;                   // of ALiBi
+  double query, offset;           // and from where it counts
   Arguments<V> arguments;
 
   Terms(const Job& job, const Place& place, const Affine& affine)
@@ -102,8 +102,7 @@ struct Combined {
     if (terms->slope == 0) return bias;
     InLanes<V> count;
     load_lanes(kCount, count);
-    const InLanes<V> position =
-        in_all(static_cast<double>(start + i) - terms->query, V()) + count;
+    const InLanes<V> position = in_all(static_cast<double>(start + i) - terms->query, V()) + count;
     return bias + in_all(terms->slope, V()) * (position - in_all(terms->offset, V()));
   }
 
@@ -130,7 +129,8 @@ struct Combined {
     if (terms->bias && terms->bias_dtype == SOFTMAXLIB_F32 && !terms->bias_is_constant &&
         terms->slope == 0) {
       V bias;
-      if (load_floats(terms->bias + (start - terms->bias_from + i) * 4, n, bias)) return {bias, V::set1(0)};
+      if (load_floats(terms->bias + (start - terms->bias_from + i) * 4, n, bias))
+        return {bias, V::set1(0)};
     }
     return pair_of(wide_bias(i, n));
   }
@@ -159,8 +159,8 @@ struct Combined {
     if (!terms->bias && terms->slope == 0) return combine(v, terms->arguments, wide);
     const V zero = V::set1(0);
     const Value bias = bias_at(i, n);
-    return combine(v, Value{select(in, bias.hi, zero), select(in, bias.lo, zero)},
-                   terms->arguments, wide);
+    return combine(v, Value{select(in, bias.hi, zero), select(in, bias.lo, zero)}, terms->arguments,
+                   wide);
   }
   static typename V::Mask partial_mask(const uint8_t* p, int n, V like) {
     uint8_t bytes[V::lanes] = {};

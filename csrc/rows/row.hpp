@@ -132,7 +132,8 @@ inline void map_elements(Source x, D* y, int64_t n, bool streaming, F f) {
   constexpr int kLanes = V::lanes;
   // A copy of f: the loop's own stays in registers only if its address goes nowhere.
   const auto some = [x, y, f](int64_t i, int64_t count) SOFTMAXLIB_NOINLINE_LAMBDA {
-    store_n(y + i, f(x.load_n(i, static_cast<int>(count), typename V::elem(0))), static_cast<int>(count));
+    store_n(y + i, f(x.load_n(i, static_cast<int>(count), typename V::elem(0))),
+            static_cast<int>(count));
   };
   int64_t i = 0;
   constexpr int64_t kItem = sizeof(D), kVector = kItem * kLanes;
@@ -154,7 +155,6 @@ inline void map_elements(Source x, D* y, int64_t n, bool streaming, F f) {
   }
   for (; i < n; i += kLanes) some(i, n - i < kLanes ? n - i : kLanes);
 }
-
 
 // T: the arithmetic's type. Rows of it are read and written where they are; all others through a
 // Stage.
@@ -215,10 +215,14 @@ class Row {
     is_rough_ = true;
   }
   bool shifted() const { return shifted_; }
-  double shift() const { return shift_.hi; }
+  double shift() const { return in_unit_of_one(shift_.hi); }
 
   // A row with options whose arguments leave the range of double is computed in a coarser unit.
   void go_far() { far_ = true; }
+  bool is_far() const { return far_; }
+  // The sink in that unit, and less the shift.
+  double far_sink() const { return far_ ? scale_down(sink(), -affine().coarse) : sink(); }
+  double shifted_sink() const { return in_unit_of_one(far_sink() - shift_.hi); }
   Affine affine() const {
     Affine result = affine_of(job_, place_, shift_, far_);
     result.is_rough = is_rough_;
@@ -370,6 +374,12 @@ class Row {
 
  private:
   static constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
+
+  double in_unit_of_one(double x) const {
+    for (int left = far_ ? affine().coarse : 0; left > 0; left -= 1000)
+      x *= power_of_two(left < 1000 ? left : 1000);
+    return x;
+  }
 
   template <class F>
   void with_chunks(int64_t start, int64_t stop, Stage<T>& stage, F visit) const {

@@ -194,10 +194,10 @@ inline Pair<V> finite_pair(V hi, V lo) {
 struct Affine {
   double factor, factor_lo;  // an unevaluated sum, far from the ends of the range
   int exponent;              // of the factor's power of two that is left: 0 but for extreme ones
-  int coarse;                // the shift is in units of 2^coarse, for what leaves the range of double
+  int coarse;  // the shift is in units of 2^coarse, for what leaves the range of double
   double shift, shift_lo;
-  // The shift is that of a streaming state, which has room for one number: where that is large, what
-  // it lacks would be left of all arguments, so these are rounded once, too.
+  // The shift is that of a streaming state, which has room for one number: where that is large,
+  // what it lacks would be left of all arguments, so these are rounded once, too.
   bool is_rough;
 
   // What of the factor a double holds; the last number where it holds none.
@@ -216,8 +216,7 @@ inline double row_operand(const Job& job, const Place& place, Operand operand, d
 }
 
 // `far`: for a row whose arguments leave the range of double.
-inline Affine affine_of(const Job& job, const Place& place, Pair<double> shift,
-                        bool far = false) {
+inline Affine affine_of(const Job& job, const Place& place, Pair<double> shift, bool far = false) {
   constexpr int kMost = 1000;
   const double temperature =
       job.divides ? row_operand(job, place, kScale, job.temperature) : job.temperature;
@@ -236,7 +235,7 @@ inline Affine affine_of(const Job& job, const Place& place, Pair<double> shift,
 template <class V>
 struct Arguments : Affine {
   using T = typename V::elem;
-  T hi, lo;      // the factor
+  T hi, lo;  // the factor
   bool is_usual;
 
   explicit Arguments(const Affine& affine) : Affine(affine) {

@@ -36,7 +36,8 @@ struct Square {
     for (int c = 0; c < kLanes; c += 8) {
       V block[8];
       for (int k = 0; k < 8; ++k)
-        block[k] = c + k < columns ? load(from + (c + k) * pitch) * V::set1(scale[c + k]) : V::set1(0);
+        block[k] =
+            c + k < columns ? load(from + (c + k) * pitch) * V::set1(scale[c + k]) : V::set1(0);
       store_columns(at[0] + c, kLanes, block);
     }
   }
@@ -130,8 +131,8 @@ class Stager {
     }
   }
 
-  // Whether the rows of a run follow each other without gaps in all their operands, so that they are
-  // staged as if they were one.
+  // Whether the rows of a run follow each other without gaps in all their operands, so that they
+  // are staged as if they were one.
   bool is_even(const RowRun& run) const {
     const auto follow = [&](Operand k, int64_t item) {
       const int64_t along = job_.inner[0].stride[k], across = run.step.stride[k];
@@ -270,7 +271,8 @@ class Stager {
   }
   void convert(const char* p, int64_t n, T* to) const {
     for (int64_t i = 0; i < n; i += kLanes, p += kLanes * of_.item_x)
-      store(to + i, load_some(job_.dtype[kX], p, static_cast<int>(n - i < kLanes ? n - i : kLanes), V()));
+      store(to + i,
+            load_some(job_.dtype[kX], p, static_cast<int>(n - i < kLanes ? n - i : kLanes), V()));
   }
 
   // Bias and mask that are not contiguous, nor the same for all of a row, are gathered.
@@ -317,8 +319,7 @@ class Sender {
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes;
 
-  explicit Sender(const Job& job)
-      : job_(job), of_(job), wide_(true), half_(true), brain_(true) {
+  explicit Sender(const Job& job) : job_(job), of_(job), wide_(true), half_(true), brain_(true) {
     const auto at = reinterpret_cast<uintptr_t>(job.base[kOut]);
     posts_ = job.streaming && of_.contiguous_out && at % static_cast<size_t>(of_.item_out) == 0;
     for (int d = 0; d < job.outer_ndim; ++d)
@@ -367,7 +368,8 @@ class Sender {
     });
   }
   // As many rows as a vector has lanes, or fewer.
-  SOFTMAXLIB_NOINLINE void put_square(char* y, const T* e, int64_t pitch, int rows, const T* scale) {
+  SOFTMAXLIB_NOINLINE void put_square(char* y, const T* e, int64_t pitch, int rows,
+                                      const T* scale) {
     Square<V> square;
     const int64_t stride = job_.inner[0].stride[kOut];
     with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {

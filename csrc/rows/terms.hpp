@@ -130,7 +130,7 @@ inline RowRest<F> take_largest(const BlockState<typename F::V>& state) {
 template <class F, class D, class R>
 inline R with_sink(const Row<D>& row, R result, Known known) {
   using T = typename F::V::elem;
-  const double sink = row.sink() - row.shift();
+  const double sink = row.shifted_sink();
   if (sink == -INFINITY) return result;
   const T hi = static_cast<T>(sink), lo = static_cast<T>(sink - static_cast<double>(hi));
   result.merge(
@@ -221,11 +221,11 @@ inline void scale_stored(const Row<D>& row, const RowSum<F>& total) {
     const int below = row.reference_of_chunk(i) - total.reference;
     if (below == 0) {
       map_elements(Contiguous<typename V::elem>{y}, y, n, streaming,
-                           [scale](V v) { return v * V::set1(scale); });
+                   [scale](V v) { return v * V::set1(scale); });
     } else {
       const ScaleDown<V> down(below);
       map_elements(Contiguous<typename V::elem>{y}, y, n, streaming,
-                           [scale, down](V v) { return down(v) * V::set1(scale); });
+                   [scale, down](V v) { return down(v) * V::set1(scale); });
     }
   });
 }

@@ -255,7 +255,7 @@ inline testing::AssertionResult accurate(softmaxlib_function function, softmaxli
   const Real bound = bound_of(function, dtype);
   const Real absolute = function != SOFTMAXLIB_LOGSUMEXP ? 0
                         : dtype == SOFTMAXLIB_F64        ? 0x1p-52L
-                                                         : 0x1p-24L;
+                                                         : 0x1p-23L;
   if (exact.size() != actual.size()) return testing::AssertionFailure() << "sizes differ";
   for (size_t i = 0; i < exact.size(); ++i) {
     const Real e = exact[i], a = actual[i];

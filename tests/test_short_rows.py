@@ -1,0 +1,198 @@
+"""Rows of up to a chunk, many at a time: any function, option, dtype and axis.
+
+And the arithmetic of options where it is hard, in all functions.
+"""
+
+import mpmath
+import numpy as np
+import oracle
+import pytest
+
+import softmaxlib as sml
+
+FUNCTIONS = {f.__name__: f for f in (sml.softmax, sml.log_softmax, sml.logsumexp, sml.stablemax)}
+LENGTHS = (1, 2, 3, 8, 10, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 511, 512, 513, 1000, 1024)
+
+
+def same(a, b):
+    """Tell whether two arrays have the same bits, where NaN is NaN."""
+    numbers = ~np.isnan(a.astype(np.float64))
+    return (
+        a.shape == b.shape
+        and np.array_equal(numbers, ~np.isnan(b.astype(np.float64)))
+        and a[numbers].tobytes() == b[numbers].tobytes()
+    )
+
+
+def rows_of(rng, n, dtype):
+    """Return rows, some of which have to be computed alone."""
+    x = (5 * rng.standard_normal((37, n))).astype(dtype)
+    x[3] = -np.inf
+    x[5, 0] = np.inf
+    x[6, n // 2] = np.nan
+    x[7] *= np.dtype(dtype).type(200)
+    x[8] = 0
+    x[9] = np.sort(x[9].astype(np.float32)).astype(dtype)
+    x[10, -1] = 80
+    return x
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
+def test_they_have_the_bits_of_the_algorithms(isa, name, dtype):
+    """With and without options, along the last axis and another, in place and not."""
+    function = FUNCTIONS[name]
+    rng = np.random.default_rng(len(name))
+    for n in LENGTHS:
+        x = rows_of(rng, n, dtype)
+        bias = rng.standard_normal((37, n))
+        bias[:, 0] = -np.inf
+        where = rng.random((37, n)) < 0.7
+        where[11] = where[12] = False
+        where[12, 0] = True
+        of_class = rng.standard_normal(n).astype(np.float32)
+        for options in (
+            {},
+            {"temperature": 0.7},
+            {"temperature": rng.random((37, 1)) + 0.5},
+            {"where": where},
+            {"bias": of_class},
+            {"bias": bias},
+            {"bias": bias.astype(dtype), "where": where, "temperature": 0.3},
+        ):
+            y = function(x, **options)
+            wanted = function(x, algorithm="two_pass", **options)
+            assert same(y, wanted), (n, list(options))
+            across = {
+                key: np.ascontiguousarray(value.T) if np.ndim(value) == 2 else value
+                for key, value in options.items()
+                if value is not of_class
+            }
+            if len(across) == len(options):
+                z = function(np.ascontiguousarray(x.T), axis=0, **across)
+                assert same(z, wanted.T if name != "logsumexp" else wanted), (n, list(options))
+        if name != "logsumexp":
+            y = x.copy()
+            function(y, out=y)
+            assert same(y, function(x, algorithm="two_pass")), n
+
+
+def test_any_problem_has_the_bits_of_the_algorithms():
+    """Shapes, layouts, axes and options that broadcast in every way."""
+    rng = np.random.default_rng(1)
+    for _ in range(4000):
+        ndim = rng.integers(1, 4)
+        x = (3 * rng.standard_normal(rng.integers(1, 9, ndim))).astype(np.float32)
+        order = rng.permutation(ndim)
+        x = x.transpose(order) if rng.random() < 0.5 else np.ascontiguousarray(x.transpose(order))
+        axis = tuple(sorted(rng.permutation(ndim)[: rng.integers(1, ndim + 1)].tolist()))
+
+        def broadcastable(shape=x.shape, constant=()):
+            return tuple(
+                1 if i in constant or rng.random() < 0.4 else size for i, size in enumerate(shape)
+            )
+
+        options = {}
+        if rng.random() < 0.5:
+            dtype = (np.float32, np.float64, np.float16)[rng.integers(3)]
+            options["bias"] = rng.standard_normal(broadcastable()).astype(dtype)
+        if rng.random() < 0.5:
+            options["where"] = rng.random(broadcastable()) < 0.6
+        if rng.random() < 0.5:
+            options["temperature"] = np.exp(rng.standard_normal(broadcastable(constant=axis)))
+        name = list(FUNCTIONS)[rng.integers(len(FUNCTIONS))]
+        y = FUNCTIONS[name](x, axis=axis, **options)
+        wanted = FUNCTIONS[name](x, axis=axis, algorithm="two_pass", **options)
+        described = (name, x.shape, x.strides, axis, {k: v.shape for k, v in options.items()})
+        assert same(np.asarray(y), np.asarray(wanted)), described
+
+
+# Arguments that are hard
+
+
+def exact(x, temperature, bias=None):
+    """Return softmax by mpmath."""
+    with mpmath.workprec(4000):
+        bias = np.zeros(len(x)) if bias is None else bias
+        z = [
+            mpmath.mpf(float(a)) / mpmath.mpf(temperature) + mpmath.mpf(float(b))
+            for a, b in zip(x, bias, strict=True)
+        ]
+        terms = [mpmath.exp(v - max(z)) for v in z]
+        return np.array([float(t / sum(terms)) for t in terms])
+
+
+def error(y, wanted):
+    """Return the largest error in ULP of the result's dtype."""
+    return np.max(np.abs(y - wanted) / np.spacing(wanted.astype(y.dtype)).astype(np.float64))
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "two_pass", "three_pass_recompute"])
+def test_temperature_and_bias_that_cancel(isa, algorithm):
+    """Large parts cancel in float64: up to 2^50 within the bound, beyond a distribution."""
+    x = np.array([-1.618343910845241e17, -2.466819730406531e17])
+    bias = np.array([2.3119198726360586e17, 3.5240281862950445e17])
+    y = sml.softmax(x, bias=bias, temperature=0.7, algorithm=algorithm)
+    assert (y >= 0).all()
+    assert y.sum() == pytest.approx(1)
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        size = 2.0 ** rng.uniform(10, 49)
+        x = size * rng.uniform(0.5, 1, 9)
+        bias = 5 * rng.standard_normal(9) - x / 0.7
+        y = sml.softmax(x, bias=bias, temperature=0.7, algorithm=algorithm)
+        assert error(y, exact(x, 0.7, bias)) <= 5, size
+
+
+@pytest.mark.parametrize("common", [-1e12, -(2.0**40), 2.0**60, np.finfo(np.float32).min])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_large_common_bias_changes_nothing(isa, common, dtype):
+    x = np.random.default_rng(3).standard_normal((5, 100)).astype(dtype)
+    x[0, 17] = 0
+    x[0] -= x[0].max()  # the largest argument has nothing beside the bias
+    bias = np.full(100, common, dtype)
+    y = sml.softmax(x, bias=bias)
+    if dtype == "float64" and abs(common) > 2.0**50:
+        np.testing.assert_allclose(y.sum(-1), 1)
+    else:
+        for row, result in zip(x, y, strict=True):
+            assert error(result, exact(row, 1, bias)) <= 5
+    assert same(y, sml.softmax(x, bias=bias, algorithm="two_pass"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("temperature", [5e-324, 1e-310, 1e-300, 1e-39, 1e300, 1.7e308])
+def test_temperatures_at_the_ends_of_the_range(isa, dtype, temperature):
+    """In softmax, log_softmax, logsumexp, losses, sampling and gradients."""
+    x = np.array([[1, 2, 3], [-3, -2, -1], [2, 2, 1]], dtype)
+    wanted = np.array([exact(row, temperature) for row in x])
+    y = sml.softmax(x, temperature=temperature)
+    np.testing.assert_allclose(y, wanted, rtol=1e-6)
+    logs = sml.log_softmax(x, temperature=temperature)
+    np.testing.assert_allclose(np.exp(logs.astype(np.float64)), wanted, rtol=1e-6)
+    with np.errstate(over="ignore"):
+        large = (x.max(-1).astype(np.longdouble) / np.longdouble(temperature)).astype(dtype)
+    sums = sml.logsumexp(x, temperature=temperature)
+    if temperature < 1:
+        np.testing.assert_array_equal(sums, large)
+    else:
+        np.testing.assert_allclose(sums, np.log(3), rtol=1e-6)
+    loss, gradient = sml.cross_entropy(
+        x, np.array([2, 2, 0]), temperature=temperature, return_grad=True, reduction="none"
+    )
+    np.testing.assert_allclose(np.exp(-loss), wanted[[0, 1, 2], [2, 2, 0]], rtol=1e-6)
+    assert not np.isnan(gradient).any()
+    assert not np.isnan(sml.softmax_backward(np.ones_like(x), y, temperature=temperature)).any()
+    if temperature < 1:
+        assert sml.sample(x, np.random.default_rng(0), temperature=temperature)[:2].tolist() == [
+            2,
+            2,
+        ]
+        weights, places = sml.topk_softmax(x, 1, temperature=temperature)
+        assert places.ravel().tolist() == [2, 2, 0]
+        np.testing.assert_allclose(weights.ravel(), [1, 1, 0.5])
+
+
+def test_a_temperature_as_small_as_its_logits(isa):
+    y = sml.softmax(np.array([1e-310, 2e-310]), temperature=1e-310)
+    assert error(y, exact([1e-310, 2e-310], 1e-310)) <= 5
