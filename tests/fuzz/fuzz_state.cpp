@@ -97,14 +97,16 @@ int64_t ordered(const char* p, softmaxlib_dtype dtype) {
 }
 
 // Results by two roads, each within the contract's bounds: as far apart at most as both together.
+// A state has no room for a row with arguments beyond the range of double, and says NaN.
 void check_near(const std::vector<char>& got, const std::vector<char>& wanted,
-                softmaxlib_dtype dtype) {
+                softmaxlib_dtype dtype, const std::vector<bool>& may_be_nan, int64_t columns) {
   static constexpr int64_t kInfinity[] = {0x7f800000, 0x7ff0000000000000, 0x7c00, 0x7f80};
   const auto item = static_cast<size_t>(item_size(dtype));
   const int64_t most = item == 2 ? 2 : 10;
   for (size_t i = 0; i < got.size(); i += item) {
     const int64_t a = ordered(&got[i], dtype), b = ordered(&wanted[i], dtype);
     const bool nan = std::abs(a) > kInfinity[dtype];
+    if (nan && may_be_nan[i / item / static_cast<size_t>(columns)]) continue;
     if (nan ? std::abs(b) > kInfinity[dtype] : std::abs(a - b) <= most) continue;
     fail("element " + std::to_string(i / item) + " (others, queries, columns) is " +
          std::to_string(a - b) + " units of the last place from that of one call");
@@ -163,7 +165,13 @@ void check_valid(const Stream& s) {
     require_ok(softmaxlib_state_scale(&x, &part, states.data(), 1, s.axes.data(), &o), "scale");
   }
   const std::vector<char> got = s.plain_copy(out);
-  check_near(got, wanted, to);
+  std::vector<bool> may_be_nan(states.size());
+  for_plain_rows(plain, [&](int64_t number, int64_t other, int64_t query) {
+    const ReferenceRow row =
+        row_of(s.function, to, *plain.x, plain.options, plain.columns(), other, query);
+    may_be_nan[static_cast<size_t>(number)] = row.beyond;
+  });
+  check_near(got, wanted, to, may_be_nan, plain.columns());
   check_values(s.function, plain, got.data(), to);
 }
 

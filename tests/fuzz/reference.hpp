@@ -9,15 +9,14 @@
 //   the bound is widened by just that.
 // - Arguments in double are exact up to |x / temperature| + |bias| = 2^50, in every element of the
 //   row that counts; beyond, they may be off by 2^-51 of that sum.
-// - Rows whose scale / temperature is outside of [2^-1000, 2^1000] are not judged: beyond the range
-//   of double it counts as its last number there (docs/numerics.md), and products in between leave
-//   the range, too.
+// - Rows whose scale / temperature is outside of [2^-1000, 2^1000] are not judged: products in
+//   between leave the range of a double. tests/test_short_rows.py has some of them.
 // - Where an element's doubt is more than half a unit of its logarithm, only that results are in
 //   [0, 1] and add up to 1 is judged.
 // - An argument of stablemax beyond the range of the arithmetic counts as infinite. Where only a
 //   part of it (x scale / temperature, without the bias) is beyond, the row is not judged.
 // - A row of softmax with an argument, or a part of one, beyond the range of double may be NaN, as
-//   docs/numerics.md has it, or right, as the contract has it; its logsumexp is not judged.
+//   streaming states have it, or right; its logsumexp is not judged.
 // - Results in float32 are held to the bounds of "any row at all": 7, 5, 3.
 #pragma once
 
