@@ -40,12 +40,17 @@ using arithmetic = typename vector_of<D>::type::elem;
 
 // A kernel computes a row, or is a schedule of softmax.
 template <class T>
-inline void run_row(const Row<T>& row, void (*kernel)(const Row<T>&)) {
+inline void run_any(const Row<T>& row, void (*kernel)(const Row<T>&)) {
   kernel(row);
 }
 template <class T>
-inline void run_row(const Row<T>& row, bool (*kernel)(const Row<T>&)) {
+inline void run_any(const Row<T>& row, bool (*kernel)(const Row<T>&)) {
   run_softmax(row, kernel);
+}
+// Not inline: rows and tiles of rows share it.
+template <class T, auto kKernel>
+SOFTMAXLIB_NOINLINE void run_row(const Row<T>& row) {
+  run_any<T>(row, kKernel);
 }
 
 // Copies an n by rows matrix of items. Strides in bytes: along n, across the rows. The rows are
@@ -96,7 +101,7 @@ inline void run_tiles(const Job& job, int64_t start, int64_t stop, char* scratch
       Place inside = place;
       inside.offset[kX] = i * pitch;
       inside.offset[kOut] = reduces ? place.offset[kOut] + i * across.stride[kOut] : i * pitch;
-      run_row<T>(Row<T>(inner, inside, scratch, one_block), kKernel);
+      run_row<T, kKernel>(Row<T>(inner, inside, scratch, one_block));
     }
     if (!reduces)
       copy_tile(item, job.n, count, tile, item, pitch, job.base[kOut] + place.offset[kOut],
@@ -115,7 +120,7 @@ SOFTMAXLIB_NOINLINE void run_rows(const Job& job, int64_t start, int64_t stop, c
   const bool is_log = job.function != SOFTMAXLIB_SOFTMAX && job.function != SOFTMAXLIB_STABLEMAX;
   for (int64_t r = start; r < stop; ++r, rows.next()) {
     const Row<T> row(job, rows.place(), scratch, one_block);
-    run_row<T>(row, kKernel);
+    run_row<T, kKernel>(row);
     if (job.causal && !job.reduces) row.fill_beyond(static_cast<T>(is_log ? -INFINITY : 0));
   }
   stream_fence();
