@@ -48,12 +48,16 @@ class LaneGroups {
     for (int g = 0; kCounts && g < groups; ++g) seen[g] = count(g);
     if constexpr (!P::kHolds)
       for (int g = 0; g < groups; ++g)
-        for (int j = 0; j < n_; ++j, ahead += step) {
-          prefetch(ahead);
-          X x[1] = {argument(g, j)};
-          V t[1];
-          evaluate_some<1>(f, x, g, t);
-          store(column(hi_, g, j), t[0]);
+        for (int j = 0; j < n_; j += 4) {
+          X x[4];
+          V t[4];
+          const int some = n_ - j < 4 ? n_ - j : 4;
+          for (int k = 0; k < some; ++k, ahead += step) {
+            prefetch(ahead);
+            x[k] = argument(g, j + k);
+          }
+          evaluate_up_to_four(f, x, some, g, t);
+          for (int k = 0; k < some; ++k) store(column(hi_, g, j + k), t[k]);
         }
     bool good = true;
     for (int g = 0; g < groups; ++g) {
@@ -171,6 +175,13 @@ class LaneGroups {
     else f.template evaluate<N>(x, t);
   }
 
+  SOFTMAXLIB_INLINE void evaluate_up_to_four(const F& f, const X* x, int some, int g, V* t) const {
+    if (some == 4)
+      for (int k = 0; k < 4; k += kInStep) evaluate_some<kInStep>(f, x + k, g, t + k);
+    else
+      for (int k = 0; k < some; ++k) evaluate_some<1>(f, x + k, g, t + k);
+  }
+
   // Terms of a whole row, a vector each, as Lanes adds them up and folds them into a Total.
   static void fold(const InLanes<f32x16> (&lane)[8], BatchSums<f32x16>& sums) {
     sums.sum = fold_eight(lane);
@@ -223,14 +234,16 @@ class LaneGroups {
       hold(none, x);
       held[i] = none;
     }
-    for (int i = 0; i < lanes && i + kLanes < n_; ++i) {
-      V t[3] = {V::set1(0), V::set1(0), V::set1(0)};
-      for (int k = 0; k < 3 && i + (k + 1) * kLanes < n_; ++k) {
-        X x = argument(g, i + (k + 1) * kLanes);
-        x = hold(held[i], x);
-        evaluate_some<1>(f, &x, g, t + k);
+    for (int i = 0; i < lanes && i + kLanes < n_; i += 4) {
+      V t[3][4];
+      for (int q = 0; q < 3; ++q) {
+        const int from = i + (q + 1) * kLanes, some = n_ - from < 4 ? n_ - from : 4;
+        X x[4];
+        for (int k = 0; k < some; ++k) x[k] = hold(held[i + k], argument(g, from + k));
+        if (some > 0) evaluate_up_to_four(f, x, some, g, t[q]);
+        for (int k = some > 0 ? some : 0; k < 4; ++k) t[q][k] = V::set1(0);
       }
-      store(terms + i * kLanes, t[0] + (t[1] + t[2]));
+      for (int k = 0; k < 4; ++k) store(terms + (i + k) * kLanes, t[0][k] + (t[1][k] + t[2][k]));
     }
     BatchSums<V> sums = {in_all(0, V()), in_all(0, V()), load(reference_[g])};
     if (n_ > kLanes) {
@@ -251,15 +264,19 @@ class LaneGroups {
       if constexpr (kLow) top.lo = select(larger, held[i].lo, top.lo);
       place = select(larger, V::set1(static_cast<T>(i)), place);
     }
-    for (int i = 0; i < lanes; ++i) {
-      const auto is_it = eq(place, V::set1(static_cast<T>(i)));
-      const Pair<V> pair = {select(is_it, V::set1(static_cast<T>(-INFINITY)), high(held[i])),
-                            kLow ? select(is_it, V::set1(0), to_pair(held[i]).lo) : V::set1(0)};
-      X x;
-      from_pair(pair, x);
-      V t;
-      evaluate_some<1>(f, &x, g, &t);
-      store(terms + i * kLanes, t);
+    for (int i = 0; i < lanes; i += 4) {
+      const int some = lanes - i < 4 ? lanes - i : 4;
+      X x[4];
+      V t[4];
+      for (int k = 0; k < some; ++k) {
+        const auto is_it = eq(place, V::set1(static_cast<T>(i + k)));
+        const Pair<V> pair = {
+            select(is_it, V::set1(static_cast<T>(-INFINITY)), high(held[i + k])),
+            kLow ? select(is_it, V::set1(0), to_pair(held[i + k]).lo) : V::set1(0)};
+        from_pair(pair, x[k]);
+      }
+      evaluate_up_to_four(f, x, some, g, t);
+      for (int k = 0; k < some; ++k) store(terms + (i + k) * kLanes, t[k]);
     }
     InLanes<V> lane[8];
     for (int i = 0; i < 8; ++i) {
