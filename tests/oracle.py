@@ -52,8 +52,12 @@ def expected(
         if dtype is not None:
             x = x.astype(dtype)
         z = x.astype(np.longdouble) / np.asarray(temperature).astype(np.longdouble)
+        rest = np.zeros_like(z)  # what z + bias rounds away, which a large common bias leaves
         if bias is not None:
-            z = z + np.asarray(bias).astype(np.longdouble)
+            of_x, of_bias = z, np.asarray(bias).astype(np.longdouble)
+            z = of_x + of_bias
+            tail = z - of_x
+            rest = np.where(np.isfinite(z), (of_x - (z - tail)) + (of_bias - tail), 0)
     taken = np.ones(z.shape, bool) if where is None else np.broadcast_to(where, z.shape)
 
     # One distribution per row.
@@ -62,9 +66,11 @@ def expected(
     order = [*kept, *axes]
     matrix = [int(np.prod([z.shape[a] for a in group], dtype=int)) for group in (kept, axes)]
     moved_shape = [z.shape[a] for a in order]
-    z, taken = (array.transpose(order).reshape(matrix) for array in (z, taken))
+    z, rest, taken = (array.transpose(order).reshape(matrix) for array in (z, rest, taken))
 
     with np.errstate(all="ignore"):
+        if function in ("softmax", "log_softmax"):
+            z = [_shifted(row, r, t) for row, r, t in zip(z, rest, taken, strict=True)]
         values = [_ROW[function](row[t]) for row, t in zip(z, taken, strict=True)]
     if function == "logsumexp":
         shape = [1 if a in axes else n for a, n in enumerate(x.shape) if keepdims or a in kept]
@@ -73,6 +79,17 @@ def expected(
     for row, t, value in zip(y, taken, values, strict=True):
         row[t] = value
     return y.reshape(moved_shape).transpose(np.argsort(order).astype(int))
+
+
+def _shifted(row, rest, taken):
+    """Return a row less its maximum, both being unevaluated sums; as it is where that is none."""
+    seen = np.flatnonzero(taken)
+    if seen.size == 0:
+        return row
+    top = seen[np.lexsort((rest[seen], row[seen]))[-1]]  # NaN is last
+    if not np.isfinite(row[top]):
+        return row
+    return (row - row[top]) + (rest - rest[top])
 
 
 def _axes(axis, ndim):
