@@ -17,13 +17,11 @@ file goes on where the last one ended.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import itertools
 import json
 import random
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,10 +58,11 @@ DTYPES = {
     }.items()
 }
 AXES = ("last", "middle")
-COLUMNS = (1, 2, 10, 32, 64, 100, 128, 512, 1000, 4096, 32000, 50257, 128256, 1 << 20, 1 << 24)
+COLUMNS = (1, 2, 10, 32, 64, 100, 128, 512, 1000, 4096, 32000, 50257, 128256, 1 << 20, 1 << 26)
 ELEMENTS = 1 << 20  # of a path, at least
 INNER = 64  # elements after a middle axis
-BATCH = 12  # paths whose samples are spread over the same time
+# Paths whose samples are spread over the same time: at most so many, and so many elements.
+BATCH, BATCH_ELEMENTS = 12, 1 << 25
 
 
 @dataclass(frozen=True)
@@ -217,18 +216,35 @@ def in_torch(path: Route, of: dict[str, Array]) -> Call:
     return lambda: backward(given["grad"], y, axis, x.dtype)
 
 
-def peers(path: Route, of: dict[str, Array]) -> Iterator[tuple[str, Call]]:
+def peers(path: Route, of: dict[str, Array]) -> dict[str, Callable[[], Call]]:
+    """Return what prepares the call of each peer that has the function."""
+    found: dict[str, Callable[[], Call]] = {}
     if torch:
-        yield "torch", in_torch(path, of)
+        found["torch"] = lambda: in_torch(path, of)
     function: Any = path.function
     if path.options == "none" and function in ("softmax", "log_softmax"):
         for name in ("onnxruntime", "numpy"):
             library = _peer_calls.LIBRARIES[name]
-            if library.missing():
-                continue
-            with contextlib.suppress(Exception):  # it may not have the dtype
-                call, _ = library.load(function, 1)(of["x"], path.along)
-                yield name, call
+            if not library.missing():
+                prepare = library.load(function, 1)
+                found[name] = functools.partial(_prepared, prepare, of["x"], path.along)
+    return found
+
+
+def _prepared(prepare: _peer_calls.Prepare, x: Array, axis: int) -> Call:
+    return prepare(x, axis)[0]
+
+
+def batches(paths: Sequence[Route]) -> Iterator[list[Route]]:
+    batch: list[Route] = []
+    for path in paths:
+        elements = sum(int(np.prod(p.shape)) for p in (*batch, path))
+        if batch and (len(batch) == BATCH or elements > BATCH_ELEMENTS):
+            yield batch
+            batch = []
+        batch.append(path)
+    if batch:
+        yield batch
 
 
 # ---- The run
@@ -239,19 +255,20 @@ def measure(paths: Sequence[Route], seconds: float, cpus: Sequence[int]) -> list
     groups: dict[Route, dict[str, timing.Case]] = {}
     for path in paths:
         of = operands(path)
-        calls = {"ours": ours(path, of), **dict(peers(path, of))}
+        calls = {"ours": ours(path, of)}
         if (path.function, path.options) != ("softmax", "none"):
             calls["plain"] = functools.partial(sml.softmax, of["x"], 1)
+        for name, prepare in peers(path, of).items():
+            try:
+                call = prepare()
+                call()
+            except Exception as error:  # it does not have the dtype, say
+                print(f"{name} left out of {path}: {str(error).splitlines()[0]}", file=sys.stderr)
+            else:
+                calls[name] = call
         level = _bench.cache_level(of["x"].nbytes // 4)
         groups[path] = {}
         for name, call in calls.items():
-            try:
-                call()
-            except Exception as error:  # a peer that does not have it
-                if name in ("ours", "plain"):
-                    raise
-                warnings.warn(f"{name}, {path}: {error}", stacklevel=1)
-                continue
             groups[path][name] = timing.Case(
                 f"{path} {name}",
                 timing.repeated(call),
@@ -322,7 +339,10 @@ def main() -> None:
     paths = pairwise(grid(), args.seed) if args.quick else grid()
     rows: list[dict[str, Any]] = []
     if args.out and args.out.exists():
-        rows = [json.loads(line) for line in args.out.read_text().splitlines()]
+        try:
+            rows = [json.loads(line) for line in args.out.read_text().splitlines()]
+        except ValueError as error:
+            parser.error(f"--out {args.out} is no result of this program: {error}")
     keys = [field for field in Route.__dataclass_fields__]
     done = {tuple(row[key] for key in keys) for row in rows}
     left = [path for path in paths if tuple(asdict(path).values()) not in done]
@@ -334,8 +354,8 @@ def main() -> None:
     try:
         with timing.pinned(cpus), sml.threads(1), Progress(console=console) as progress:
             task = progress.add_task("paths", total=len(left))
-            for start in range(0, len(left), BATCH):
-                found = measure(left[start : start + BATCH], args.seconds, cpus)
+            for batch in batches(left):
+                found = measure(batch, args.seconds, cpus)
                 rows += found
                 if args.out:
                     with args.out.open("a") as file:

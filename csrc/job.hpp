@@ -79,16 +79,17 @@ struct Job {
 
   int64_t rows, n;
 
-  bool plain;        // the elements are those of x, all of them, and nothing else is in the sum
-  bool linear;       // not direct for its options alone: x, bias, where, out contiguous in a row
-  bool direct;       // x and out contiguous within a row, of one dtype, the elements those of x
-  bool same_layout;  // of x and out: they may be one
-  bool in_place;     // and are
-  bool dense;        // x and out have no gaps
-  Range range[2];    // kX, kOut
-  int64_t tile;      // so many adjacent rows at once, gathered to be direct or as columns; 0: none
-  bool streaming;    // streaming stores in the last pass
-  int64_t split;     // into how many runs of blocks parallel_for spreads each row; 0: not at all
+  bool elements_of_x;  // no scale, bias or mask: arguments are the elements of x
+  bool plain;          // that, of all of them, and nothing else is in the sum
+  bool linear;         // not direct for its options alone: x, bias, where, out contiguous in a row
+  bool direct;         // x and out contiguous within a row, of one dtype, the elements those of x
+  bool same_layout;    // of x and out: they may be one
+  bool in_place;       // and are
+  bool dense;          // x and out have no gaps
+  Range range[2];      // kX, kOut
+  int64_t tile;    // so many adjacent rows at once, gathered to be direct or as columns; 0: none
+  bool streaming;  // streaming stores in the last pass
+  int64_t split;   // into how many runs of blocks parallel_for spreads each row; 0: not at all
 
   softmaxlib_parallel_for parallel_for;
   void* parallel_context;

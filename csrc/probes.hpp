@@ -103,7 +103,7 @@ inline void run_pass_alone(Pass pass, bool streaming, const float* x, float* y, 
   job.base[kOut] = reinterpret_cast<char*>(y);
   job.n = n;
   job.rows = 1;
-  job.direct = true;
+  job.elements_of_x = job.direct = true;
   job.streaming = streaming;
   const Place place = {};
   int32_t one_block[kVectorsPerBlock / kVectorsPerChunk] = {};

@@ -114,7 +114,7 @@ def leaves_float32(x, temperature=1.0, bias=0.0, **_):
 
 def rounds_arguments(x, temperature=1.0, bias=None, **_):
     """Tell whether x / temperature and bias are too large for their sum to be kept."""
-    if bias is None:
+    if bias is None or (x.dtype != np.float64 and np.all(np.asarray(temperature) == 1)):
         return False
     with np.errstate(all="ignore"):
         parts = np.abs(np.asarray(x, np.longdouble) / np.asarray(temperature, np.longdouble))

@@ -23,33 +23,93 @@ struct BatchSums {
   InLanes<V> sum, error;
   V reference;
 
-  // Where a sum can be trusted.
-  bool usable(V value, bool (&alone)[V::lanes]) const {
-    if (all_usable(reference, value)) return true;
+  // Rows whose sums cannot be trusted are to be computed alone.
+  void check(V value, bool (&alone)[V::lanes]) const {
+    if (all_usable(reference, value)) return;
     typename V::elem r[V::lanes], v[V::lanes];
     store(r, reference);
     store(v, value);
     for (int i = 0; i < V::lanes; ++i) alone[i] |= !SOFTMAX_ISA::usable(r[i], v[i]);
-    return false;
   }
 };
+
+// Lanes of a row, a vector of rows each, as sum_lanes() folds those of one vector; what is missing
+// to all of them is +0.
+template <class V>
+SOFTMAXLIB_INLINE InLanes<V> fold_lanes(const typename V::elem* lanes, int count) {
+  const auto at = [=](int i) SOFTMAXLIB_INLINE_LAMBDA {
+    return InLanes<V>::of(load(lanes + i * V::lanes));
+  };
+  InLanes<V> eight[8];
+  for (int i = 0; i < 8; ++i) {
+    eight[i] = i < count ? at(i) : in_all(0, V());
+    if (i + 8 < count) eight[i] = eight[i] + at(i + 8);
+  }
+  return fold_eight(eight);
+}
+
+// Up to four exponentials, in step where they are four.
+template <class F, class X, class V = typename F::V>
+SOFTMAXLIB_INLINE void evaluate_up_to_four(const F& f, const X* x, int some, V magic, V floor,
+                                           V* t) {
+  if constexpr (!F::kFollows) {
+    for (int k = 0; k < some; ++k) f.template evaluate<1>(x + k, t + k);
+  } else if (some == 4) {
+    for (int k = 0; k < 4; k += kInStep) f.template evaluate<kInStep>(x + k, magic, floor, t + k);
+  } else {
+    for (int k = 0; k < some; ++k) f.template evaluate<1>(x + k, magic, floor, t + k);
+  }
+}
 
 // The element that each row holds out of its sum: a column per lane of the row.
 template <class V>
 struct BatchHeld {
   V hi, lo;
   InLanes<V> others;  // f of what the other lanes hold, summed
+
+  // take_largest() of rows/terms.hpp for a vector of rows, which hold one element in each of so
+  // many lanes.
+  template <class F, class X>
+  BatchHeld(const F& f, const X* held, int lanes, V magic, V floor) {
+    using T = typename V::elem;
+    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
+    V place = zero;
+    hi = high(held[0]);
+    lo = to_pair(held[0]).lo;
+    for (int i = 1; i < lanes; ++i) {
+      const Pair<V> x = to_pair(held[i]);
+      const auto larger = gt(x.hi, hi);
+      hi = select(larger, x.hi, hi);
+      lo = select(larger, x.lo, lo);
+      place = select(larger, V::set1(static_cast<T>(i)), place);
+    }
+    alignas(64) T terms[V::lanes * V::lanes];
+    for (int i = 0; i < lanes; i += 4) {
+      const int some = lanes - i < 4 ? lanes - i : 4;
+      X x[4];
+      V t[4];
+      for (int k = 0; k < some; ++k) {
+        const auto is_it = eq(place, V::set1(static_cast<T>(i + k)));
+        const Pair<V> one = to_pair(held[i + k]);
+        from_pair(Pair<V>{select(is_it, none, one.hi), select(is_it, zero, one.lo)}, x[k]);
+      }
+      evaluate_up_to_four(f, x, some, magic, floor, t);
+      for (int k = 0; k < some; ++k) store(terms + (i + k) * V::lanes, t[k]);
+    }
+    others = fold_lanes<V>(terms, lanes);
+  }
 };
 
 // ---- What is computed of a row. Each has the function of an element F, whether each lane holds
 // its largest argument out of the sum, whether terms are kept; finish(), which makes what follows
 // the sums, a row per lane; and the rows' results where terms are not kept.
 
-template <class Vector>
-struct BatchOfSoftmax {
-  using V = Vector;
+// f / sum of f: softmax and stablemax.
+template <class Function>
+struct BatchOfRatio {
+  using F = Function;
+  using V = typename F::V;
   using T = typename V::elem;
-  using F = Exp<V>;
   static constexpr bool kHolds = false, kReduces = false, kOneIsOne = true;
 
   alignas(64) T scale[V::lanes];
@@ -57,27 +117,20 @@ struct BatchOfSoftmax {
   void finish(const BatchSums<V>& sums, bool (&alone)[V::lanes]) {
     const V r = reciprocals<V>(sums.sum, sums.error).value();
     store(scale, r);
-    sums.usable(r, alone);
+    if constexpr (F::kFollows) {
+      sums.check(r, alone);
+    } else {  // nothing is wrong with a sum that needs no other reference
+      double sum[V::lanes];
+      store_lanes(sum, sums.sum);
+      for (int i = 0; i < V::lanes; ++i)
+        alone[i] |= !positive_finite(sum[i]) || stable_reference<V>(sum[i]) != 0;
+    }
   }
 };
-
-template <class Vector>
-struct BatchOfStablemax {
-  using V = Vector;
-  using T = typename V::elem;
-  using F = Stable<V>;
-  static constexpr bool kHolds = false, kReduces = false, kOneIsOne = true;
-
-  alignas(64) T scale[V::lanes];
-
-  void finish(const BatchSums<V>& sums, bool (&alone)[V::lanes]) {
-    store(scale, reciprocals<V>(sums.sum, sums.error).value());
-    double sum[V::lanes];
-    store_lanes(sum, sums.sum);
-    for (int i = 0; i < V::lanes; ++i)
-      alone[i] |= !(positive_finite(sum[i]) && stable_reference<V>(sum[i]) == 0);
-  }
-};
+template <class V>
+using BatchOfSoftmax = BatchOfRatio<Exp<V>>;
+template <class V>
+using BatchOfStablemax = BatchOfRatio<Stable<V>>;
 
 // log1p(rest / e^held), as log1p_pair() gives it.
 template <class V>
@@ -126,7 +179,7 @@ struct BatchOfLogSoftmax {
     store(hi_, held.hi);
     store(lo_, held.lo);
     store(log_rest_, (rest.hi + rest.lo).value());
-    sums.usable(sums.sum.value(), alone);
+    sums.check(sums.sum.value(), alone);
   }
   auto result(int r) const {
     return [hi = V::set1(hi_[r]), lo = V::set1(lo_[r]), log_rest = V::set1(log_rest_[r])](auto x)
@@ -153,7 +206,7 @@ struct BatchOfLogsumexp {
     const LogRest<V> rest(sums, held);
     const InLanes<V> large = (in_all(0, V()) + InLanes<V>::of(held.hi)) + rest.hi;
     store(value_, (large + (InLanes<V>::of(held.lo) + rest.lo)).value());
-    sums.usable(sums.sum.value(), alone);
+    sums.check(sums.sum.value(), alone);
   }
   T value(int r) const { return value_[r]; }
   const T* values() const { return value_; }
@@ -244,7 +297,7 @@ class Batch {
     if (F::kFollows && n_ > kGroup) alone_[r] |= any(gt(top, V::set1(limit_[r])));
     if constexpr (P::kHolds) {
       store(held_[r], high(held));
-      store(held_low_[r], to_pair(held).lo);
+      if constexpr (kLow) store(held_low_[r], held.lo);
     }
     keep(r, lanes);
   }
@@ -253,7 +306,10 @@ class Batch {
   SOFTMAXLIB_NOINLINE void finish(bool collects) {
     const BatchSums<V> sums = fold();
     if constexpr (P::kHolds) {
-      const BatchHeld<V> held = take_largest();
+      const ExpInLanes<V, F> exp(load(reference_));
+      X columns[kLanes];
+      columns_of_held(columns);
+      const BatchHeld<V> held(F(0), columns, kLanes, exp.magic(), exp.floor());
       BatchSums<V> all = sums;
       two_sum(all.sum, all.error, held.others);
       of_.finish(all, held, alone_);
@@ -327,7 +383,7 @@ class Batch {
       one.sum = f64x8::set1(1);
       keep(r, one);
       store(held_[r], V::set1(0));
-      store(held_low_[r], V::set1(0));
+      if constexpr (kLow) store(held_low_[r], V::set1(0));
     }
     if constexpr (F::kFollows) {
       alignas(64) T tops[kLanes][kLanes];
@@ -385,48 +441,15 @@ class Batch {
     for (int i = 1; i < 8; ++i) two_sum(sum.all, error.all, a[i]);
     error.all = error.all + fold_eight(b);
   }
-  static void two_sum(InLanes<f32x16>& sum, InLanes<f32x16>& error, InLanes<f32x16> x) {
-    SOFTMAX_ISA::two_sum(sum.low, error.low, x.low);
-    SOFTMAX_ISA::two_sum(sum.high, error.high, x.high);
-  }
-  static void two_sum(InLanes<f64x8>& sum, InLanes<f64x8>& error, InLanes<f64x8> x) {
-    SOFTMAX_ISA::two_sum(sum.all, error.all, x.all);
-  }
-  static void two_sum(f64x8& sum, f64x8& error, f64x8 x) { SOFTMAX_ISA::two_sum(sum, error, x); }
-
-  // Of what the lanes of each row hold all but the largest joins the sum: take_largest() of
-  // terms.hpp for all rows at once.
-  BatchHeld<V> take_largest() const {
-    V hi[kLanes], lo[kLanes];
-    columns_of(held_, hi);
-    columns_of(held_low_, lo);
-    V place = V::set1(0);
-    BatchHeld<V> held = {hi[0], lo[0], {}};
-    for (int j = 1; j < kLanes; ++j) {
-      const auto larger = gt(hi[j], held.hi);
-      held.hi = select(larger, hi[j], held.hi);
-      held.lo = select(larger, lo[j], held.lo);
-      place = select(larger, V::set1(static_cast<T>(j)), place);
-    }
-    const ExpInLanes<V, F> exp(load(reference_));
-    InLanes<V> terms[kLanes];
-    for (int j = 0; j < kLanes; ++j) {
-      const auto is_it = eq(place, V::set1(static_cast<T>(j)));
-      const Pair<V> x = {select(is_it, V::set1(static_cast<T>(-INFINITY)), hi[j]),
-                         select(is_it, V::set1(0), lo[j])};
-      terms[j] = InLanes<V>::of(exp(x));
-    }
-    InLanes<V> eight[8];
-    for (int j = 0; j < 8; ++j)
-      eight[j] = kLanes == 16 ? terms[j] + terms[j + kLanes / 2] : terms[j];
-    held.others = fold_eight(eight);
-    return held;
-  }
-  static void columns_of(const T (&rows)[kLanes][kLanes], V (&column)[kLanes]) {
+  // What the rows hold, a vector of rows for each lane.
+  void columns_of_held(X (&column)[kLanes]) const {
+    V low[8];
     for (int j = 0; j < kLanes; j += 8) {
-      V c[8];
-      load_columns(rows[0] + j, kLanes, c);
-      for (int k = 0; k < 8; ++k) column[j + k] = c[k];
+      V hi[8];
+      load_columns(held_[0] + j, kLanes, hi);
+      if constexpr (kLow) load_columns(held_low_[0] + j, kLanes, low);
+      for (int k = 0; k < 8; ++k)
+        from_pair(Pair<V>{hi[k], kLow ? low[k] : V::set1(0)}, column[j + k]);
     }
   }
 
@@ -455,7 +478,7 @@ class Batch {
   alignas(64) T reference_[kLanes], magic_[kLanes], floor_[kLanes], limit_[kLanes];
   alignas(64) double sums_[2][8][8];
   alignas(64) T held_[kLanes][kLanes];
-  alignas(64) T held_low_[kLanes][kLanes];
+  alignas(64) T held_low_[kLow ? kLanes : 1][kLanes];
   bool alone_[kLanes], any_alone_ = false, resolved_ = false;
   P of_;
 };
@@ -511,8 +534,8 @@ inline void run_any_batches(const Job& job, int64_t start, int64_t stop, char* s
                             void (*alone)(const Job& job, int64_t row)) {
   using V = typename P::V;
   const bool wide = job.dtype[kX] == SOFTMAXLIB_F32 || job.dtype[kX] == SOFTMAXLIB_F64;
-  if (job.direct && wide) run_batches<P, V, false>(job, start, stop, scratch, alone);
-  else if (takes_x_as_it_is(job)) run_batches<P, V, true>(job, start, stop, scratch, alone);
+  if (job.direct && wide && !job.causal) run_batches<P, V, false>(job, start, stop, scratch, alone);
+  else if (job.elements_of_x) run_batches<P, V, true>(job, start, stop, scratch, alone);
   else run_batches<P, Pair<V>, true>(job, start, stop, scratch, alone);
 }
 

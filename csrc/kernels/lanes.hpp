@@ -56,7 +56,7 @@ class LaneGroups {
             prefetch(ahead);
             x[k] = argument(g, j + k);
           }
-          evaluate_up_to_four(f, x, some, g, t);
+          evaluate(f, x, some, g, t);
           for (int k = 0; k < some; ++k) store(column(hi_, g, j + k), t[k]);
         }
     bool good = true;
@@ -169,17 +169,9 @@ class LaneGroups {
     sums.reference = F::kFollows ? load(reference_[g]) : V::set1(0);
     return sums;
   }
-  template <int N>
-  SOFTMAXLIB_INLINE void evaluate_some(const F& f, const X* x, int g, V* t) const {
-    if constexpr (F::kFollows) f.template evaluate<N>(x, load(magic_[g]), load(floor_[g]), t);
-    else f.template evaluate<N>(x, t);
-  }
-
-  SOFTMAXLIB_INLINE void evaluate_up_to_four(const F& f, const X* x, int some, int g, V* t) const {
-    if (some == 4)
-      for (int k = 0; k < 4; k += kInStep) evaluate_some<kInStep>(f, x + k, g, t + k);
-    else
-      for (int k = 0; k < some; ++k) evaluate_some<1>(f, x + k, g, t + k);
+  SOFTMAXLIB_INLINE void evaluate(const F& f, const X* x, int some, int g, V* t) const {
+    if constexpr (F::kFollows) evaluate_up_to_four(f, x, some, load(magic_[g]), load(floor_[g]), t);
+    else evaluate_up_to_four(f, x, some, V::set1(0), V::set1(0), t);
   }
 
   // Terms of a whole row, a vector each, as Lanes adds them up and folds them into a Total.
@@ -240,61 +232,25 @@ class LaneGroups {
         const int from = i + (q + 1) * kLanes, some = n_ - from < 4 ? n_ - from : 4;
         X x[4];
         for (int k = 0; k < some; ++k) x[k] = hold(held[i + k], argument(g, from + k));
-        if (some > 0) evaluate_up_to_four(f, x, some, g, t[q]);
+        if (some > 0) evaluate(f, x, some, g, t[q]);
         for (int k = some > 0 ? some : 0; k < 4; ++k) t[q][k] = V::set1(0);
       }
       for (int k = 0; k < 4; ++k) store(terms + (i + k) * kLanes, t[0][k] + (t[1][k] + t[2][k]));
     }
     BatchSums<V> sums = {in_all(0, V()), in_all(0, V()), load(reference_[g])};
-    if (n_ > kLanes) {
-      const int summed = n_ - kLanes < kLanes ? n_ - kLanes : kLanes;
-      InLanes<V> lane[8];
-      for (int i = 0; i < 8; ++i) {
-        lane[i] = i < summed ? InLanes<V>::of(load(terms + i * kLanes)) : in_all(0, V());
-        if (kLanes == 16 && i + 8 < summed)
-          lane[i] = lane[i] + InLanes<V>::of(load(terms + (i + 8) * kLanes));
-      }
-      fold(lane, sums);
-    }
-    V place = V::set1(0);
-    BatchHeld<V> top = {high(held[0]), to_pair(held[0]).lo, {}};
-    for (int i = 1; i < lanes; ++i) {
-      const auto larger = gt(high(held[i]), top.hi);
-      top.hi = select(larger, high(held[i]), top.hi);
-      if constexpr (kLow) top.lo = select(larger, held[i].lo, top.lo);
-      place = select(larger, V::set1(static_cast<T>(i)), place);
-    }
-    for (int i = 0; i < lanes; i += 4) {
-      const int some = lanes - i < 4 ? lanes - i : 4;
-      X x[4];
-      V t[4];
-      for (int k = 0; k < some; ++k) {
-        const auto is_it = eq(place, V::set1(static_cast<T>(i + k)));
-        const Pair<V> pair = {
-            select(is_it, V::set1(static_cast<T>(-INFINITY)), high(held[i + k])),
-            kLow ? select(is_it, V::set1(0), to_pair(held[i + k]).lo) : V::set1(0)};
-        from_pair(pair, x[k]);
-      }
-      evaluate_up_to_four(f, x, some, g, t);
-      for (int k = 0; k < some; ++k) store(terms + (i + k) * kLanes, t[k]);
-    }
-    InLanes<V> lane[8];
-    for (int i = 0; i < 8; ++i) {
-      lane[i] = i < lanes ? InLanes<V>::of(load(terms + i * kLanes)) : in_all(0, V());
-      if (kLanes == 16 && i + 8 < lanes)
-        lane[i] = lane[i] + InLanes<V>::of(load(terms + (i + 8) * kLanes));
-    }
-    top.others = fold_eight(lane);
-    add(sums, top.others);
+    if (n_ > kLanes) sums = summed(terms, n_ - kLanes < kLanes ? n_ - kLanes : kLanes, sums);
+    const BatchHeld<V> top(f, held, lanes, load(magic_[g]), load(floor_[g]));
+    two_sum(sums.sum, sums.error, top.others);
     sums.sum = sums.sum + InLanes<V>::of(invalid);
     of_[g].finish(sums, top, alone_[g]);
   }
-  static void add(BatchSums<f32x16>& sums, InLanes<f32x16> x) {
-    two_sum(sums.sum.low, sums.error.low, x.low);
-    two_sum(sums.sum.high, sums.error.high, x.high);
+  static BatchSums<f32x16> summed(const float* lanes, int count, BatchSums<f32x16> sums) {
+    sums.sum = fold_lanes<f32x16>(lanes, count);
+    return sums;
   }
-  static void add(BatchSums<f64x8>& sums, InLanes<f64x8> x) {
-    two_sum(sums.sum.all, sums.error.all, x.all);
+  static BatchSums<f64x8> summed(const double* lanes, int count, BatchSums<f64x8> sums) {
+    for (int i = 0; i < count; ++i) two_sum(sums.sum.all, sums.error.all, load(lanes + i * 8));
+    return sums;
   }
 
   int n_, pitch_;
@@ -436,7 +392,7 @@ template <class P>
 inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
                              void (*alone)(const Job& job, int64_t row)) {
   using V = typename P::V;
-  if (takes_x_as_it_is(job) && !job.causal) run_in_lanes<P, V>(job, start, stop, alone);
+  if (job.elements_of_x && !job.causal) run_in_lanes<P, V>(job, start, stop, alone);
   else run_in_lanes<P, Pair<V>>(job, start, stop, alone);
 }
 

@@ -45,7 +45,7 @@ class Distribution {
   bool valid() const { return valid_; }
   const RowSum<E>& total() const { return total_; }
   // Less than the whole double tells values apart.
-  bool has_floats() const { return plain_.direct() && sizeof(T) == 4; }
+  bool has_floats() const { return plain_.has_elements_of_x() && sizeof(T) == 4; }
 
   // visit(first element, count, values, what they leave, weights) for every chunk, until it returns
   // true. Values are not shifted, which would round some of them to one, but where x would be lost

@@ -18,10 +18,15 @@ inline bool usable(const Total& total) {
 // Of all terms, the sink too; NaN where that is.
 template <class D>
 inline Pair<double> exact_max_of(Row<D>& row) {
-  Pair<double> top = row.direct() ? Pair<double>{max_of_row(row), 0} : row.staged_max();
-  if ((top.hi == INFINITY || top.hi == -INFINITY) && !row.direct()) {
-    row.go_far();  // should they have left the range on their way
+  Pair<double> top = {-INFINITY, 0};
+  if (row.has_elements_of_x()) {
+    top.hi = max_of_row(row);
+  } else {
     top = row.staged_max();
+    if (top.hi == INFINITY || top.hi == -INFINITY) {  // its arguments may have left the range
+      row.go_far();
+      top = row.staged_max();
+    }
   }
   const double sink = row.far_sink();
   return sink > top.hi || sink != sink ? Pair<double>{sink, 0} : top;

@@ -14,16 +14,6 @@ constexpr double kCount[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
 // Of one row; all positions count from its first element.
 template <class V>
 struct Terms {
-  // To another row whose factor is the same.
-  void move_to(const Job& job, const Place& place) {
-    if (job.base[kBias]) bias = job.base[kBias] + place.offset[kBias];
-    if (bias_is_constant) constant = row_operand(job, place, kBias, 0);
-    if (job.base[kWhere])
-      where = reinterpret_cast<const uint8_t*>(job.base[kWhere] + place.offset[kWhere]);
-    slope = row_operand(job, place, kSlope, 0);
-    query = static_cast<double>(place.offset[kQuery]);
-  }
-
   const char* bias;  // NULL: none
   softmaxlib_dtype bias_dtype;
   bool bias_is_constant;
@@ -34,7 +24,7 @@ struct Terms {
   double query, offset;           // and from where it counts
   Arguments<V> arguments;
 
-  Terms(const Job& job, const Place& place, const Affine& affine)
+  Terms(const Job& job, const Place& place, const Arguments<V>& how)
       : bias(job.base[kBias] ? job.base[kBias] + place.offset[kBias] : nullptr),
         bias_dtype(job.dtype[kBias]),
         bias_is_constant(bias && job.inner[0].stride[kBias] == 0),
@@ -47,7 +37,7 @@ struct Terms {
         slope(row_operand(job, place, kSlope, 0)),
         query(static_cast<double>(place.offset[kQuery])),
         offset(static_cast<double>(job.causal_offset)),
-        arguments(affine) {}
+        arguments(how) {}
 };
 
 inline void widen(f32x16 v, InLanes<f32x16>& to) { to = InLanes<f32x16>::of(v); }
@@ -142,25 +132,25 @@ struct Combined {
   static SOFTMAXLIB_INLINE bool load_floats(const char*, int, f64x8&) { return false; }
 
   SOFTMAXLIB_INLINE Value combined(V v, int64_t i, int n) const {
-    if (!terms->where) return argument(v, i, n);
+    const auto wide = [&] { return wide_bias(i, n); };
+    const bool has_bias = terms->bias || terms->slope != 0;
+    if (!terms->where) {
+      if (!has_bias) return combine(v, terms->arguments, wide);
+      return combine(v, bias_at(i, n), terms->arguments, wide);
+    }
+    // What is not seen may be anything, so it is made 0 first.
     const uint8_t* const where = terms->where + (start - terms->where_from) + i;
     const auto in = n == V::lanes ? load_mask(where, v) : partial_mask(where, n, v);
     const V zero = V::set1(0);
-    const Value z = argument(select(in, v, zero), i, n, in);  // what is not seen may be anything
+    Value z;
+    if (!has_bias) {
+      z = combine(select(in, v, zero), terms->arguments, wide);
+    } else {
+      const Value bias = bias_at(i, n);
+      const Value seen = {select(in, bias.hi, zero), select(in, bias.lo, zero)};
+      z = combine(select(in, v, zero), seen, terms->arguments, wide);
+    }
     return {select(in, z.hi, V::set1(static_cast<T>(-INFINITY))), select(in, z.lo, zero)};
-  }
-  SOFTMAXLIB_INLINE Value argument(V v, int64_t i, int n) const {
-    const auto wide = [&] { return wide_bias(i, n); };
-    if (!terms->bias && terms->slope == 0) return combine(v, terms->arguments, wide);
-    return combine(v, bias_at(i, n), terms->arguments, wide);
-  }
-  SOFTMAXLIB_INLINE Value argument(V v, int64_t i, int n, typename V::Mask in) const {
-    const auto wide = [&] { return wide_bias(i, n); };
-    if (!terms->bias && terms->slope == 0) return combine(v, terms->arguments, wide);
-    const V zero = V::set1(0);
-    const Value bias = bias_at(i, n);
-    return combine(v, Value{select(in, bias.hi, zero), select(in, bias.lo, zero)}, terms->arguments,
-                   wide);
   }
   static typename V::Mask partial_mask(const uint8_t* p, int n, V like) {
     uint8_t bytes[V::lanes] = {};
@@ -169,13 +159,59 @@ struct Combined {
   }
 };
 
-// What there is of a bias or a mask that lies in memory as kernels read it.
+// Whether the elements of a row follow each other in memory.
 inline bool is_contiguous(const Job& job, Operand k, int64_t item) {
   return job.inner_ndim == 1 && (job.inner[0].size == 1 || job.inner[0].stride[k] == item);
 }
 inline int64_t float_item(softmaxlib_dtype dtype) {
   constexpr int64_t kSizes[] = {4, 8, 2, 2};
   return kSizes[dtype];
+}
+
+// Where a part of a bias and a mask waits that is neither contiguous nor the same for all of a row.
+template <class V>
+class GatheredOptions {
+ public:
+  // Points terms to elements [start, start + n), gathered if they have to be.
+  void gather_into(Terms<V>& terms, const Job& job, const Place& place, int64_t start, int64_t n) {
+    const bool same_bias = terms.bias_is_constant && job.inner_ndim == 1;
+    if (terms.bias && !same_bias && !is_contiguous(job, kBias, float_item(job.dtype[kBias]))) {
+      for_runs(job, place, kBias, start, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather_any(job.dtype[kBias], p, stride, count, bias_ + done);
+               });
+      terms.bias = reinterpret_cast<const char*>(bias_);
+      terms.bias_dtype = SOFTMAXLIB_F64;
+      terms.bias_is_constant = false;
+      terms.bias_from = start;
+    }
+    if (terms.where && !is_contiguous(job, kWhere, 1)) {
+      for_runs(job, place, kWhere, start, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather<uint8_t>(p, stride, count, where_ + done);
+               });
+      terms.where = where_;
+      terms.where_from = start;
+    }
+  }
+
+ private:
+  static constexpr int kChunk = kVectorsPerChunk * V::lanes;
+  alignas(64) double bias_[kChunk];
+  uint8_t where_[kChunk];
+};
+
+// The arguments of n elements, as hi + lo; whole vectors are written, with -inf beyond the end.
+template <class T, class V = typename vector_of<T>::type>
+SOFTMAXLIB_NOINLINE void combine_all(Combined<T> source, int64_t n, T* hi, T* lo) {
+  for (int64_t i = 0; i < n; i += V::lanes) {
+    const int64_t left = n - i;
+    const Pair<V> z = left >= V::lanes
+                          ? source.load(i)
+                          : source.load_n(i, static_cast<int>(left), static_cast<T>(-INFINITY));
+    store(hi + i, z.hi);
+    store(lo + i, z.lo);
+  }
 }
 
 // A chunk of a row on its way in, as hi + lo, and out: for rows that are strided, of another dtype,
@@ -188,8 +224,6 @@ struct Stage {
   alignas(64) T hi[kChunk];
   alignas(64) T lo[kChunk];
   alignas(64) T y[kChunk];
-  alignas(64) double bias[kChunk];
-  uint8_t where[kChunk];
 
   // Elements [start, start + n) as they are.
   SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int n) {
@@ -207,10 +241,7 @@ struct Stage {
     if (job.dtype[kX] == kOwn && is_contiguous(job, kX, sizeof(T)))
       x = reinterpret_cast<const T*>(job.base[kX] + place.offset[kX]) + start;
     else fetch(job, place, start, n);
-    const Combined<T> source = {x, &terms, start};
-    int i = 0;
-    for (; i + kLanes <= n; i += kLanes) put(i, source.load(i));
-    if (i < n) put(i, source.load_n(i, n - i, static_cast<T>(-INFINITY)));
+    combine_all<T>({x, &terms, start}, n, hi, lo);
   }
 
   // The larger of `top` and their maximum as an unevaluated sum, in the affine's unit: factor and
@@ -251,34 +282,14 @@ struct Stage {
   }
 
  private:
-  SOFTMAXLIB_INLINE void put(int i, Pair<V> z) {
-    store(hi + i, z.hi);
-    store(lo + i, z.lo);
-  }
   Terms<V> fetch_operands(const Job& job, const Place& place, int64_t start, int n,
                           const Affine& affine) {
-    Terms<V> terms(job, place, affine);
-    if (terms.bias && !(terms.bias_is_constant && job.inner_ndim == 1) &&
-        !is_contiguous(job, kBias, float_item(job.dtype[kBias]))) {
-      for_runs(job, place, kBias, start, n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 gather_any(job.dtype[kBias], p, stride, count, bias + done);
-               });
-      terms.bias = reinterpret_cast<const char*>(bias);
-      terms.bias_dtype = SOFTMAXLIB_F64;
-      terms.bias_is_constant = false;
-      terms.bias_from = start;
-    }
-    if (terms.where && !is_contiguous(job, kWhere, 1)) {
-      for_runs(job, place, kWhere, start, n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 gather<uint8_t>(p, stride, count, where + done);
-               });
-      terms.where = where;
-      terms.where_from = start;
-    }
+    Terms<V> terms(job, place, Arguments<V>(affine));
+    options_.gather_into(terms, job, place, start, n);
     return terms;
   }
+
+  GatheredOptions<V> options_;
 };
 
 }  // namespace

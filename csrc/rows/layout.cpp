@@ -296,19 +296,18 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
   job->dense = x.size && out.size && !x.repeats && job->range[kX].span() == x.size * x_item &&
                job->range[kOut].span() == out.size * out_item;
 
-  const bool elements_of_x = !options.bias && !options.where && !job_has(*job, kScale) &&
-                             !options.alibi_slopes && is_one(job->temperature) &&
-                             is_one(job->scale);
+  job->elements_of_x = !options.bias && !options.where && !job_has(*job, kScale) &&
+                       !options.alibi_slopes && is_one(job->temperature) && is_one(job->scale);
   const Dim& row = job->inner[0];
   const auto steps = [&row](Operand k, int64_t step) {
     return row.size == 1 || row.stride[k] == step;
   };
-  job->plain = elements_of_x && !job->causal && !options.sinks;
+  job->plain = job->elements_of_x && !job->causal && !options.sinks;
   const bool contiguous = job->inner_ndim == 1 && job->dtype[kX] == job->dtype[kOut] &&
                           steps(kX, x_item) && (job->reduces || steps(kOut, out_item));
-  job->direct = contiguous && elements_of_x;
+  job->direct = contiguous && job->elements_of_x;
   job->linear =
-      contiguous && !elements_of_x && (!options.where || steps(kWhere, 1)) &&
+      contiguous && !job->elements_of_x && (!options.where || steps(kWhere, 1)) &&
       (!options.bias || row.stride[kBias] == 0 || steps(kBias, item_size(job->dtype[kBias])));
   return SOFTMAXLIB_OK;
 }

@@ -156,6 +156,13 @@ inline void map_elements(Source x, D* y, int64_t n, bool streaming, F f) {
   for (; i < n; i += kLanes) some(i, n - i < kLanes ? n - i : kLanes);
 }
 
+// How many elements a row sees: causal ones those up to column i + causal_offset.
+inline int64_t visible_elements(const Job& job, const Place& place) {
+  const int64_t i = place.offset[kQuery], offset = job.causal_offset;
+  if (!job.causal || offset >= job.n - 1 - i) return job.n;
+  return offset < -i ? 0 : i + offset + 1;
+}
+
 // T: the arithmetic's type. Rows of it are read and written where they are; all others through a
 // Stage.
 template <class T_>
@@ -172,7 +179,7 @@ class Row {
         place_(place),
         x_(reinterpret_cast<const T*>(job.base[kX] + place.offset[kX])),
         y_(reinterpret_cast<T*>(job.base[kOut] + place.offset[kOut])),
-        n_(job.causal ? visible(job, place) : job.n),
+        n_(visible_elements(job, place)),
         reads_x_(job.direct && job.dtype[kX] == kOwn),
         writes_y_((job.direct || job.linear) && job.dtype[kOut] == kOwn) {
     results_ = reinterpret_cast<BlockResult*>(scratch);
@@ -182,7 +189,7 @@ class Row {
 
   int64_t size() const { return n_; }
   int64_t blocks() const { return (n_ + kBlock - 1) / kBlock; }
-  bool direct() const { return job_.direct; }
+  bool has_elements_of_x() const { return job_.elements_of_x; }
   bool contiguous() const { return writes_y_; }
   bool in_place() const { return job_.in_place; }
   bool has_bias() const { return job_.base[kBias] || job_.base[kSlope]; }
@@ -383,7 +390,7 @@ class Row {
 
   template <class F>
   void with_chunks(int64_t start, int64_t stop, Stage<T>& stage, F visit) const {
-    const bool as_it_is = job_.direct && !shifted_;
+    const bool as_it_is = job_.elements_of_x && !shifted_;
     const Affine of_row = affine();
     for (int64_t i = start; i < stop; i += kChunk) {
       const int n = static_cast<int>(min_of(stop - i, kChunk));
@@ -403,13 +410,6 @@ class Row {
   void run_blocks(int64_t first_block, int64_t last_block, F&& run) const {
     for (int64_t b = first_block; b < last_block; ++b)
       run(b, b * kBlock, min_of((b + 1) * kBlock, n_));
-  }
-
-  // Elements up to column i + causal_offset.
-  static int64_t visible(const Job& job, const Place& place) {
-    const int64_t i = place.offset[kQuery], offset = job.causal_offset;
-    if (offset >= job.n - 1 - i) return job.n;
-    return offset < -i ? 0 : i + offset + 1;
   }
 
   const Job& job_;

@@ -93,12 +93,6 @@ struct RowRun {
   }
 };
 
-// Whether the arguments are the elements of x, so that they have no second part.
-inline bool takes_x_as_it_is(const Job& job) {
-  return !job.base[kBias] && !job.base[kWhere] && !job.base[kScale] && !job.base[kSlope] &&
-         job.temperature == 1 && job.scale == 1;
-}
-
 template <class V>
 class Stager {
  public:
@@ -107,14 +101,7 @@ class Stager {
   static constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
 
   explicit Stager(const Job& job)
-      : job_(job),
-        of_(job),
-        has_options_(!takes_x_as_it_is(job)),
-        terms_(job, RowRun(job, 0).place, affine_of(job, RowRun(job, 0).place, {0, 0})) {
-    gathers_bias_ = job.base[kBias] && !(terms_.bias_is_constant && job.inner_ndim == 1) &&
-                    !is_contiguous(job, kBias, item_of_bias());
-    gathers_where_ = job.base[kWhere] && !is_contiguous(job, kWhere, 1);
-  }
+      : job_(job), of_(job), arguments_(affine_of(job, RowRun(job, 0).place, {0, 0})) {}
 
   // The first rows of a run to hi, `pitch` elements apart, with -inf up to the pitch; with options,
   // what hi lacks to lo. visible[r]: how many elements take part in row r, as far as 2.
@@ -177,24 +164,20 @@ class Stager {
     const Combined<T> source = {reinterpret_cast<const T*>(at(kX)), &terms, 0};
     return rows == kLanes ? source.load(0) : source.load_n(0, rows, 0);
   }
-  Terms<V> terms_across(const RowRun& run) {
-    terms_.move_to(job_, run.place);
-    return terms_;
-  }
+  Terms<V> terms_across(const RowRun& run) const { return Terms<V>(job_, run.place, arguments_); }
 
   // The first rows of an even run, one after the other.
   SOFTMAXLIB_NOINLINE void fetch_even(const RowRun& run, int rows, T* hi, T* lo, int* visible) {
     const int64_t n = rows * job_.n;
     const char* const x = job_.base[kX] + run.place.offset[kX];
-    if (!has_options_) {
+    if (job_.elements_of_x) {
       convert(x, n, hi);
     } else {
       const bool as_it_is = sizeof(T) == static_cast<size_t>(of_.item_x);
       if (!as_it_is) convert(x, n, hi);
-      terms_.move_to(job_, run.place);
-      Terms<V> terms = terms_;
+      Terms<V> terms(job_, run.place, arguments_);
       terms.bias_is_constant = terms.bias && run.step.stride[kBias] == 0;
-      combine_all({as_it_is ? reinterpret_cast<const T*>(x) : hi, &terms, 0}, n, hi, lo);
+      combine_all<T>({as_it_is ? reinterpret_cast<const T*>(x) : hi, &terms, 0}, n, hi, lo);
       for (int r = 0; visible && r < rows; ++r)
         visible[r] = terms.where ? count(terms.where + r * job_.n, job_.n)
                                  : static_cast<int>(job_.n < 2 ? job_.n : 2);
@@ -214,29 +197,9 @@ class Stager {
     }
   }
 
-  // Elements that take part, in the order of x: all but those after the causal end.
-  int64_t seen(const Place& place) const {
-    if (!job_.causal) return job_.n;
-    const int64_t i = place.offset[kQuery], offset = job_.causal_offset;
-    if (offset >= job_.n - 1 - i) return job_.n;
-    return offset < -i ? 0 : i + offset + 1;
-  }
-
-  // The arguments of n elements; whole vectors are written.
-  void combine_all(Combined<T> source, int64_t n, T* hi, T* lo) {
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
-      const Pair<V> z = source.load(i);
-      store(hi + i, z.hi), store(lo + i, z.lo);
-    }
-    if (i == n) return;
-    const Pair<V> z = source.load_n(i, static_cast<int>(n - i), static_cast<T>(-INFINITY));
-    store(hi + i, z.hi), store(lo + i, z.lo);
-  }
-
   // Completes a row of the tile; returns how many elements take part, as far as 2.
   int finish(const Place& place, T* hi, T* lo, int64_t pitch) {
-    const int64_t n = seen(place);
+    const int64_t n = visible_elements(job_, place);
     int visible = n < 2 ? static_cast<int>(n) : 2;
     const T* x = hi;
     if (of_.contiguous_x && sizeof(T) == static_cast<size_t>(of_.item_x)) {
@@ -251,9 +214,11 @@ class Stager {
     }
     const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
     int64_t i = 0;
-    if (has_options_) {
-      const Terms<V>& terms = terms_of(place, n);
-      combine_all({x, &terms, 0}, n, hi, lo);
+    if (!job_.elements_of_x) {
+      const bool own = job_.base[kScale];
+      Terms<V> terms(job_, place, own ? Arguments<V>(affine_of(job_, place, {0, 0})) : arguments_);
+      options_.gather_into(terms, job_, place, 0, n);
+      combine_all<T>({x, &terms, 0}, n, hi, lo);
       i = (n + kLanes - 1) / kLanes * kLanes;
       for (int64_t j = i; j < pitch; j += kLanes) store(lo + j, zero);
       if (terms.where) visible = count(terms.where, n);
@@ -275,28 +240,6 @@ class Stager {
             load_some(job_.dtype[kX], p, static_cast<int>(n - i < kLanes ? n - i : kLanes), V()));
   }
 
-  // Bias and mask that are not contiguous, nor the same for all of a row, are gathered.
-  const Terms<V>& terms_of(const Place& place, int64_t n) {
-    if (job_.base[kScale]) terms_ = Terms<V>(job_, place, affine_of(job_, place, {0, 0}));
-    else terms_.move_to(job_, place);
-    if (gathers_bias_) {
-      for_runs(job_, place, kBias, 0, n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 gather_any(job_.dtype[kBias], p, stride, count, bias_ + done);
-               });
-      terms_.bias = reinterpret_cast<const char*>(bias_);
-      terms_.bias_dtype = SOFTMAXLIB_F64;
-      terms_.bias_is_constant = false;
-    }
-    if (gathers_where_) {
-      for_runs(job_, place, kWhere, 0, n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 gather<uint8_t>(p, stride, count, where_ + done);
-               });
-      terms_.where = where_;
-    }
-    return terms_;
-  }
   int64_t item_of_bias() const { return float_item(job_.dtype[kBias]); }
   static int count(const uint8_t* where, int64_t n) {
     int64_t seen = 0;
@@ -306,11 +249,8 @@ class Stager {
 
   const Job& job_;
   const RowsOf of_;
-  const bool has_options_;
-  bool gathers_bias_, gathers_where_;
-  Terms<V> terms_;  // of the row at hand
-  alignas(64) double bias_[kChunk];
-  uint8_t where_[kChunk];
+  const Arguments<V> arguments_;  // of all rows, but where each has its own factor
+  GatheredOptions<V> options_;
 };
 
 template <class V>
@@ -319,7 +259,7 @@ class Sender {
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes;
 
-  explicit Sender(const Job& job) : job_(job), of_(job), wide_(true), half_(true), brain_(true) {
+  explicit Sender(const Job& job) : job_(job), of_(job), own_(true), f16_(true), bf16_(true) {
     const auto at = reinterpret_cast<uintptr_t>(job.base[kOut]);
     posts_ = job.streaming && of_.contiguous_out && at % static_cast<size_t>(of_.item_out) == 0;
     for (int d = 0; d < job.outer_ndim; ++d)
@@ -404,9 +344,9 @@ class Sender {
   }
 
  private:
-  Outbox<T>& outbox_of(T*) { return wide_; }
-  Outbox<f16>& outbox_of(f16*) { return half_; }
-  Outbox<bf16>& outbox_of(bf16*) { return brain_; }
+  Outbox<T>& outbox_of(T*) { return own_; }
+  Outbox<f16>& outbox_of(f16*) { return f16_; }
+  Outbox<bf16>& outbox_of(bf16*) { return bf16_; }
 
   SOFTMAXLIB_NOINLINE void scatter(char* y, const T* e, V factor) {
     Place place = {};
@@ -425,9 +365,9 @@ class Sender {
   const RowsOf of_;
   bool posts_;
   const char* next_ = nullptr;  // where the outbox goes on; NULL: nothing is in it
-  Outbox<T> wide_;
-  Outbox<f16> half_;
-  Outbox<bf16> brain_;
+  Outbox<T> own_;
+  Outbox<f16> f16_;
+  Outbox<bf16> bf16_;
 };
 
 }  // namespace

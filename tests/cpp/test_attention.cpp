@@ -5,10 +5,11 @@
 namespace softmaxlib::test {
 namespace {
 
-constexpr int64_t kHeads = 3, kQueries = 7, kKeys = 1100;  // keys: more than a chunk
-constexpr int64_t kAll = kHeads * kQueries * kKeys;
-constexpr int64_t kShape[] = {kHeads, kQueries, kKeys};
+constexpr int64_t kHeads = 3, kQueries = 7;
 constexpr int64_t kPerHead[] = {kHeads, 1, 1};
+// Of the test that runs: rows in lanes, in batches, and of more than a chunk.
+constexpr int64_t kNumbersOfKeys[] = {20, 100, 1100};
+int64_t keys = 0, all_scores = 0, shape_of_scores[] = {kHeads, kQueries, 0};
 constexpr int32_t kAxis = 2;
 
 softmaxlib_array array_of(const void* data, softmaxlib_dtype dtype, const int64_t* shape,
@@ -20,7 +21,7 @@ std::vector<char> scores(softmaxlib_dtype dtype) {
   std::vector<char> x;
   for (uint32_t r = 0; r < kHeads * kQueries; ++r) {
     const Pattern pattern = r % 5 == 3 ? Pattern::kFarAbove : Pattern::kWide;
-    const auto row = encode_all(make_row(pattern, kKeys, dtype, r), dtype);
+    const auto row = encode_all(make_row(pattern, keys, dtype, r), dtype);
     x.insert(x.end(), row.begin(), row.end());
   }
   return x;
@@ -29,16 +30,22 @@ std::vector<char> scores(softmaxlib_dtype dtype) {
 std::vector<char> run_on(softmaxlib_function function, softmaxlib_dtype dtype,
                          const std::vector<char>& x, const Options& o) {
   const bool reduces = function == SOFTMAXLIB_LOGSUMEXP;
-  const int64_t n = reduces ? kHeads * kQueries : kAll;
+  const int64_t n = reduces ? kHeads * kQueries : all_scores;
   std::vector<char> y(static_cast<size_t>(n * item_size_of(dtype)), 0x11);
-  EXPECT_EQ(run_array(function, array_of(x.data(), dtype, kShape),
-                      array_of(y.data(), dtype, kShape, reduces ? 2 : 3), 1, &kAxis, o),
+  EXPECT_EQ(run_array(function, array_of(x.data(), dtype, shape_of_scores),
+                      array_of(y.data(), dtype, shape_of_scores, reduces ? 2 : 3), 1, &kAxis, o),
             SOFTMAXLIB_OK)
       << describe(o);
   return y;
 }
 
-struct Attention : testing::TestWithParam<softmaxlib_isa> {};
+struct Attention : testing::TestWithParam<std::tuple<softmaxlib_isa, int64_t>> {
+  Attention() {
+    keys = shape_of_scores[2] = std::get<1>(GetParam());
+    all_scores = kHeads * kQueries * keys;
+  }
+  static softmaxlib_isa isa() { return std::get<0>(GetParam()); }
+};
 
 // Runs f(function, dtype, x, Options on this ISA) for all functions and dtypes.
 template <class F>
@@ -53,15 +60,15 @@ void for_all(softmaxlib_isa isa, F f) {
 }
 
 TEST_P(Attention, CausalIsAMask) {
-  for_all(GetParam(), [](auto function, auto dtype, const auto& x, Options o) {
+  for_all(isa(), [](auto function, auto dtype, const auto& x, Options o) {
     for (const int64_t offset :
-         {int64_t{0}, int64_t{-3}, int64_t{1095}, int64_t{500}, kKeys, INT64_MAX, INT64_MIN}) {
-      std::vector<uint8_t> mask(kQueries * kKeys);
+         {int64_t{0}, int64_t{-3}, keys - 5, keys / 2, keys, INT64_MAX, INT64_MIN}) {
+      std::vector<uint8_t> mask(static_cast<size_t>(kQueries * keys));
       for (int64_t i = 0; i < kQueries; ++i)
-        for (int64_t j = 0; j < kKeys; ++j)
-          mask[static_cast<size_t>(i * kKeys + j)] =
+        for (int64_t j = 0; j < keys; ++j)
+          mask[static_cast<size_t>(i * keys + j)] =
               static_cast<long double>(j) <= static_cast<long double>(i) + offset;
-      const auto where = array_of(mask.data(), SOFTMAXLIB_BOOL, kShape + 1, 2);
+      const auto where = array_of(mask.data(), SOFTMAXLIB_BOOL, shape_of_scores + 1, 2);
       Options masked = o, causal = o;
       masked.where = &where;
       causal.causal = 1;
@@ -73,16 +80,16 @@ TEST_P(Attention, CausalIsAMask) {
 }
 
 TEST_P(Attention, AlibiIsABias) {
-  for_all(GetParam(), [](auto function, auto dtype, const auto& x, Options o) {
+  for_all(isa(), [](auto function, auto dtype, const auto& x, Options o) {
     const float slopes[] = {0.5f, 0.0625f, 0.3f};
     constexpr int64_t kOffset = 20;
-    std::vector<double> bias(kAll);
+    std::vector<double> bias(static_cast<size_t>(all_scores));
     for (int64_t h = 0; h < kHeads; ++h)
       for (int64_t i = 0; i < kQueries; ++i)
-        for (int64_t j = 0; j < kKeys; ++j)
-          bias[static_cast<size_t>((h * kQueries + i) * kKeys + j)] =
+        for (int64_t j = 0; j < keys; ++j)
+          bias[static_cast<size_t>((h * kQueries + i) * keys + j)] =
               double{slopes[h]} * static_cast<double>(j - i - kOffset);
-    const auto bias_array = array_of(bias.data(), SOFTMAXLIB_F64, kShape);
+    const auto bias_array = array_of(bias.data(), SOFTMAXLIB_F64, shape_of_scores);
     const auto slope_array = array_of(slopes, SOFTMAXLIB_F32, kPerHead);
     Options biased = o;
     biased.bias = &bias_array;
@@ -93,7 +100,7 @@ TEST_P(Attention, AlibiIsABias) {
 }
 
 TEST_P(Attention, ScaleIsOneOverTemperature) {
-  for_all(GetParam(), [](auto function, auto dtype, const auto& x, Options o) {
+  for_all(isa(), [](auto function, auto dtype, const auto& x, Options o) {
     Options divided = o;
     divided.temperature = 8;
     o.scale = 0.125;
@@ -118,7 +125,7 @@ TEST_P(Attention, ScaleIsOneOverTemperature) {
 
 // A sink is one more column, whose own result is left out.
 TEST_P(Attention, SinkIsAColumn) {
-  for_all(GetParam(), [](auto function, auto dtype, const auto& x, Options o) {
+  for_all(isa(), [](auto function, auto dtype, const auto& x, Options o) {
     if (dtype == SOFTMAXLIB_F16 || dtype == SOFTMAXLIB_BF16) return;  // rounding hides all
     const Format format = format_of(dtype);
     const int64_t item = item_size_of(dtype);
@@ -130,12 +137,12 @@ TEST_P(Attention, SinkIsAColumn) {
       for (const softmaxlib_algorithm algorithm : algorithms_of(function, dtype)) {
         o.algorithm = algorithm;
         const auto got = run_on(function, dtype, x, o);
-        const int64_t n = result_elements(function, kKeys);
+        const int64_t n = result_elements(function, keys);
         for (int64_t r = 0; r < kHeads * kQueries; ++r) {
-          const char* row = x.data() + r * kKeys * item;
-          std::vector<char> longer(row, row + kKeys * item);
+          const char* row = x.data() + r * keys * item;
+          std::vector<char> longer(row, row + keys * item);
           longer.resize(longer.size() + static_cast<size_t>(item));
-          encode(sink, dtype, longer.data() + kKeys * item);
+          encode(sink, dtype, longer.data() + keys * item);
           const auto want =
               row_result(function, dtype, longer, Options(o.isa, SOFTMAXLIB_ALGORITHM_AUTO));
           for (int64_t i = 0; i < n; i += 53) {
@@ -159,7 +166,7 @@ TEST_P(Attention, SinkAlone) {
   const uint8_t visible[] = {1, 1, 0, 0};
   const auto where = array_of(visible, SOFTMAXLIB_BOOL, shape, 2);
   const auto sinks = array_of(&sink, SOFTMAXLIB_F32, &one, 1);
-  Options o(GetParam(), SOFTMAXLIB_ALGORITHM_AUTO);
+  Options o(isa(), SOFTMAXLIB_ALGORITHM_AUTO);
   o.where = &where;
   o.sinks = &sinks;
   float y[4], sums[2];
@@ -185,7 +192,7 @@ TEST_P(Attention, SinksThatAreHardToHold) {
       float x[] = {1, 2, 3, 4}, y[4];
       const double sink = 5e4;
       const auto sinks = array_of(&sink, SOFTMAXLIB_F64, &one, 1);
-      Options o(GetParam(), algorithm);
+      Options o(isa(), algorithm);
       o.sinks = &sinks;
       const int32_t axis = 0;
       const auto out = array_of(in_place ? x : y, SOFTMAXLIB_F32, &n, 1);
@@ -206,7 +213,7 @@ TEST_P(Attention, SinksThatAreHardToHold) {
   for (const auto& c : kCases) {
     float y = 0;
     const auto sinks = array_of(&c.sink, SOFTMAXLIB_F64, &one, 1);
-    Options o(GetParam(), SOFTMAXLIB_ALGORITHM_AUTO);
+    Options o(isa(), SOFTMAXLIB_ALGORITHM_AUTO);
     o.sinks = &sinks;
     const int32_t axis = 0;
     ASSERT_EQ(run_array(c.function, array_of(&c.x, SOFTMAXLIB_F32, &one, 1),
@@ -218,12 +225,12 @@ TEST_P(Attention, SinksThatAreHardToHold) {
 
 // One visible column has the probability 1, however it came to be alone.
 TEST_P(Attention, OneColumn) {
-  for_all(GetParam(), [](auto function, auto dtype, const auto& x, Options o) {
+  for_all(isa(), [](auto function, auto dtype, const auto& x, Options o) {
     if (function != SOFTMAXLIB_SOFTMAX && function != SOFTMAXLIB_STABLEMAX) return;
     o.causal = 1;
     const auto y = run_on(function, dtype, x, o);
     for (int64_t h = 0; h < kHeads; ++h) {
-      const char* row = y.data() + h * kQueries * kKeys * item_size_of(dtype);
+      const char* row = y.data() + h * kQueries * keys * item_size_of(dtype);
       EXPECT_EQ(decode(dtype, row), 1);
       EXPECT_EQ(decode(dtype, row + item_size_of(dtype)), 0);
     }
@@ -289,8 +296,13 @@ TEST(AttentionErrors, OlderStruct) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isas, Attention, testing::ValuesIn(isas()),
-                         [](const auto& run) { return softmaxlib_isa_name(run.param); });
+INSTANTIATE_TEST_SUITE_P(Isas, Attention,
+                         testing::Combine(testing::ValuesIn(isas()),
+                                          testing::ValuesIn(kNumbersOfKeys)),
+                         [](const auto& run) {
+                           return softmaxlib_isa_name(std::get<0>(run.param)) + std::string("_") +
+                                  std::to_string(std::get<1>(run.param));
+                         });
 
 }  // namespace
 }  // namespace softmaxlib::test
