@@ -23,7 +23,9 @@ class LaneGroups {
   static constexpr bool kLow = sizeof(X) > sizeof(V);
   static constexpr int kMost = kLow ? 96 : 128;  // columns, a part of the first level cache
 
-  explicit LaneGroups(int n) : n_(n), pitch_((n + 3) / 4 * 4) {}
+  // counts: a row may see but one of its elements, which takes all.
+  LaneGroups(int n, bool counts)
+      : n_(n), pitch_((n + 3) / 4 * 4), counts_(P::kOneIsOne && n > 1 && counts) {}
 
   int groups() const { return kMost / pitch_; }
 
@@ -43,9 +45,9 @@ class LaneGroups {
   // column. False where some row has to be computed alone.
   SOFTMAXLIB_NOINLINE bool evaluate(int groups, const char* ahead, int64_t step) {
     const F f(0);
-    V seen[kMost / 4];  // how many elements are not -inf, where a mask may leave but one
+    V seen[kMost / 4];  // how many elements are not -inf
     for (int g = 0; g < groups; ++g) start(g);
-    for (int g = 0; kCounts && g < groups; ++g) seen[g] = count(g);
+    for (int g = 0; counts_ && g < groups; ++g) seen[g] = count(g);
     if constexpr (!P::kHolds)
       for (int g = 0; g < groups; ++g)
         for (int j = 0; j < n_; j += 4) {
@@ -69,7 +71,7 @@ class LaneGroups {
       } else {
         const BatchSums<V> sums = sum_of_terms(column(hi_, g, 0));
         of_[g].finish(with_reference(sums, g), alone);
-        if (kCounts && n_ > 1 && any(eq(seen[g], V::set1(1)))) {
+        if (counts_ && any(eq(seen[g], V::set1(1)))) {
           T counts[kLanes];
           store(counts, seen[g]);
           for (int i = 0; i < kLanes; ++i) alone[i] |= counts[i] == 1;
@@ -139,7 +141,6 @@ class LaneGroups {
     store_columns(y + j, stride, block);
   }
 
-  static constexpr bool kCounts = kLow && P::kOneIsOne;
   SOFTMAXLIB_INLINE V count(int g) const {
     V seen = V::set1(0);
     for (int j = 0; j < n_; ++j)
@@ -253,7 +254,8 @@ class LaneGroups {
     return sums;
   }
 
-  int n_, pitch_;
+  const int n_, pitch_;
+  const bool counts_;
   alignas(64) T hi_[kMost * kLanes];
   alignas(64) T lo_[kLow ? kMost * kLanes : 1];
   alignas(64) T reference_[kMost / 4][kLanes], magic_[kMost / 4][kLanes];
@@ -274,9 +276,11 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
   const int n = static_cast<int>(job.n);
   const int64_t pitch = (n + kLanes - 1) / kLanes * kLanes;
   const RowsOf of(job);
-  const bool is_wide = of.item_x == kItem, plain_x = of.contiguous_x && is_wide && !kLow;
+  // Rows with options, or an end of their own, go through the stager.
+  const bool as_they_are = !kLow && !job.causal;
+  const bool plain_x = of.contiguous_x && of.item_x == kItem && as_they_are;
 
-  Groups groups(n);
+  Groups groups(n, kLow || job.causal);
   Stager<V> stager(job);
   Sender<V> sender(job);
   // Rows on their way in, and results on their way out: those of a batch wait while the next is
@@ -305,7 +309,7 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
     const int64_t x_step = run.step.stride[kX], y_step = run.step.stride[kOut];
     const char* ahead = x;
     int64_t ahead_step = 0;
-    if (of.transposes_x && !kLow) {
+    if (of.transposes_x && as_they_are) {
       const int64_t stride = job.inner[0].stride[kX];
       for (int g = 0; g < count; ++g) {
         const char* p = x + g * kLanes * of.item_x;
@@ -392,7 +396,7 @@ template <class P>
 inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
                              void (*alone)(const Job& job, int64_t row)) {
   using V = typename P::V;
-  if (job.elements_of_x && !job.causal) run_in_lanes<P, V>(job, start, stop, alone);
+  if (job.elements_of_x) run_in_lanes<P, V>(job, start, stop, alone);
   else run_in_lanes<P, Pair<V>>(job, start, stop, alone);
 }
 
