@@ -60,7 +60,7 @@ def softmax_backward(
 
     Notes
     -----
-    The error is at most 1 ULP of ``y (|grad| + sum |y grad|)`` in float32, 8 ULP in float64, 0.5 +
+    The error is at most 4 ULP of ``y (|grad| + sum |y grad|)`` in float32, 8 ULP in float64, 0.5 +
     2^-10 ULP in float16 and bfloat16. Exactly 0 where y is 0, whatever grad holds there. The same
     bits on every instruction set, number of threads and layout.
     """
@@ -106,7 +106,7 @@ def log_softmax_backward(
 
     Notes
     -----
-    The error is at most 2 ULP of ``|grad| + exp(log_y) sum |grad|`` in float32, 8 ULP in float64,
+    The error is at most 4 ULP of ``|grad| + exp(log_y) sum |grad|`` in float32, 8 ULP in float64,
     0.5 + 2^-10 ULP in float16 and bfloat16. Exactly 0 where log_y is -inf, whatever grad holds
     there. The same bits on every instruction set, number of threads and layout.
     """
@@ -253,7 +253,7 @@ def log_stablemax_backward(
 
     Notes
     -----
-    The error is at most 1 ULP of ``(|grad| + exp(log_y) sum |grad|) / (1 + |x|)`` in float32, 8 ULP
+    The error is at most 4 ULP of ``(|grad| + exp(log_y) sum |grad|) / (1 + |x|)`` in float32, 8 ULP
     in float64, 0.5 + 2^-10 ULP in float16 and bfloat16. Exactly 0 where log_y is -inf, whatever
     grad holds there. The same bits on every instruction set, number of threads and layout.
     """

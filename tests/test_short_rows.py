@@ -107,6 +107,97 @@ def test_any_problem_has_the_bits_of_the_algorithms():
         assert same(np.asarray(y), np.asarray(wanted)), described
 
 
+# Gradients and losses
+
+BACKWARD = ("softmax", "log_softmax", "logsumexp", "stablemax", "log_stablemax")
+
+
+def backward(name, grad, x, y, **options):
+    """Return the gradient, whatever the function reads."""
+    function = getattr(sml, f"{name}_backward")
+    if name in ("softmax", "log_softmax"):
+        return function(grad, y, **options)
+    return function(grad, x, y, **options)
+
+
+@pytest.mark.parametrize("name", BACKWARD)
+@pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
+def test_gradients_have_the_bits_of_each_row_alone(isa, name, dtype):
+    """With and without options, along any axis, strided, in place, and longer than a chunk."""
+    rng = np.random.default_rng(len(name))
+    for n in (1, 2, 7, 16, 33, 64, 100, 513, 1000, 1025, 2600):
+        x = (3 * rng.standard_normal((37, n))).astype(dtype)
+        x[4, n // 2] = -np.inf
+        y = getattr(sml, name)(x, axis=-1)
+        grad = rng.standard_normal(y.shape).astype(dtype)
+        grad[1] = 0  # a sum that is not trusted at once, and some that never are
+        grad[2] = (grad[2] * 1e-30).astype(dtype)
+        grad[3] = {"float16": 6e4, "float64": 1e308}.get(np.dtype(dtype).name, 3e38)
+        if name != "logsumexp":
+            grad[4, n // 2] = np.inf  # takes no part
+            grad[5, 0] = np.nan
+        where = rng.random((37, n)) < 0.8
+        for options in ({}, {"where": where}, {"temperature": 0.7}, {"temperature": rng.random((37, 1)) + 0.5}):
+            of_row = [
+                {k: v[r] if np.ndim(v) else v for k, v in options.items()} for r in range(len(x))
+            ]
+            for each in of_row:
+                if np.ndim(each.get("temperature", 0)):
+                    each["temperature"] = float(each["temperature"][0])
+            wanted = np.stack(
+                [backward(name, grad[r], x[r], y[r], **of_row[r]) for r in range(len(x))]
+            )
+            described = (n, list(options))
+            assert same(backward(name, grad, x, y, **options), wanted), described
+            across = {
+                k: np.ascontiguousarray(np.swapaxes(v, 0, 1)) if np.ndim(v) else v
+                for k, v in options.items()
+            }
+            of_column = [np.ascontiguousarray(np.moveaxis(a, -1, 0)) for a in (grad, x, y)]
+            if name == "logsumexp":
+                of_column[0], of_column[2] = grad, y
+            got = backward(name, *of_column, axis=0, **across)
+            assert same(got, wanted.T), described
+            apart = [np.repeat(a, 2, -1)[..., ::2] for a in (grad, x, y)]
+            assert same(backward(name, *apart, **options), wanted), described
+            if name != "logsumexp":
+                out = grad.copy()
+                backward(name, out, x, y, out=out, **options)
+                assert same(out, wanted), described
+
+
+@pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
+def test_losses_have_the_bits_of_the_rows_kernel(isa, dtype):
+    """Which a temperature per row asks for."""
+    rng = np.random.default_rng(5)
+    for n in LENGTHS:
+        x = rows_of(rng, n, dtype)
+        target = rng.integers(0, n, 37)
+        target[20] = -100
+        target[10] = n - 1  # nearly certain
+        x[21, target[21]] = -np.inf
+        weight = rng.random(n)
+        weight[0] = 0
+        where = rng.random((37, n)) < 0.8
+        for options in ({}, {"weight": weight}, {"where": where}, {"temperature": 0.7}):
+            one_per_row = {**options, "temperature": np.full((37, 1), options.get("temperature", 1))}
+            for how in ({"reduction": "none"}, {"reduction": "mean"}):
+                loss, grad = sml.cross_entropy(x, target, return_grad=True, **options, **how)
+                wanted, wanted_grad = sml.cross_entropy(
+                    x, target, return_grad=True, **one_per_row, **how
+                )
+                described = (n, list(options), how)
+                assert same(np.asarray(loss), np.asarray(wanted)), described
+                assert same(grad, wanted_grad), described
+                alone = sml.cross_entropy(x, target, **options, **how)
+                assert same(np.asarray(alone), np.asarray(wanted)), described
+                if not options:
+                    columns = np.ascontiguousarray(x.T)
+                    loss, grad = sml.cross_entropy(columns, target, axis=0, return_grad=True, **how)
+                    assert same(np.asarray(loss), np.asarray(wanted)), described
+                    assert same(grad, wanted_grad.T), described
+
+
 # Arguments that are hard
 
 

@@ -17,6 +17,48 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
+// The sums of as many rows as a vector has lanes, each still in its Lanes.
+template <class V>
+class LanesOfRows {
+ public:
+  SOFTMAXLIB_INLINE void keep(int r, const Lanes<V>& lanes) { keep(r, lanes, V()); }
+  // All of them, as Lanes::fold_into() makes them.
+  void fold(InLanes<V>& sum, InLanes<V>& error) const {
+    f64x8 a[8], b[8];
+    load_columns(sums_[0][0], 8, a);
+    load_columns(sums_[1][0], 8, b);
+    error = in_all(0, V());
+    fold(a, b, sum, error);
+  }
+  InLanes<V> total() const {
+    InLanes<V> sum, error;
+    fold(sum, error);
+    return sum + error;
+  }
+
+ private:
+  // Floats: eight rows' sums, then the others'. Doubles: sums, then errors.
+  SOFTMAXLIB_INLINE void keep(int r, const Lanes<f32x16>& lanes, f32x16) {
+    store(sums_[r / 8][r % 8], lanes.sum);
+  }
+  SOFTMAXLIB_INLINE void keep(int r, const Lanes<f64x8>& lanes, f64x8) {
+    store(sums_[0][r], lanes.sum);
+    store(sums_[1][r], lanes.error);
+  }
+  static void fold(const f64x8 (&a)[8], const f64x8 (&b)[8], InLanes<f32x16>& sum,
+                   InLanes<f32x16>&) {
+    sum = {fold_eight(a), fold_eight(b)};
+  }
+  static void fold(const f64x8 (&a)[8], const f64x8 (&b)[8], InLanes<f64x8>& sum,
+                   InLanes<f64x8>& error) {
+    sum.all = a[0];
+    for (int i = 1; i < 8; ++i) two_sum(sum.all, error.all, a[i]);
+    error.all = error.all + fold_eight(b);
+  }
+
+  alignas(64) double sums_[2][8][8];
+};
+
 // What the sums of a batch's rows have been folded to, a row per lane.
 template <class V>
 struct BatchSums {
@@ -100,17 +142,22 @@ struct BatchHeld {
   }
 };
 
-// ---- What is computed of a row. Each has the function of an element F, whether each lane holds
-// its largest argument out of the sum, whether terms are kept; finish(), which makes what follows
-// the sums, a row per lane; and the rows' results where terms are not kept.
+// ---- What is computed of a row. Each has the function of an element F; finish(), which makes what
+// follows the sums, a row per lane; the rows' results where terms are not kept; and says:
+struct KindOfBatch {
+  static constexpr bool kHolds = false;     // each lane holds its largest argument out of the sum
+  static constexpr bool kReduces = false;   // rows have no results of their elements
+  static constexpr bool kOneIsOne = false;  // a row of one element is 1, whatever p 1/p is
+  static constexpr bool kTargets = false;   // finish() reads elements one by one, and writes
+};
 
 // f / sum of f: softmax and stablemax.
 template <class Function>
-struct BatchOfRatio {
+struct BatchOfRatio : KindOfBatch {
   using F = Function;
   using V = typename F::V;
   using T = typename V::elem;
-  static constexpr bool kHolds = false, kReduces = false, kOneIsOne = true;
+  static constexpr bool kOneIsOne = true;
 
   alignas(64) T scale[V::lanes];
 
@@ -136,6 +183,7 @@ using BatchOfStablemax = BatchOfRatio<Stable<V>>;
 template <class V>
 struct LogRest {
   InLanes<V> hi, lo;
+  InLanes<V> of_held, ratio;  // e^held in units of 2^(reference - kBias) of double; rest / e^held
 
   LogRest(const BatchSums<V>& sums, const BatchHeld<V>& held) {
     constexpr int kBias = Exp<V, Use::kLogarithms>::kBias;
@@ -147,47 +195,57 @@ struct LogRest {
  private:
   using C = LogConstants<f64x8>;
 
-  static Pair<f64x8> of(f64x8 held_hi, f64x8 held_lo, f64x8 reference, f64x8 value, double unit) {
+  struct One {
+    f64x8 hi, lo, of_held, ratio;
+  };
+  static One of(f64x8 held_hi, f64x8 held_lo, f64x8 reference, f64x8 value, double unit) {
     const ExpInLanes<f64x8> exp((InLanes<f64x8>{reference}));
     const f64x8 held = exp(Pair<f64x8>{held_hi, held_lo});
-    const auto parts = log1p_parts(value * f64x8::set1(unit) / held, f64x8::set1(0));
+    const f64x8 ratio = value * f64x8::set1(unit) / held;
+    const auto parts = log1p_parts(ratio, f64x8::set1(0));
     return {parts.exponent * f64x8::set1(C::kLn2Hi),
-            parts.mantissa + parts.exponent * f64x8::set1(C::kLn2Lo)};
+            parts.mantissa + parts.exponent * f64x8::set1(C::kLn2Lo), held, ratio};
   }
   void of(InLanes<f32x16> h, InLanes<f32x16> l, InLanes<f32x16> r, InLanes<f32x16> v, double unit) {
-    const Pair<f64x8> a = of(h.low, l.low, r.low, v.low, unit);
-    const Pair<f64x8> b = of(h.high, l.high, r.high, v.high, unit);
+    const One a = of(h.low, l.low, r.low, v.low, unit);
+    const One b = of(h.high, l.high, r.high, v.high, unit);
     hi = {a.hi, b.hi};
     lo = {a.lo, b.lo};
+    of_held = {a.of_held, b.of_held};
+    ratio = {a.ratio, b.ratio};
   }
   void of(InLanes<f64x8> h, InLanes<f64x8> l, InLanes<f64x8> r, InLanes<f64x8> v, double unit) {
-    const Pair<f64x8> a = of(h.all, l.all, r.all, v.all, unit);
+    const One a = of(h.all, l.all, r.all, v.all, unit);
     hi = {a.hi};
     lo = {a.lo};
+    of_held = {a.of_held};
+    ratio = {a.ratio};
   }
 };
 
 template <class Vector>
-struct BatchOfLogSoftmax {
+struct BatchOfLogSoftmax : KindOfBatch {
   using V = Vector;
   using T = typename V::elem;
   using F = Exp<V, Use::kLogarithms>;
-  static constexpr bool kHolds = true, kReduces = false, kOneIsOne = false;
+  static constexpr bool kHolds = true;
 
   void finish(const BatchSums<V>& sums, const BatchHeld<V>& held, bool (&alone)[V::lanes]) {
-    const LogRest<V> rest(sums, held);
+    set(LogRest<V>(sums, held), held);
+    sums.check(sums.sum.value(), alone);
+  }
+  void set(const LogRest<V>& rest, const BatchHeld<V>& held) {
     store(hi_, held.hi);
     store(lo_, held.lo);
     store(log_rest_, (rest.hi + rest.lo).value());
-    sums.check(sums.sum.value(), alone);
   }
   auto result(int r) const {
     return [hi = V::set1(hi_[r]), lo = V::set1(lo_[r]), log_rest = V::set1(log_rest_[r])](auto x)
                SOFTMAXLIB_INLINE_LAMBDA { return subtract(x, hi, lo) - log_rest; };
   }
-  // One of every row.
+  // Element j of every row.
   template <class X>
-  SOFTMAXLIB_INLINE V results(X x) const {
+  SOFTMAXLIB_INLINE V results(X x, int) const {
     return subtract(x, load(hi_), load(lo_)) - load(log_rest_);
   }
 
@@ -196,17 +254,19 @@ struct BatchOfLogSoftmax {
 };
 
 template <class Vector>
-struct BatchOfLogsumexp {
+struct BatchOfLogsumexp : KindOfBatch {
   using V = Vector;
   using T = typename V::elem;
   using F = Exp<V, Use::kLogarithms>;
-  static constexpr bool kHolds = true, kReduces = true, kOneIsOne = false;
+  static constexpr bool kHolds = true, kReduces = true;
 
   void finish(const BatchSums<V>& sums, const BatchHeld<V>& held, bool (&alone)[V::lanes]) {
-    const LogRest<V> rest(sums, held);
+    set(LogRest<V>(sums, held), held);
+    sums.check(sums.sum.value(), alone);
+  }
+  void set(const LogRest<V>& rest, const BatchHeld<V>& held) {
     const InLanes<V> large = (in_all(0, V()) + InLanes<V>::of(held.hi)) + rest.hi;
     store(value_, (large + (InLanes<V>::of(held.lo) + rest.lo)).value());
-    sums.check(sums.sum.value(), alone);
   }
   T value(int r) const { return value_[r]; }
   const T* values() const { return value_; }
@@ -299,12 +359,14 @@ class Batch {
       store(held_[r], high(held));
       if constexpr (kLow) store(held_low_[r], held.lo);
     }
-    keep(r, lanes);
+    lanes_.keep(r, lanes);
   }
 
   // collects: the sender takes results from the tile alone.
   SOFTMAXLIB_NOINLINE void finish(bool collects) {
-    const BatchSums<V> sums = fold();
+    BatchSums<V> sums;
+    sums.reference = load(reference_);
+    lanes_.fold(sums.sum, sums.error);
     if constexpr (P::kHolds) {
       const ExpInLanes<V, F> exp(load(reference_));
       X columns[kLanes];
@@ -312,7 +374,14 @@ class Batch {
       const BatchHeld<V> held(F(0), columns, kLanes, exp.magic(), exp.floor());
       BatchSums<V> all = sums;
       two_sum(all.sum, all.error, held.others);
-      of_.finish(all, held, alone_);
+      if constexpr (P::kTargets) {
+        const auto element = [&](int r, int64_t j) SOFTMAXLIB_INLINE_LAMBDA {
+          return Pair<T>{row(r)[j], kLow ? low_[r * pitch_ + j] : T(0)};
+        };
+        of_.finish(all, held, alone_, element);
+      } else {
+        of_.finish(all, held, alone_);
+      }
       resolved_ = kLow || collects;
       for (int r = 0; !P::kReduces && resolved_ && r < rows_; ++r)
         if (!alone_[r]) resolve(r);
@@ -329,6 +398,7 @@ class Batch {
     if (SOFTMAXLIB_UNLIKELY(alone_[r])) {
       sender.finish();
       alone(job, first_ + r);
+    } else if constexpr (P::kReduces && P::kTargets) {
     } else if constexpr (P::kReduces) {
       put_as(job.dtype[kOut], y_ + r * y_stride_, static_cast<double>(of_.value(r)));
     } else if (P::kHolds && !resolved_) {
@@ -336,6 +406,7 @@ class Batch {
         sender.put_each(y_ + r * y_stride_,
                         [&, f = of_.result(r)](int64_t i)
                             SOFTMAXLIB_INLINE_LAMBDA { return f(up_to_end(r, i)); });
+      if constexpr (P::kTargets) of_.put_target(r);
     } else if (!sender.sends_squares() || any_alone_) {
       sender.put(y_ + r * y_stride_, e_ + r * pitch_, scale(r));
     } else if (r == 0) {
@@ -349,6 +420,7 @@ class Batch {
   void place(const RowRun& run, int64_t first, int rows) {
     first_ = first, rows_ = rows;
     y_ = run.job.base[kOut] + run.place.offset[kOut], y_stride_ = run.step.stride[kOut];
+    if constexpr (P::kTargets) of_.begin(run, 0, rows);
   }
   const T* row(int r) const { return reinterpret_cast<const T*>(x_ + r * stride_); }
   SOFTMAXLIB_INLINE V joined(const T* hi, const T*, V) const { return load(hi); }
@@ -381,7 +453,7 @@ class Batch {
       alone_[r] = false;
       Lanes<V> one;
       one.sum = f64x8::set1(1);
-      keep(r, one);
+      lanes_.keep(r, one);
       store(held_[r], V::set1(0));
       if constexpr (kLow) store(held_low_[r], V::set1(0));
     }
@@ -412,35 +484,6 @@ class Batch {
     }
   }
 
-  // Floats: eight rows' sums, then the others'. Doubles: sums, then errors.
-  SOFTMAXLIB_INLINE void keep(int r, const Lanes<f32x16>& lanes) {
-    store(sums_[r / 8][r % 8], lanes.sum);
-  }
-  SOFTMAXLIB_INLINE void keep(int r, const Lanes<f64x8>& lanes) {
-    store(sums_[0][r], lanes.sum);
-    store(sums_[1][r], lanes.error);
-  }
-  // Totals, as Lanes::fold_into() makes them.
-  BatchSums<V> fold() const {
-    f64x8 a[8], b[8];
-    load_columns(sums_[0][0], 8, a);
-    load_columns(sums_[1][0], 8, b);
-    BatchSums<V> result;
-    result.reference = load(reference_);
-    result.error = in_all(0, V());
-    fold(a, b, result.sum, result.error);
-    return result;
-  }
-  static void fold(const f64x8 (&a)[8], const f64x8 (&b)[8], InLanes<f32x16>& sum,
-                   InLanes<f32x16>&) {
-    sum = {fold_eight(a), fold_eight(b)};
-  }
-  static void fold(const f64x8 (&a)[8], const f64x8 (&b)[8], InLanes<f64x8>& sum,
-                   InLanes<f64x8>& error) {
-    sum.all = a[0];
-    for (int i = 1; i < 8; ++i) two_sum(sum.all, error.all, a[i]);
-    error.all = error.all + fold_eight(b);
-  }
   // What the rows hold, a vector of rows for each lane.
   void columns_of_held(X (&column)[kLanes]) const {
     V low[8];
@@ -459,6 +502,7 @@ class Batch {
     if constexpr (P::kHolds && !P::kReduces) {
       const auto result = of_.result(r);
       for (int64_t i = 0; i < n_; i += kLanes) store(e + i, result(up_to_end(r, i)));
+      if constexpr (P::kTargets) of_.put_target(r, e);
     }
   }
   T scale(int r) const {
@@ -476,7 +520,7 @@ class Batch {
   const T* low_ = nullptr;
   alignas(64) T room_[kLanes + kRoom + kLanes];  // an outbox reads around what it takes
   alignas(64) T reference_[kLanes], magic_[kLanes], floor_[kLanes], limit_[kLanes];
-  alignas(64) double sums_[2][8][8];
+  LanesOfRows<V> lanes_;
   alignas(64) T held_[kLanes][kLanes];
   alignas(64) T held_low_[kLow ? kLanes : 1][kLanes];
   bool alone_[kLanes], any_alone_ = false, resolved_ = false;
@@ -509,8 +553,7 @@ inline void run_batches(const Job& job, int64_t row, int64_t stop, char* scratch
   [[maybe_unused]] T* const low = job.tile ? room(2) : some;
   B batches[2] = {B(job.n, room(0)), B(job.n, room(1))};
   B *now = batches, *before = batches + 1;
-  while (row < stop) {
-    const RowRun run(job, row);
+  for (RowRun run(job, row); row < stop;) {
     int64_t rows = run.rows < stop - row ? run.rows : stop - row;
     if (rows > now->most()) rows = now->most();
     if constexpr (kStaged) now->begin(run, row, static_cast<int>(rows), stager, low);
@@ -521,6 +564,7 @@ inline void run_batches(const Job& job, int64_t row, int64_t stop, char* scratch
     }
     now->finish(sender.collects());
     row += rows;
+    run.advance(rows);
     B* const next = before;
     before = now;
     now = next;

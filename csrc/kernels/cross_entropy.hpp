@@ -9,22 +9,22 @@
 #pragma once
 
 #include "kernels/gradient.hpp"
+#include "kernels/lanes.hpp"
 
 namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// z - held, no bit lost that counts.
-inline Pair<f32x16> less_held(Pair<f32x16> z, double hi, double lo) {
-  const f64x8 held = f64x8::set1(hi + lo);
-  const f64x8 low = (widen_low(z.hi) - held) + widen_low(z.lo);
-  const f64x8 high = (widen_high(z.hi) - held) + widen_high(z.lo);
-  const f32x16 d = narrow(low, high);
-  return finite_pair(d, narrow(low - widen_low(d), high - widen_high(d)));
+// z - (hi + lo), no bit lost that counts.
+inline Pair<f32x16> less_held(Pair<f32x16> z, InLanes<f32x16> hi, InLanes<f32x16> lo) {
+  const InLanes<f32x16> held = hi + lo;
+  const InLanes<f32x16> d = (InLanes<f32x16>::of(z.hi) - held) + InLanes<f32x16>::of(z.lo);
+  const f32x16 high = d.value();
+  return finite_pair(high, (d - InLanes<f32x16>::of(high)).value());
 }
-inline Pair<f64x8> less_held(Pair<f64x8> z, double hi, double lo) {
-  const f64x8 held = f64x8::set1(hi), d = z.hi - held, tail = d - z.hi;
-  return finite_pair(d, ((z.hi - (d - tail)) - (held + tail)) + (z.lo - f64x8::set1(lo)));
+inline Pair<f64x8> less_held(Pair<f64x8> z, InLanes<f64x8> hi, InLanes<f64x8> lo) {
+  const f64x8 held = hi.all, d = z.hi - held, tail = d - z.hi;
+  return finite_pair(d, ((z.hi - (d - tail)) - (held + tail)) + (z.lo - lo.all));
 }
 
 inline Pair<f64x8> low_half(Pair<f32x16> z) { return {widen_low(z.hi), widen_low(z.lo)}; }
@@ -73,14 +73,18 @@ class SoftmaxOf {
   const double ratio;
   const LogSoftmaxOf<V> log_p;
 
-  InLanes<V> relative(Pair<V> z) const { return exp_wide(less_held(z, hi_, lo_)); }
+  InLanes<V> relative(Pair<V> z) const {
+    return exp_wide(less_held(z, in_all(hi_, V()), in_all(lo_, V())));
+  }
   InLanes<V> slope(Pair<V>) const { return in_all(1, V()); }
-  bool fits(double factor) const {
+  bool fits(double factor) const { return fits(factor, scale(factor)); }
+  static bool fits(double factor, double scale) {
     // A small p is lost in T before a large factor would make it normal.
     constexpr double kLargest = sizeof(T) == 4 ? 0x1p20 : 0x1p60;
-    return factor == 0 ||
-           (is_normal_in<V>(scale(factor)) && factor < kLargest && factor > -kLargest);
+    return factor == 0 || (is_normal_in<V>(scale) && factor < kLargest && factor > -kLargest);
   }
+  static constexpr double kUnit = sizeof(T) == 4 ? 0x1p38 : 1;  // of a float's exponential
+  static_assert(Exp<f64x8>::kBias - Exp<f32x16>::kBias == 38, "kUnit");
   auto gradient(double factor) const {
     using E = Exp<V>;
     return Scaled<E>{E(reference_), static_cast<T>(scale(factor))};
@@ -91,9 +95,7 @@ class SoftmaxOf {
   }
 
  private:
-  double scale(double factor) const {
-    return power_of_two(Exp<f64x8>::kBias - Exp<V>::kBias) / sum_ * factor;
-  }
+  double scale(double factor) const { return kUnit / sum_ * factor; }
 
   double hi_, lo_;
   int reference_;
@@ -528,13 +530,201 @@ inline double sum_of_weights(const Job& job) {
   return total.value();
 }
 
+// One row by itself.
+template <class P, class D>
+SOFTMAXLIB_NOINLINE void cross_entropy_of_row(const Job& job, const Row<D>& row,
+                                              const Place& place, double weight_sum) {
+  const double loss = CrossEntropyRow<P, D>(job, row, place, weight_sum).run();
+  put_as(job.dtype[kExtra], job.base[kExtra] + place.offset[kExtra], loss);
+}
+template <class D>
+SOFTMAXLIB_NOINLINE void cross_entropy_alone(const Job& job, int64_t row) {
+  int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
+  const Rows at(job, row);
+  cross_entropy_of_row<SoftmaxOf<D>, D>(job, Row<D>(job, at.place(), nullptr, one_block),
+                                        at.place(), 0);
+}
+
+// What rows of a batch or of lanes read and write beside their elements.
+template <class V>
+struct RowsBeside {
+  using T = typename V::elem;
+  const Job* job;
+  Place place;  // of the first
+  Dim step;     // to the next
+  int rows;
+
+  void begin(const RowRun& run, int first, int count) {
+    job = &run.job;
+    rows = count;
+    step = run.step;
+    for (int k = 0; k < kOperands; ++k)
+      place.offset[k] = run.place.offset[k] + first * step.stride[k];
+  }
+  char* at(Operand k, int r) const {
+    return job->base[k] + place.offset[k] + r * step.stride[k];
+  }
+  int64_t index(int r, int64_t offset = 0) const {
+    int64_t i;
+    memcpy(&i, at(kIndices, r) + offset, sizeof(i));
+    return i;
+  }
+};
+
+// The loss of a class, and its gradient: rows as CrossEntropyRow::of_class() computes them. kWrites:
+// the gradient is asked for.
+template <class Vector, bool kWrites>
+class BatchOfCrossEntropy : public KindOfBatch {
+ public:
+  using V = Vector;
+  using T = typename V::elem;
+  using F = Exp<V, Use::kLogarithms>;
+  static constexpr bool kHolds = true, kReduces = !kWrites, kTargets = true;
+
+  // Whether all rows of a job are of that kind.
+  static bool takes(const Job& job) {
+    const Loss& loss = *job.loss;
+    if (loss.probabilities || loss.smoothing != 0) return false;
+    if (!kWrites) return true;
+    const WideProduct factor = factor_of(job);
+    return !job.base[kScale] && factor.more == 1 && factor.value >= 0;
+  }
+
+  void begin(const RowRun& run, int first, int rows) { rows_.begin(run, first, rows); }
+
+  template <class At>
+  void finish(const BatchSums<V>& sums, const BatchHeld<V>& held, bool (&alone)[V::lanes], At at) {
+    const Job& job = *rows_.job;
+    const Loss& loss = *job.loss;
+    const LogRest<V> rest(sums, held);
+    log_p_.set(rest, held);
+    sums.check(sums.sum.value(), alone);
+
+    alignas(64) T hi[V::lanes] = {}, lo[V::lanes] = {};
+    double weight[V::lanes] = {};
+    for (int r = 0; r < rows_.rows; ++r) {
+      const int64_t target = rows_.index(r);
+      // One that is ignored, or not seen: and the caller's memory may have changed since the check.
+      bool usual = target != loss.ignore_index && target >= 0 && target < job.n;
+      if (usual) {
+        const Pair<T> z = at(r, target);
+        usual = z.hi != static_cast<T>(-INFINITY);
+        hi[r] = z.hi, lo[r] = z.lo;
+        weight[r] = weight_of(loss, target);
+        target_[r] = static_cast<T>(target);
+      }
+      alone[r] |= !usual;
+    }
+    const Pair<V> z = {load(hi), load(lo)};
+    if constexpr (kWrites) set_gradient(rest, held, sums.reference, z, weight, alone);
+    T log_p[V::lanes];
+    store(log_p, log_p_.results(z, 0));
+    for (int r = 0; r < rows_.rows; ++r) {
+      if (alone[r]) continue;
+      const double y = product_or_zero(weight[r], 0 - static_cast<double>(log_p[r]));
+      put_as(job.dtype[kExtra], rows_.at(kExtra, r), y == y ? y : static_cast<double>(NAN));
+    }
+  }
+
+  // The gradient of row r, but for the class itself.
+  auto result(int r) const {
+    return [exp = Exp<V>(0), magic = V::set1(magic_[r]), floor = V::set1(floor_[r]),
+            scale = V::set1(scale_[r])](auto x) SOFTMAXLIB_INLINE_LAMBDA {
+      return exp.evaluate(x, magic, floor) * scale;
+    };
+  }
+  void put_target(int r) const {
+    const auto j = static_cast<int64_t>(target_[r]);
+    put_as(rows_.job->dtype[kOut], rows_.at(kOut, r) + j * rows_.job->inner[0].stride[kOut],
+           static_cast<double>(of_target_[r]));
+  }
+  void put_target(int r, T* row) const { row[static_cast<int64_t>(target_[r])] = of_target_[r]; }
+
+  // Element j of every row.
+  template <class X>
+  SOFTMAXLIB_INLINE V results(X x, int j) const {
+    const V p = Exp<V>(0).evaluate(x, load(magic_), load(floor_)) * load(scale_);
+    return select(eq(load(target_), V::set1(static_cast<T>(j))), load(of_target_), p);
+  }
+
+ private:
+  static WideProduct factor_of(const Job& job) {
+    const Affine affine = affine_of(job, RowRun(job, 0).place, {0, 0});
+    return {job.loss->scale, affine.factor, job.loss->exponent + affine.exponent};
+  }
+
+  void set_gradient(const LogRest<V>& rest, const BatchHeld<V>& held, V reference, Pair<V> z,
+                    const double (&weight)[V::lanes], bool (&alone)[V::lanes]) {
+    using One = SoftmaxOf<T>;
+    const double factor = factor_of(*rows_.job).value;
+    const ExpInLanes<V> exp(reference);
+    store(magic_, exp.magic());
+    store(floor_, exp.floor());
+    double of_held[V::lanes], ratio[V::lanes], relative[V::lanes];
+    T held_hi[V::lanes], held_lo[V::lanes], z_hi[V::lanes], z_lo[V::lanes];
+    store_lanes(of_held, rest.of_held);
+    store_lanes(ratio, rest.ratio);
+    store_lanes(relative, exp_wide(less_held(z, InLanes<V>::of(held.hi), InLanes<V>::of(held.lo))));
+    store(held_hi, held.hi), store(held_lo, held.lo), store(z_hi, z.hi), store(z_lo, z.lo);
+    for (int r = 0; r < V::lanes; ++r) {
+      const double sum = of_held[r] * (1 + ratio[r]), by = weight[r] * factor;
+      const double scale = One::kUnit / sum * by;
+      alone[r] |= !One::fits(by, scale);
+      scale_[r] = static_cast<T>(scale);
+      const bool is_held = z_hi[r] == held_hi[r] && z_lo[r] == held_lo[r];
+      const double others = (is_held ? ratio[r] : (1 + ratio[r]) - relative[r]) / (1 + ratio[r]);
+      of_target_[r] = static_cast<T>(0 - others * weight[r] * factor);
+    }
+  }
+
+  RowsBeside<V> rows_;
+  BatchOfLogSoftmax<V> log_p_;
+  alignas(64) T target_[V::lanes] = {}, of_target_[V::lanes], scale_[V::lanes];
+  alignas(64) T magic_[V::lanes], floor_[V::lanes];
+};
+
+// Whether rows are computed many at a time, through kernels/lanes.hpp or kernels/batch.hpp.
+enum class Many { kNo, kInLanes, kBatched };
+inline Many many_rows(const Job& job, int lanes) {
+  constexpr int64_t kShare = 8;  // as rows/schedule.cpp has it
+  if (job.n == 0 || job.n > kVectorsPerChunk * lanes) return Many::kNo;
+  return job.n < kVectorsPerGroup * lanes && job.rows * kShare >= job.n ? Many::kInLanes
+                                                                        : Many::kBatched;
+}
+template <class Kind>
+inline bool run_many(const Job& job, int64_t start, int64_t stop, char* scratch,
+                     void (*alone)(const Job& job, int64_t row)) {
+  const Many many = many_rows(job, Kind::V::lanes);
+  if (many == Many::kInLanes) run_any_in_lanes<Kind>(job, start, stop, alone);
+  if (many == Many::kBatched) run_any_batches<Kind>(job, start, stop, scratch, alone);
+  return many != Many::kNo;
+}
+
+template <class D>
+inline bool cross_entropy_of_many(const Job& job, int64_t start, int64_t stop, char* scratch) {
+  using V = typename vector_of<D>::type;
+  const auto run = [&](auto kind) {
+    using Kind = decltype(kind);
+    return Kind::takes(job) && run_many<Kind>(job, start, stop, scratch, cross_entropy_alone<D>);
+  };
+  if (job.loss->writes) return run(BatchOfCrossEntropy<V, true>());
+  return run(BatchOfCrossEntropy<V, false>());
+}
+
+template <template <class> class P>
+constexpr bool kIsSoftmax = false;
+template <>
+constexpr bool kIsSoftmax<SoftmaxOf> = true;
+
 template <template <class> class P, class D>
-void cross_entropy_of_rows(const Job& job, int64_t start, int64_t stop, char*) {
+void cross_entropy_of_rows(const Job& job, int64_t start, int64_t stop, char* scratch) {
   const DefaultFloatingPoint environment;
+  if constexpr (kIsSoftmax<P>) {
+    if (cross_entropy_of_many<D>(job, start, stop, scratch)) return stream_fence();
+  }
   const double weight_sum = job.loss->smoothing > 0 ? sum_of_weights(job) : 0;
   for_each_row<D>(job, start, stop, [&](const Row<D>& row, const Place& place) {
-    const double loss = CrossEntropyRow<P<D>, D>(job, row, place, weight_sum).run();
-    put_as(job.dtype[kExtra], job.base[kExtra] + place.offset[kExtra], loss);
+    cross_entropy_of_row<P<D>, D>(job, row, place, weight_sum);
   });
 }
 
@@ -567,42 +757,98 @@ inline void reduce_losses(const Job& job, const Reduction& reduction) {
 
 // log_softmax at indices; its logsumexp to kExtra.
 template <class D>
-void take_of_rows(const Job& job, int64_t start, int64_t stop, char*) {
+void take_of_row(const Job& job, const Row<D>& row, const Place& place) {
   using V = typename Row<D>::V;
   using T = typename Row<D>::T;
-  for_each_row<D>(job, start, stop, [&](const Row<D>& row, const Place& place) {
-    // value(element) for each index.
-    const auto take = [&](auto value) {
-      for (int64_t i = 0; i < job.top->k; ++i) {
-        int64_t element;
-        memcpy(&element, job.base[kIndices] + place.offset[kIndices] + i * job.top->index_stride,
-               sizeof(element));
-        // Checked before, but the caller's memory may have changed since.
+  // value(element) for each index.
+  const auto take = [&](auto value) {
+    for (int64_t i = 0; i < job.top->k; ++i) {
+      int64_t element;
+      memcpy(&element, job.base[kIndices] + place.offset[kIndices] + i * job.top->index_stride,
+             sizeof(element));
+      // Checked before, but the caller's memory may have changed since.
+      const bool valid = element >= 0 && element < job.n;
+      const T taken = valid ? value(element) : static_cast<T>(NAN);
+      put_as(job.dtype[kOut], job.base[kOut] + place.offset[kOut] + i * job.top->weight_stride,
+             static_cast<double>(taken));
+    }
+  };
+  const auto put_sum = [&](double sum) {
+    if (job.base[kExtra])
+      put_as(job.dtype[kExtra], job.base[kExtra] + place.offset[kExtra],
+             static_cast<double>(static_cast<T>(sum)));
+  };
+  with_log_sum(
+      row, false,
+      [&](const Row<D>& r, LogSum s) {
+        const LogSoftmaxOf<V> log_softmax(s);
+        take([&](int64_t i) { return first(log_softmax(element_of(r, i))); });
+        put_sum(logsumexp_of(s, r.shift()));
+      },
+      [&](const Row<D>& r, double top) {
+        take([&](int64_t i) { return static_cast<T>(is_visible(job, place, i) ? NAN : -INFINITY); });
+        put_sum(logsumexp_of_invalid(r, top));
+      });
+}
+template <class D>
+SOFTMAXLIB_NOINLINE void take_alone(const Job& job, int64_t row) {
+  int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
+  const Rows at(job, row);
+  take_of_row<D>(job, Row<D>(job, at.place(), nullptr, one_block), at.place());
+}
+
+// The same of many rows.
+template <class Vector>
+class BatchOfTake : public KindOfBatch {
+ public:
+  using V = Vector;
+  using T = typename V::elem;
+  using F = Exp<V, Use::kLogarithms>;
+  static constexpr bool kHolds = true, kReduces = true, kTargets = true;
+
+  void begin(const RowRun& run, int first, int rows) { rows_.begin(run, first, rows); }
+
+  template <class At>
+  void finish(const BatchSums<V>& sums, const BatchHeld<V>& held, bool (&alone)[V::lanes], At at) {
+    const Job& job = *rows_.job;
+    const TopK& top = *job.top;
+    const LogRest<V> rest(sums, held);
+    log_p_.set(rest, held);
+    sums.check(sums.sum.value(), alone);
+    for (int64_t i = 0; i < top.k; ++i) {
+      alignas(64) T hi[V::lanes] = {}, lo[V::lanes] = {}, taken[V::lanes];
+      for (int r = 0; r < rows_.rows; ++r) {
+        const int64_t element = rows_.index(r, i * top.index_stride);
         const bool valid = element >= 0 && element < job.n;
-        const T taken = valid ? value(element) : static_cast<T>(NAN);
-        put_as(job.dtype[kOut], job.base[kOut] + place.offset[kOut] + i * job.top->weight_stride,
-               static_cast<double>(taken));
+        const Pair<T> z = valid ? at(r, element) : Pair<T>{static_cast<T>(NAN), 0};
+        hi[r] = z.hi, lo[r] = z.lo;
       }
-    };
-    const auto put_sum = [&](double sum) {
-      if (job.base[kExtra])
-        put_as(job.dtype[kExtra], job.base[kExtra] + place.offset[kExtra],
-               static_cast<double>(static_cast<T>(sum)));
-    };
-    with_log_sum(
-        row, false,
-        [&](const Row<D>& r, LogSum s) {
-          const LogSoftmaxOf<V> log_softmax(s);
-          take([&](int64_t i) { return first(log_softmax(element_of(r, i))); });
-          put_sum(logsumexp_of(s, r.shift()));
-        },
-        [&](const Row<D>& r, double top) {
-          take([&](int64_t i) {
-            return static_cast<T>(is_visible(job, place, i) ? NAN : -INFINITY);
-          });
-          put_sum(logsumexp_of_invalid(r, top));
-        });
-  });
+      store(taken, log_p_.results(Pair<V>{load(hi), load(lo)}, 0));
+      for (int r = 0; r < rows_.rows; ++r)
+        if (!alone[r])
+          put_as(job.dtype[kOut], rows_.at(kOut, r) + i * top.weight_stride,
+                 static_cast<double>(taken[r]));
+    }
+    if (!job.base[kExtra]) return;
+    log_sum_.set(rest, held);
+    for (int r = 0; r < rows_.rows; ++r)
+      if (!alone[r])
+        put_as(job.dtype[kExtra], rows_.at(kExtra, r), static_cast<double>(log_sum_.value(r)));
+  }
+
+ private:
+  RowsBeside<V> rows_;
+  BatchOfLogSoftmax<V> log_p_;
+  BatchOfLogsumexp<V> log_sum_;
+};
+
+template <class D>
+void take_of_rows(const Job& job, int64_t start, int64_t stop, char* scratch) {
+  const DefaultFloatingPoint environment;
+  using Kind = BatchOfTake<typename vector_of<D>::type>;
+  if (run_many<Kind>(job, start, stop, scratch, take_alone<D>)) return;
+  for_each_row<D>(job, start, stop,
+                  [&](const Row<D>& row, const Place& place) { take_of_row<D>(job, row, place); });
 }
 
 }  // namespace

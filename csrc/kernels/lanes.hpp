@@ -29,6 +29,12 @@ class LaneGroups {
 
   int groups() const { return kMost / pitch_; }
 
+  // What the rows of a run need beside their elements.
+  void begin(const RowRun& run, int rows) {
+    for (int g = 0; g * kLanes < rows; ++g)
+      of_[g].begin(run, g * kLanes, rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes);
+  }
+
   // Element j of a group's rows.
   SOFTMAXLIB_INLINE void set(int group, int j, V x) { store(column(hi_, group, j), x); }
   SOFTMAXLIB_INLINE void set(int group, int j, Pair<V> x) {
@@ -90,7 +96,7 @@ class LaneGroups {
 
   // Result j of a group's rows.
   SOFTMAXLIB_INLINE V result(int group, int j) const {
-    if constexpr (P::kHolds) return of_[group].results(argument(group, j));
+    if constexpr (P::kHolds) return of_[group].results(argument(group, j), j);
     else return load(column(hi_, group, j)) * load(of_[group].scale);
   }
   // All of them. Of rows of less than four, up to three beyond are written, in order.
@@ -243,7 +249,16 @@ class LaneGroups {
     const BatchHeld<V> top(f, held, lanes, load(magic_[g]), load(floor_[g]));
     two_sum(sums.sum, sums.error, top.others);
     sums.sum = sums.sum + InLanes<V>::of(invalid);
-    of_[g].finish(sums, top, alone_[g]);
+    if constexpr (P::kTargets) {
+      const auto element = [&](int r, int64_t j) SOFTMAXLIB_INLINE_LAMBDA {
+        const int column = static_cast<int>(j);
+        return Pair<T>{this->column(hi_, g, column)[r],
+                       kLow ? this->column(lo_, g, column)[r] : T(0)};
+      };
+      of_[g].finish(sums, top, alone_[g], element);
+    } else {
+      of_[g].finish(sums, top, alone_[g]);
+    }
   }
   static BatchSums<f32x16> summed(const float* lanes, int count, BatchSums<f32x16> sums) {
     sums.sum = fold_lanes<f32x16>(lanes, count);
@@ -275,10 +290,10 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
   constexpr int64_t kItem = sizeof(T);
   const int n = static_cast<int>(job.n);
   const int64_t pitch = (n + kLanes - 1) / kLanes * kLanes;
-  const RowsOf of(job);
+  const Access in(job, kX), out(job, kOut);
   // Rows with options, or an end of their own, go through the stager.
   const bool as_they_are = !kLow && !job.causal;
-  const bool plain_x = of.contiguous_x && of.item_x == kItem && as_they_are;
+  const bool plain_x = in.along && in.item == kItem && as_they_are;
 
   Groups groups(n, kLow || job.causal);
   Stager<V> stager(job);
@@ -295,8 +310,7 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
     waiting = 0;
   };
 
-  while (row < stop) {
-    const RowRun run(job, row);
+  for (RowRun run(job, row); row < stop;) {
     const bool even = stager.is_even(run);
     int rows = groups.groups() * kLanes;
     if (!even && rows * pitch > kRoom) rows = static_cast<int>(kRoom / pitch) / kLanes * kLanes;
@@ -309,10 +323,10 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
     const int64_t x_step = run.step.stride[kX], y_step = run.step.stride[kOut];
     const char* ahead = x;
     int64_t ahead_step = 0;
-    if (of.transposes_x && as_they_are) {
+    if (in.across && as_they_are) {
       const int64_t stride = job.inner[0].stride[kX];
       for (int g = 0; g < count; ++g) {
-        const char* p = x + g * kLanes * of.item_x;
+        const char* p = x + g * kLanes * in.item;
         const int in_group = rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes;
         for (int j = 0; j < n; ++j, p += stride)
           groups.set(g, j, load_some(job.dtype[kX], p, in_group, V()));
@@ -343,11 +357,15 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
       for (int g = 0; g < count; ++g)
         groups.load_rows(g, hi + g * kLanes * between, lo + g * kLanes * between, between);
     }
+    if constexpr (P::kTargets) groups.begin(run, rows);
     const bool good = groups.evaluate(count, ahead, ahead_step);
     if constexpr (P::kOneIsOne)
       for (int g = 0; n == 1 && g < count; ++g) groups.set_to_one(g);
 
-    if constexpr (P::kReduces) {
+    if constexpr (P::kReduces && P::kTargets) {
+      for (int r = 0; !good && r < rows; ++r)
+        if (groups.is_alone(r)) alone(job, row + r);
+    } else if constexpr (P::kReduces) {
       const bool vectors =
           job.dtype[kOut] == (kItem == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64) && y_step == kItem;
       for (int r = 0; r < rows; r += kLanes) {
@@ -359,17 +377,17 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
             if (groups.is_alone(r + i)) alone(job, row + r + i);
             else put_as(job.dtype[kOut], y + (r + i) * y_step, static_cast<double>(values[i]));
       }
-    } else if (good && of.transposes_out) {
+    } else if (good && out.across) {
       sender.put_columns(
           y, rows, [&](int g, int j) SOFTMAXLIB_INLINE_LAMBDA { return groups.result(g, j); });
-    } else if (good && whole && n >= 4 && !job.streaming && of.contiguous_out &&
-               of.item_out == kItem && y_step % kItem == 0) {
+    } else if (good && whole && n >= 4 && !job.streaming && out.along &&
+               out.item == kItem && y_step % kItem == 0) {
       for (int g = 0; g < count; ++g)
         groups.store_rows(g, reinterpret_cast<T*>(y + g * kLanes * y_step), y_step / kItem);
     } else {
       for (int g = 0; g < count; ++g) groups.store_rows(g, results + g * kLanes * n, n);
       flush();
-      if (good && of.contiguous_out && y_step == n * of.item_out) {
+      if (good && out.along && y_step == n * out.item) {
         waiting = rows * n;
         waiting_for = y;
         T* const free = before;
@@ -387,6 +405,7 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
       }
     }
     row += rows;
+    run.advance(rows);
   }
   flush();
   sender.finish();

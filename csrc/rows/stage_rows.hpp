@@ -43,54 +43,152 @@ struct Square {
   }
 };
 
-// One vector of any float dtype.
-SOFTMAXLIB_INLINE f32x16 load_some(softmaxlib_dtype dtype, const char* p, int n, f32x16) {
+// Up to one vector of any float dtype.
+template <class Storage, class V>
+SOFTMAXLIB_INLINE V load_some(const char* p, int n, V) {
+  const auto* const from = reinterpret_cast<const Storage*>(p);
+  return n == V::lanes ? load(from) : load_n(from, n, 0);
+}
+SOFTMAXLIB_INLINE f32x16 load_some(softmaxlib_dtype dtype, const char* p, int n, f32x16 like) {
   switch (dtype) {
-    case SOFTMAXLIB_F16: return load_n(reinterpret_cast<const f16*>(p), n, 0);
-    case SOFTMAXLIB_BF16: return load_n(reinterpret_cast<const bf16*>(p), n, 0);
-    default: return load_n(reinterpret_cast<const float*>(p), n, 0);
+    case SOFTMAXLIB_F16: return load_some<f16>(p, n, like);
+    case SOFTMAXLIB_BF16: return load_some<bf16>(p, n, like);
+    default: return load_some<float>(p, n, like);
   }
 }
-SOFTMAXLIB_INLINE f64x8 load_some(softmaxlib_dtype, const char* p, int n, f64x8) {
-  return load_n(reinterpret_cast<const double*>(p), n, 0);
+SOFTMAXLIB_INLINE f64x8 load_some(softmaxlib_dtype, const char* p, int n, f64x8 like) {
+  return load_some<double>(p, n, like);
 }
 
-// What rows of a job have in common, and how to get at them.
-struct RowsOf {
-  const Job& job;
-  int64_t item_x, item_out;
-  bool contiguous_x, contiguous_out;  // within a row, of a float dtype
-  bool transposes_x, transposes_out;  // rows lie side by side instead
+// How the rows of an operand of a float dtype lie in memory.
+struct Access {
+  int64_t item = 0;     // bytes of an element; 0: not of a float dtype
+  bool fits = false;    // vectors of it convert to the arithmetic's type
+  bool along = false;   // contiguous within a row
+  bool across = false;  // rows lie side by side instead
 
-  explicit RowsOf(const Job& j) : job(j) {
-    const bool is_float = job.dtype[kX] <= SOFTMAXLIB_BF16;
-    item_x = is_float ? float_item(job.dtype[kX]) : 0;
-    item_out = float_item(job.dtype[kOut]);
-    const bool wide = job.dtype[kOut] == SOFTMAXLIB_F64;
+  Access(const Job& job, Operand k) {
+    if (!job.base[k] || job.dtype[k] > SOFTMAXLIB_BF16) return;
+    item = float_item(job.dtype[k]);
     // Doubles for rows of floats, or the other way round, are gathered one by one.
-    const bool fits = is_float && (job.dtype[kX] == SOFTMAXLIB_F64) == wide;
-    const bool one = job.inner_ndim == 1;
+    fits = (job.dtype[k] == SOFTMAXLIB_F64) == (job.dtype[kOut] == SOFTMAXLIB_F64);
+    if (!fits || job.inner_ndim != 1) return;
     const Dim& row = job.inner[0];
-    contiguous_x = fits && one && (row.size == 1 || row.stride[kX] == item_x);
-    contiguous_out = one && (row.size == 1 || row.stride[kOut] == item_out);
-    const Dim* const across = job.outer_ndim ? &job.outer[job.outer_ndim - 1] : nullptr;
-    transposes_x = fits && one && !contiguous_x && across && across->stride[kX] == item_x;
-    transposes_out = one && !contiguous_out && across && across->stride[kOut] == item_out;
+    const Dim* const beside = job.outer_ndim ? &job.outer[job.outer_ndim - 1] : nullptr;
+    along = row.size == 1 || row.stride[k] == item;
+    across = !along && beside && beside->stride[k] == item;
   }
 };
 
 // Rows at one distance from each other: those from one row on to the end of the last dimension.
-struct RowRun {
+class RowRun {
+ public:
   const Job& job;
   Place place;  // of the first
   Dim step;     // to the next
   int64_t rows;
 
-  RowRun(const Job& j, int64_t row) : job(j), place(Rows(j, row).place()), step{1, {}}, rows(1) {
-    if (!job.outer_ndim) return;
-    step = job.outer[job.outer_ndim - 1];
-    rows = step.size - row % step.size;
+  RowRun(const Job& j, int64_t row) : job(j) {
+    const int last = job.outer_ndim - 1;
+    if (last < 0) step = {1, {}};
+    else step = job.outer[last];
+    for (int64_t& o : start_.offset) o = 0;
+    const int64_t in_run = last < 0 ? 0 : row % step.size;
+    if (last >= 0) row /= step.size;
+    for (int d = last - 1; d >= 0; row /= job.outer[d].size, --d) {
+      index_[d] = row % job.outer[d].size;
+      for (int k = 0; k < kOperands; ++k) start_.offset[k] += index_[d] * job.outer[d].stride[k];
+    }
+    begin(in_run);
   }
+  // Past so many of these rows; behind the last, to the next run.
+  SOFTMAXLIB_INLINE void advance(int64_t count) {
+    rows -= count;
+    if (rows == 0) return next();
+    for (int k = 0; k < kOperands; ++k) place.offset[k] += count * step.stride[k];
+  }
+
+ private:
+  void begin(int64_t in_run) {
+    rows = step.size - in_run;
+    for (int k = 0; k < kOperands; ++k) place.offset[k] = start_.offset[k] + in_run * step.stride[k];
+  }
+  void next() {
+    for (int d = job.outer_ndim - 2; d >= 0; --d) {
+      const Dim& dim = job.outer[d];
+      const bool wraps = ++index_[d] == dim.size;
+      for (int k = 0; k < kOperands; ++k)
+        start_.offset[k] += wraps ? dim.stride[k] - dim.size * dim.stride[k] : dim.stride[k];
+      if (!wraps) break;
+      index_[d] = 0;
+    }
+    begin(0);
+  }
+
+  Place start_;  // of the run
+  int64_t index_[SOFTMAXLIB_MAX_NDIM];
+};
+
+// Elements of one operand on their way into tiles, as they are.
+template <class V>
+class Reader {
+ public:
+  using T = typename V::elem;
+  static constexpr int kLanes = V::lanes;
+  static constexpr int64_t kItem = sizeof(T);
+
+  Reader(const Job& job, Operand k) : job_(job), operand_(k), access_(job, k) {}
+
+  const Access& access() const { return access_; }
+  // Whether no tile is needed.
+  bool is_in_place() const { return access_.along && access_.item == kItem; }
+  const T* in_place(const Place& place) const { return reinterpret_cast<const T*>(at(place)); }
+
+  // The first rows of a run to `to`, `pitch` elements apart. Up to a vector is written beyond.
+  SOFTMAXLIB_NOINLINE void copy(const RowRun& run, int rows, T* to, int64_t pitch) const {
+    Place place = run.place;
+    if (access_.across) {
+      for (int r = 0; r < rows; r += kLanes)
+        transpose(at(place) + r * access_.item, rows - r < kLanes ? rows - r : kLanes,
+                  to + r * pitch, pitch);
+      return;
+    }
+    const int64_t step = run.step.stride[operand_];
+    for (int r = 0; r < rows; ++r, place.offset[operand_] += step) {
+      if (access_.along) {
+        convert(at(place), job_.n, to + r * pitch);
+        continue;
+      }
+      for_runs(job_, place, operand_, 0, job_.n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather_any(job_.dtype[operand_], p, stride, count, to + r * pitch + done);
+               });
+    }
+  }
+  // Contiguous elements.
+  SOFTMAXLIB_NOINLINE void convert(const char* p, int64_t n, T* to) const {
+    for (int64_t i = 0; i < n; i += kLanes, p += kLanes * access_.item)
+      store(to + i,
+            load_some(job_.dtype[operand_], p, static_cast<int>(n - i < kLanes ? n - i : kLanes),
+                      V()));
+  }
+
+ private:
+  const char* at(const Place& place) const { return job_.base[operand_] + place.offset[operand_]; }
+  void transpose(const char* x, int rows, T* to, int64_t pitch) const {
+    Square<V> square;
+    const int64_t stride = job_.inner[0].stride[operand_];
+    for (int64_t i = 0; i < job_.n; i += kLanes) {
+      const int64_t count = job_.n - i < kLanes ? job_.n - i : kLanes;
+      for (int64_t j = 0; j < count; ++j, x += stride)
+        store(square.at[j], load_some(job_.dtype[operand_], x, rows, V()));
+      square.put_transposed(to + i, pitch, rows);
+    }
+  }
+
+  const Job& job_;
+  const Operand operand_;
+  const Access access_;
 };
 
 template <class V>
@@ -101,16 +199,14 @@ class Stager {
   static constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
 
   explicit Stager(const Job& job)
-      : job_(job), of_(job), arguments_(affine_of(job, RowRun(job, 0).place, {0, 0})) {}
+      : job_(job), x_(job, kX), arguments_(affine_of(job, RowRun(job, 0).place, {0, 0})) {}
 
   // The first rows of a run to hi, `pitch` elements apart, with -inf up to the pitch; with options,
   // what hi lacks to lo. visible[r]: how many elements take part in row r, as far as 2.
   SOFTMAXLIB_NOINLINE void fetch(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
                                  int* visible) {
     Place place = run.place;
-    if (of_.transposes_x)
-      for (int r = 0; r < rows; r += kLanes)
-        transpose(place, r, rows - r < kLanes ? rows - r : kLanes, hi + r * pitch, pitch);
+    if (!x_.is_in_place()) x_.copy(run, rows, hi, pitch);
     for (int r = 0; r < rows; ++r) {
       const int seen = finish(place, hi + r * pitch, lo + r * pitch, pitch);
       if (visible) visible[r] = seen;
@@ -127,7 +223,7 @@ class Stager {
     };
     const bool same_bias = job_.inner_ndim == 1 && run.step.stride[kBias] == 0 &&
                            (job_.n == 1 || job_.inner[0].stride[kBias] == 0);
-    return of_.contiguous_x && follow(kX, of_.item_x) && !job_.causal && !job_.base[kScale] &&
+    return x_.access().along && follow(kX, x_.access().item) && !job_.causal && !job_.base[kScale] &&
            !job_.base[kSlope] &&
            (!job_.base[kBias] || same_bias || follow(kBias, item_of_bias())) &&
            (!job_.base[kWhere] || follow(kWhere, 1));
@@ -138,8 +234,7 @@ class Stager {
       const int64_t across = run.step.stride[k];
       return !job_.base[k] || across == item || across == 0;
     };
-    return of_.transposes_x && of_.item_x == static_cast<int64_t>(sizeof(T)) && !job_.causal &&
-           !job_.base[kScale] && !job_.base[kSlope] && crosses(kBias, item_of_bias()) &&
+    return x_.access().across && !job_.causal && !job_.base[kScale] && !job_.base[kSlope] && crosses(kBias, item_of_bias()) &&
            crosses(kWhere, 1);
   }
   // Element j of up to a vector of the rows from `first` on.
@@ -161,7 +256,13 @@ class Stager {
         terms.where = nullptr;
       }
     }
-    const Combined<T> source = {reinterpret_cast<const T*>(at(kX)), &terms, 0};
+    alignas(64) T elements[kLanes];
+    const T* x = reinterpret_cast<const T*>(at(kX));
+    if (x_.access().item != Reader<V>::kItem) {
+      store(elements, load_some(job_.dtype[kX], at(kX), rows, V()));
+      x = elements;
+    }
+    const Combined<T> source = {x, &terms, 0};
     return rows == kLanes ? source.load(0) : source.load_n(0, rows, 0);
   }
   Terms<V> terms_across(const RowRun& run) const { return Terms<V>(job_, run.place, arguments_); }
@@ -171,10 +272,10 @@ class Stager {
     const int64_t n = rows * job_.n;
     const char* const x = job_.base[kX] + run.place.offset[kX];
     if (job_.elements_of_x) {
-      convert(x, n, hi);
+      x_.convert(x, n, hi);
     } else {
-      const bool as_it_is = sizeof(T) == static_cast<size_t>(of_.item_x);
-      if (!as_it_is) convert(x, n, hi);
+      const bool as_it_is = x_.is_in_place();
+      if (!as_it_is) x_.convert(x, n, hi);
       Terms<V> terms(job_, run.place, arguments_);
       terms.bias_is_constant = terms.bias && run.step.stride[kBias] == 0;
       combine_all<T>({as_it_is ? reinterpret_cast<const T*>(x) : hi, &terms, 0}, n, hi, lo);
@@ -185,33 +286,12 @@ class Stager {
   }
 
  private:
-  void transpose(const Place& place, int first, int rows, T* to, int64_t pitch) {
-    Square<V> square;
-    const char* x = job_.base[kX] + place.offset[kX] + first * of_.item_x;
-    const int64_t stride = job_.inner[0].stride[kX];
-    for (int64_t i = 0; i < job_.n; i += kLanes) {
-      const int64_t count = job_.n - i < kLanes ? job_.n - i : kLanes;
-      for (int64_t j = 0; j < count; ++j, x += stride)
-        store(square.at[j], load_some(job_.dtype[kX], x, rows, V()));
-      square.put_transposed(to + i, pitch, rows);
-    }
-  }
-
   // Completes a row of the tile; returns how many elements take part, as far as 2.
   int finish(const Place& place, T* hi, T* lo, int64_t pitch) {
     const int64_t n = visible_elements(job_, place);
     int visible = n < 2 ? static_cast<int>(n) : 2;
     const T* x = hi;
-    if (of_.contiguous_x && sizeof(T) == static_cast<size_t>(of_.item_x)) {
-      x = reinterpret_cast<const T*>(job_.base[kX] + place.offset[kX]);
-    } else if (of_.contiguous_x) {
-      convert(job_.base[kX] + place.offset[kX], n, hi);
-    } else if (!of_.transposes_x) {
-      for_runs(job_, place, kX, 0, n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 gather_any(job_.dtype[kX], p, stride, count, hi + done);
-               });
-    }
+    if (x_.is_in_place()) x = x_.in_place(place);
     const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
     int64_t i = 0;
     if (!job_.elements_of_x) {
@@ -234,12 +314,6 @@ class Stager {
     for (; i < pitch; i += kLanes) store(hi + i, none);
     return visible;
   }
-  void convert(const char* p, int64_t n, T* to) const {
-    for (int64_t i = 0; i < n; i += kLanes, p += kLanes * of_.item_x)
-      store(to + i,
-            load_some(job_.dtype[kX], p, static_cast<int>(n - i < kLanes ? n - i : kLanes), V()));
-  }
-
   int64_t item_of_bias() const { return float_item(job_.dtype[kBias]); }
   static int count(const uint8_t* where, int64_t n) {
     int64_t seen = 0;
@@ -248,7 +322,7 @@ class Stager {
   }
 
   const Job& job_;
-  const RowsOf of_;
+  const Reader<V> x_;
   const Arguments<V> arguments_;  // of all rows, but where each has its own factor
   GatheredOptions<V> options_;
 };
@@ -259,18 +333,18 @@ class Sender {
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes;
 
-  explicit Sender(const Job& job) : job_(job), of_(job), own_(true), f16_(true), bf16_(true) {
+  explicit Sender(const Job& job) : job_(job), out_(job, kOut), own_(true), f16_(true), bf16_(true) {
     const auto at = reinterpret_cast<uintptr_t>(job.base[kOut]);
-    posts_ = job.streaming && of_.contiguous_out && at % static_cast<size_t>(of_.item_out) == 0;
+    posts_ = job.streaming && out_.along && at % static_cast<size_t>(out_.item) == 0;
     for (int d = 0; d < job.outer_ndim; ++d)
-      posts_ &= job.outer[d].stride[kOut] % of_.item_out == 0;
+      posts_ &= job.outer[d].stride[kOut] % out_.item == 0;
   }
 
   // Rows that lie side by side are sent together.
-  bool sends_squares() const { return of_.transposes_out; }
+  bool sends_squares() const { return out_.across; }
 
   // Whether results have to lie in a row of their own.
-  bool collects() const { return posts_ || !of_.contiguous_out; }
+  bool collects() const { return posts_ || !out_.along; }
   // One row, where they need not; result(i): of elements from i on.
   template <class Result>
   SOFTMAXLIB_INLINE void put_each(char* y, Result result) const {
@@ -282,9 +356,11 @@ class Sender {
       if (i < n) store_n(to + i, result(i), static_cast<int>(n - i));
     });
   }
+  // Whether rows without gaps between them can be sent as one.
+  bool takes_rows() const { return out_.along; }
   // One row, times scale. Reads up to a vector more on either side.
   void put(char* y, const T* e, T scale) {
-    if (of_.contiguous_out) put_adjacent(y, e, job_.n, scale);
+    if (out_.along) put_adjacent(y, e, job_.n, scale);
     else scatter(y, e, V::set1(scale));
   }
   // Any number of results that follow each other in memory.
@@ -299,7 +375,7 @@ class Sender {
           outbox.start(to);
         }
         outbox.put(e, n, factor);
-        next_ = y + n * of_.item_out;
+        next_ = y + n * out_.item;
         return;
       }
       int64_t i = 0;
@@ -362,7 +438,7 @@ class Sender {
   }
 
   const Job& job_;
-  const RowsOf of_;
+  const Access out_;
   bool posts_;
   const char* next_ = nullptr;  // where the outbox goes on; NULL: nothing is in it
   Outbox<T> own_;

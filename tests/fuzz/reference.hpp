@@ -453,7 +453,7 @@ inline RowGradient gradient_of(softmaxlib_function function, softmaxlib_dtype dt
   return result;
 }
 inline Real gradient_ulps(softmaxlib_function function, softmaxlib_dtype dtype) {
-  return dtype == SOFTMAXLIB_F64 ? 8 : function == SOFTMAXLIB_LOG_SOFTMAX ? 2 : 1;
+  return dtype == SOFTMAXLIB_F64 ? 8 : function == SOFTMAXLIB_LOGSUMEXP ? 1 : 4;
 }
 
 // ---- The order of a row's elements, and what is drawn from it.
