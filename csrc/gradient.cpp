@@ -71,7 +71,7 @@ softmaxlib_status softmaxlib_backward(softmaxlib_function function, const softma
   call.job.in_place |= out->data == grad->data || out->data == y->data;  // no streaming stores
   call.schedule = share_rows(call.job, o);
   return run(call, table_of(o.isa)->gradient[function][call.job.dtype[kOut]],
-             {o.parallel_for, o.parallel_context, nullptr, nullptr, 0});
+             {o.parallel_for, o.parallel_context, o.report, nullptr, 0});
 }
 
 softmaxlib_status softmaxlib_scale_rows(const softmaxlib_array* x, const softmaxlib_array* factors,
@@ -98,7 +98,7 @@ softmaxlib_status softmaxlib_scale_rows(const softmaxlib_array* x, const softmax
   if (call.job.in_place && are_ones(*factors)) return SOFTMAXLIB_OK;
   call.schedule = share_rows(call.job, o);
   return run(call, table_of(given->isa)->scale_rows[call.job.dtype[kOut]],
-             {given->parallel_for, given->parallel_context, nullptr, nullptr, 0});
+             {given->parallel_for, given->parallel_context, given->report, nullptr, 0});
 }
 
 }  // extern "C"

@@ -8,6 +8,7 @@
 #include "kernels/log_softmax.hpp"
 #include "kernels/orthogonal.hpp"
 #include "kernels/sample.hpp"
+#include "kernels/scale_rows.hpp"
 #include "kernels/softmax_columns.hpp"
 #include "kernels/softmax_pipelined.hpp"
 #include "kernels/softmax_three_pass_recompute.hpp"
@@ -16,6 +17,7 @@
 #include "kernels/softmax_two_pass_reload.hpp"
 #include "kernels/stablemax.hpp"
 #include "kernels/state.hpp"
+#include "kernels/take_log_softmax.hpp"
 #include "probes.hpp"
 
 namespace softmaxlib {
@@ -134,40 +136,67 @@ SOFTMAXLIB_NOINLINE void run_rows(const Job& job, int64_t start, int64_t stop, c
     run_rows<arithmetic<storage>, function##_##algorithm<arithmetic<storage>>>(job, start, stop, \
                                                                                scratch);         \
   }
-#define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm)                   \
-  void function##_##schedule##_##storage(const Job& job, int64_t start, int64_t stop,    \
-                                         char* scratch) {                                \
-    if (start == 0 && job.report)                                                        \
-      fill_report(job, kIsa, registry::algorithm, #function "_" #schedule "_" #storage); \
-    const DefaultFloatingPoint environment;                                              \
-    function##_##schedule<storage>(job, start, stop, scratch);                           \
-    stream_fence();                                                                      \
+#define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm)                     \
+  template <bool kHas>                                                                     \
+  void function##_##schedule##_##storage(const Job& job, int64_t start, int64_t stop,      \
+                                         char* scratch) {                                  \
+    if constexpr (kHas) {                                                                  \
+      if (start == 0 && job.report)                                                        \
+        fill_report(job, kIsa, registry::algorithm, #function "_" #schedule "_" #storage); \
+      const DefaultFloatingPoint environment;                                              \
+      function##_##schedule<storage>(job, start, stop, scratch);                           \
+      stream_fence();                                                                      \
+    }                                                                                      \
   }
 #include "kernels.def"
 #undef SOFTMAXLIB_KERNEL
 #undef SOFTMAXLIB_ROWS_KERNEL
 
-#define SOFTMAXLIB_ORTHOGONAL(storage)                                                    \
-  void orthogonal_gradient_##storage(const Job& job, int64_t, int64_t, char*) {           \
-    if (job.report)                                                                       \
-      fill_report(job, kIsa, SOFTMAXLIB_ALGORITHM_AUTO, "orthogonal_gradient_" #storage); \
-    orthogonal_gradient<storage>(job);                                                    \
+// Kernels of other calls, which have one schedule: `name` goes to the report.
+#define SOFTMAXLIB_REPORTED(name, kernel)                                            \
+  [](const Job& job, int64_t start, int64_t stop, char* scratch) {                   \
+    if (start == 0 && job.report) fill_report(job, kIsa, registry::automatic, name); \
+    kernel(job, start, stop, scratch);                                               \
   }
-SOFTMAXLIB_ORTHOGONAL(f32)
-SOFTMAXLIB_ORTHOGONAL(f64)
-SOFTMAXLIB_ORTHOGONAL(f16)
-SOFTMAXLIB_ORTHOGONAL(bf16)
-#undef SOFTMAXLIB_ORTHOGONAL
+#define SOFTMAXLIB_GRADIENT_OF(function)                                                    \
+  template <class T>                                                                        \
+  void gradient_of_##function(const Job& job, int64_t start, int64_t stop, char* scratch) { \
+    gradient_rows<softmaxlib_function{registry::function}, T>(job, start, stop, scratch);   \
+  }
+SOFTMAXLIB_GRADIENT_OF(softmax)
+SOFTMAXLIB_GRADIENT_OF(log_softmax)
+SOFTMAXLIB_GRADIENT_OF(logsumexp)
+SOFTMAXLIB_GRADIENT_OF(stablemax)
+SOFTMAXLIB_GRADIENT_OF(log_stablemax)
+#undef SOFTMAXLIB_GRADIENT_OF
+template <class T>
+void orthogonal_gradient_of_array(const Job& job, int64_t, int64_t, char*) {
+  orthogonal_gradient<T>(job);
+}
+template <class T>
+void cross_entropy_of_softmax(const Job& job, int64_t start, int64_t stop, char* scratch) {
+  cross_entropy_of_rows<SoftmaxOf, T>(job, start, stop, scratch);
+}
+template <class T>
+void cross_entropy_of_stablemax(const Job& job, int64_t start, int64_t stop, char* scratch) {
+  cross_entropy_of_rows<StablemaxOf, T>(job, start, stop, scratch);
+}
 
 KernelTable make_table() {
   KernelTable table = {};
   table.isa = kIsa;
-#define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm)         \
-  table.kernels[registry::function][registry::schedule][registry::storage] = { \
-      function##_##schedule##_##storage, #function "_" #schedule "_" #storage, \
+  table.many_rows = kHasManyRows;
+#define SOFTMAXLIB_KERNEL(function, algorithm, storage)                          \
+  table.kernels[registry::function][registry::algorithm][registry::storage] = {  \
+      function##_##algorithm##_##storage, #function "_" #algorithm "_" #storage, \
       registry::algorithm};
-#define SOFTMAXLIB_KERNEL(function, algorithm, storage) \
-  SOFTMAXLIB_ROWS_KERNEL(function, algorithm, storage, algorithm)
+#define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm)           \
+  if (kHasManyRows)                                                              \
+    table.kernels[registry::function][registry::schedule][registry::storage] = { \
+      function##_##schedule##_##storage<kHasManyRows>,                           \
+      #function "_" #schedule "_" #storage,                                      \
+      registry::algorithm                                                        \
+    };
 #include "kernels.def"
 #undef SOFTMAXLIB_KERNEL
 #undef SOFTMAXLIB_ROWS_KERNEL
@@ -176,19 +205,24 @@ KernelTable make_table() {
   table.states[registry::logsumexp] = state_kernels<LogSoftmaxState>();
   table.states[registry::stablemax] = state_kernels<StablemaxState>();
   table.states[registry::log_stablemax] = state_kernels<LogStablemaxState>();
-#define SOFTMAXLIB_STORAGE(storage)                                   \
-  table.sample[registry::storage] = sample_rows<arithmetic<storage>>; \
-  table.topk[registry::storage] = topk_of_rows<arithmetic<storage>>;  \
-  table.take[registry::storage] = take_of_rows<arithmetic<storage>>;  \
-  table.scale_rows[registry::storage] = scale_rows<storage>;          \
-  table.cross_entropy[0][registry::storage] =                         \
-      cross_entropy_of_rows<SoftmaxOf, arithmetic<storage>>;          \
-  table.cross_entropy[1][registry::storage] =                         \
-      cross_entropy_of_rows<StablemaxOf, arithmetic<storage>>;        \
-  table.orthogonal[registry::storage] = orthogonal_gradient_##storage;
-#define SOFTMAXLIB_GRADIENT(function, storage)            \
-  table.gradient[registry::function][registry::storage] = \
-      gradient_rows<softmaxlib_function{registry::function}, arithmetic<storage>>;
+#define SOFTMAXLIB_STORAGE(storage)                                                          \
+  table.sample[registry::storage] =                                                          \
+      SOFTMAXLIB_REPORTED("sample_" #storage, sample_rows<arithmetic<storage>>);             \
+  table.topk[registry::storage] =                                                            \
+      SOFTMAXLIB_REPORTED("topk_softmax_" #storage, topk_of_rows<arithmetic<storage>>);      \
+  table.take[registry::storage] =                                                            \
+      SOFTMAXLIB_REPORTED("take_log_softmax_" #storage, take_of_rows<arithmetic<storage>>);  \
+  table.scale_rows[registry::storage] =                                                      \
+      SOFTMAXLIB_REPORTED("scale_rows_" #storage, scale_rows<storage>);                      \
+  table.cross_entropy[0][registry::storage] = SOFTMAXLIB_REPORTED(                           \
+      "cross_entropy_" #storage, cross_entropy_of_softmax<arithmetic<storage>>);             \
+  table.cross_entropy[1][registry::storage] = SOFTMAXLIB_REPORTED(                           \
+      "stablemax_cross_entropy_" #storage, cross_entropy_of_stablemax<arithmetic<storage>>); \
+  table.orthogonal[registry::storage] =                                                      \
+      SOFTMAXLIB_REPORTED("orthogonal_gradient_" #storage, orthogonal_gradient_of_array<storage>);
+#define SOFTMAXLIB_GRADIENT(function, storage)                                 \
+  table.gradient[registry::function][registry::storage] = SOFTMAXLIB_REPORTED( \
+      #function "_backward_" #storage, gradient_of_##function<arithmetic<storage>>);
 #define SOFTMAXLIB_GRADIENTS(storage)       \
   SOFTMAXLIB_GRADIENT(softmax, storage)     \
   SOFTMAXLIB_GRADIENT(log_softmax, storage) \
@@ -206,6 +240,7 @@ KernelTable make_table() {
   SOFTMAXLIB_STORAGE(f16)
   SOFTMAXLIB_STORAGE(bf16)
 #undef SOFTMAXLIB_STORAGE
+#undef SOFTMAXLIB_REPORTED
   table.reduce_losses = reduce_losses;
   table.exp_sweep = run_exp_sweep;
   table.roofline = run_roofline;

@@ -43,6 +43,7 @@ struct StateKernels {
 
 struct KernelTable {
   softmaxlib_isa isa;
+  bool many_rows;  // whether it has the schedules that only `auto` picks
   KernelEntry kernels[kFunctions][kSchedules][kStorages];
   StateKernels states[kFunctions];
   Kernel sample[kStorages], topk[kStorages], gradient[kFunctions][kStorages];

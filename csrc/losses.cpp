@@ -56,9 +56,15 @@ struct LabelWeights {
         return true;
       });
     };
+    if (!l.weight) {
+      int64_t count = 0;
+      for_each([&](double) { ++count; });
+      sum = static_cast<double>(count);
+      return;
+    }
     double largest = 0, error = 0;
-    if (l.weight) for_each([&](double w) { largest = w > largest ? w : largest; });
-    if (l.weight) exponent = exponent_of(largest);
+    for_each([&](double w) { largest = w > largest ? w : largest; });
+    exponent = exponent_of(largest);
     for_each([&](double w) {
       const double term = ldexp(w, -exponent), s = sum + term;
       error += sum >= term ? (sum - s) + term : (term - s) + sum;  // what that rounded away
@@ -119,7 +125,7 @@ softmaxlib_status finish(Call& call, Kernel kernel, const softmaxlib_options& o)
   if (o.store == SOFTMAXLIB_STORE_AUTO &&
       call.job.n * item_size(call.job.dtype[kOut]) < kStreamedRow)
     call.schedule.streaming = false;
-  return run(call, kernel, {o.parallel_for, o.parallel_context, nullptr, nullptr, 0});
+  return run(call, kernel, {o.parallel_for, o.parallel_context, o.report, nullptr, 0});
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ softmaxlib_status run_along(const Request& request, const softmaxlib_options& o,
   call.schedule = share_rows(call.job, o);
   const KernelTable& table = *table_of(o.isa);
   return run(call, (top ? table.topk : table.sample)[call.job.dtype[kOut]],
-             {o.parallel_for, o.parallel_context, nullptr, nullptr, 0});
+             {o.parallel_for, o.parallel_context, o.report, nullptr, 0});
 }
 
 }  // namespace

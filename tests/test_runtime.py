@@ -65,6 +65,27 @@ def test_use_isa_decides_which_kernel_runs(isa):
             assert sml.last_kernel().startswith(f"{isa}::"), sml.last_kernel()
 
 
+def test_every_call_says_which_kernel_ran(isa):
+    x, target = np.ones((2, 100), np.float32), np.array([1, 2])
+    y, log_y = sml.softmax(x), sml.log_softmax(x)
+    calls = {
+        "softmax_backward": lambda: sml.softmax_backward(x, y),
+        "log_softmax_backward": lambda: sml.log_softmax_backward(x, log_y),
+        "logsumexp_backward": lambda: sml.logsumexp_backward(x[:, 0], x, sml.logsumexp(x)),
+        "stablemax_backward": lambda: sml.stablemax_backward(x, x, y),
+        "log_stablemax_backward": lambda: sml.log_stablemax_backward(x, x, log_y),
+        "cross_entropy": lambda: sml.cross_entropy(x, target),
+        "stablemax_cross_entropy": lambda: sml.cross_entropy(x, target, activation="stablemax"),
+        "take_log_softmax": lambda: sml.take_log_softmax(x, target),
+        "sample": lambda: sml.sample(x, np.random.default_rng(0)),
+        "topk_softmax": lambda: sml.topk_softmax(x, 3),
+        "orthogonal_gradient": lambda: sml.orthogonal_gradient(x, y),
+    }
+    for name, call in calls.items():
+        call()
+        assert sml.last_kernel() == f"{isa}::{name}_f32"
+
+
 def test_best_isa_runs_by_default(tmp_path):
     code = "sml.softmax([1.0]); print(sml.last_kernel().split('::')[0], sml.info()['isa'])"
     best = sml.available_isas()[0]

@@ -137,7 +137,12 @@ def test_gradients_have_the_bits_of_each_row_alone(isa, name, dtype):
             grad[4, n // 2] = np.inf  # takes no part
             grad[5, 0] = np.nan
         where = rng.random((37, n)) < 0.8
-        for options in ({}, {"where": where}, {"temperature": 0.7}, {"temperature": rng.random((37, 1)) + 0.5}):
+        for options in (
+            {},
+            {"where": where},
+            {"temperature": 0.7},
+            {"temperature": rng.random((37, 1)) + 0.5},
+        ):
             of_row = [
                 {k: v[r] if np.ndim(v) else v for k, v in options.items()} for r in range(len(x))
             ]
@@ -180,7 +185,10 @@ def test_losses_have_the_bits_of_the_rows_kernel(isa, dtype):
         weight[0] = 0
         where = rng.random((37, n)) < 0.8
         for options in ({}, {"weight": weight}, {"where": where}, {"temperature": 0.7}):
-            one_per_row = {**options, "temperature": np.full((37, 1), options.get("temperature", 1))}
+            one_per_row = {
+                **options,
+                "temperature": np.full((37, 1), options.get("temperature", 1)),
+            }
             for how in ({"reduction": "none"}, {"reduction": "mean"}):
                 loss, grad = sml.cross_entropy(x, target, return_grad=True, **options, **how)
                 wanted, wanted_grad = sml.cross_entropy(

@@ -8,10 +8,7 @@
 // alone.
 #pragma once
 
-#include "kernels/log_softmax.hpp"
-#include "kernels/stablemax.hpp"
-#include "rows/columns.hpp"
-#include "rows/stage_rows.hpp"
+#include "kernels/kinds.hpp"
 
 namespace softmaxlib {
 namespace SOFTMAX_ISA {
@@ -59,225 +56,8 @@ class LanesOfRows {
   alignas(64) double sums_[2][8][8];
 };
 
-// What the sums of a batch's rows have been folded to, a row per lane.
-template <class V>
-struct BatchSums {
-  InLanes<V> sum, error;
-  V reference;
-
-  // Rows whose sums cannot be trusted are to be computed alone.
-  void check(V value, bool (&alone)[V::lanes]) const {
-    if (all_usable(reference, value)) return;
-    typename V::elem r[V::lanes], v[V::lanes];
-    store(r, reference);
-    store(v, value);
-    for (int i = 0; i < V::lanes; ++i) alone[i] |= !SOFTMAX_ISA::usable(r[i], v[i]);
-  }
-};
-
-// Lanes of a row, a vector of rows each, as sum_lanes() folds those of one vector; what is missing
-// to all of them is +0.
-template <class V>
-SOFTMAXLIB_INLINE InLanes<V> fold_lanes(const typename V::elem* lanes, int count) {
-  const auto at = [=](int i) SOFTMAXLIB_INLINE_LAMBDA {
-    return InLanes<V>::of(load(lanes + i * V::lanes));
-  };
-  InLanes<V> eight[8];
-  for (int i = 0; i < 8; ++i) {
-    eight[i] = i < count ? at(i) : in_all(0, V());
-    if (i + 8 < count) eight[i] = eight[i] + at(i + 8);
-  }
-  return fold_eight(eight);
-}
-
-// Up to four exponentials, in step where they are four.
-template <class F, class X, class V = typename F::V>
-SOFTMAXLIB_INLINE void evaluate_up_to_four(const F& f, const X* x, int some, V magic, V floor,
-                                           V* t) {
-  if constexpr (!F::kFollows) {
-    for (int k = 0; k < some; ++k) f.template evaluate<1>(x + k, t + k);
-  } else if (some == 4) {
-    for (int k = 0; k < 4; k += kInStep) f.template evaluate<kInStep>(x + k, magic, floor, t + k);
-  } else {
-    for (int k = 0; k < some; ++k) f.template evaluate<1>(x + k, magic, floor, t + k);
-  }
-}
-
-// The element that each row holds out of its sum: a column per lane of the row.
-template <class V>
-struct BatchHeld {
-  V hi, lo;
-  InLanes<V> others;  // f of what the other lanes hold, summed
-
-  // take_largest() of rows/terms.hpp for a vector of rows, which hold one element in each of so
-  // many lanes.
-  template <class F, class X>
-  BatchHeld(const F& f, const X* held, int lanes, V magic, V floor) {
-    using T = typename V::elem;
-    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
-    V place = zero;
-    hi = high(held[0]);
-    lo = to_pair(held[0]).lo;
-    for (int i = 1; i < lanes; ++i) {
-      const Pair<V> x = to_pair(held[i]);
-      const auto larger = gt(x.hi, hi);
-      hi = select(larger, x.hi, hi);
-      lo = select(larger, x.lo, lo);
-      place = select(larger, V::set1(static_cast<T>(i)), place);
-    }
-    alignas(64) T terms[V::lanes * V::lanes];
-    for (int i = 0; i < lanes; i += 4) {
-      const int some = lanes - i < 4 ? lanes - i : 4;
-      X x[4];
-      V t[4];
-      for (int k = 0; k < some; ++k) {
-        const auto is_it = eq(place, V::set1(static_cast<T>(i + k)));
-        const Pair<V> one = to_pair(held[i + k]);
-        from_pair(Pair<V>{select(is_it, none, one.hi), select(is_it, zero, one.lo)}, x[k]);
-      }
-      evaluate_up_to_four(f, x, some, magic, floor, t);
-      for (int k = 0; k < some; ++k) store(terms + (i + k) * V::lanes, t[k]);
-    }
-    others = fold_lanes<V>(terms, lanes);
-  }
-};
-
-// ---- What is computed of a row. Each has the function of an element F; finish(), which makes what
-// follows the sums, a row per lane; the rows' results where terms are not kept; and says:
-struct KindOfBatch {
-  static constexpr bool kHolds = false;     // each lane holds its largest argument out of the sum
-  static constexpr bool kReduces = false;   // rows have no results of their elements
-  static constexpr bool kOneIsOne = false;  // a row of one element is 1, whatever p 1/p is
-  static constexpr bool kTargets = false;   // finish() reads elements one by one, and writes
-};
-
-// f / sum of f: softmax and stablemax.
-template <class Function>
-struct BatchOfRatio : KindOfBatch {
-  using F = Function;
-  using V = typename F::V;
-  using T = typename V::elem;
-  static constexpr bool kOneIsOne = true;
-
-  alignas(64) T scale[V::lanes];
-
-  void finish(const BatchSums<V>& sums, bool (&alone)[V::lanes]) {
-    const V r = reciprocals<V>(sums.sum, sums.error).value();
-    store(scale, r);
-    if constexpr (F::kFollows) {
-      sums.check(r, alone);
-    } else {  // nothing is wrong with a sum that needs no other reference
-      double sum[V::lanes];
-      store_lanes(sum, sums.sum);
-      for (int i = 0; i < V::lanes; ++i)
-        alone[i] |= !positive_finite(sum[i]) || stable_reference<V>(sum[i]) != 0;
-    }
-  }
-};
-template <class V>
-using BatchOfSoftmax = BatchOfRatio<Exp<V>>;
-template <class V>
-using BatchOfStablemax = BatchOfRatio<Stable<V>>;
-
-// log1p(rest / e^held), as log1p_pair() gives it.
-template <class V>
-struct LogRest {
-  InLanes<V> hi, lo;
-  InLanes<V> of_held, ratio;  // e^held in units of 2^(reference - kBias) of double; rest / e^held
-
-  LogRest(const BatchSums<V>& sums, const BatchHeld<V>& held) {
-    constexpr int kBias = Exp<V, Use::kLogarithms>::kBias;
-    const InLanes<V> reference = InLanes<V>::of(sums.reference), value = sums.sum + sums.error;
-    const InLanes<V> held_hi = InLanes<V>::of(held.hi), held_lo = InLanes<V>::of(held.lo);
-    of(held_hi, held_lo, reference, value, power_of_two(Exp<f64x8>::kBias - kBias));
-  }
-
- private:
-  using C = LogConstants<f64x8>;
-
-  struct One {
-    f64x8 hi, lo, of_held, ratio;
-  };
-  static One of(f64x8 held_hi, f64x8 held_lo, f64x8 reference, f64x8 value, double unit) {
-    const ExpInLanes<f64x8> exp((InLanes<f64x8>{reference}));
-    const f64x8 held = exp(Pair<f64x8>{held_hi, held_lo});
-    const f64x8 ratio = value * f64x8::set1(unit) / held;
-    const auto parts = log1p_parts(ratio, f64x8::set1(0));
-    return {parts.exponent * f64x8::set1(C::kLn2Hi),
-            parts.mantissa + parts.exponent * f64x8::set1(C::kLn2Lo), held, ratio};
-  }
-  void of(InLanes<f32x16> h, InLanes<f32x16> l, InLanes<f32x16> r, InLanes<f32x16> v, double unit) {
-    const One a = of(h.low, l.low, r.low, v.low, unit);
-    const One b = of(h.high, l.high, r.high, v.high, unit);
-    hi = {a.hi, b.hi};
-    lo = {a.lo, b.lo};
-    of_held = {a.of_held, b.of_held};
-    ratio = {a.ratio, b.ratio};
-  }
-  void of(InLanes<f64x8> h, InLanes<f64x8> l, InLanes<f64x8> r, InLanes<f64x8> v, double unit) {
-    const One a = of(h.all, l.all, r.all, v.all, unit);
-    hi = {a.hi};
-    lo = {a.lo};
-    of_held = {a.of_held};
-    ratio = {a.ratio};
-  }
-};
-
-template <class Vector>
-struct BatchOfLogSoftmax : KindOfBatch {
-  using V = Vector;
-  using T = typename V::elem;
-  using F = Exp<V, Use::kLogarithms>;
-  static constexpr bool kHolds = true;
-
-  void finish(const BatchSums<V>& sums, const BatchHeld<V>& held, bool (&alone)[V::lanes]) {
-    set(LogRest<V>(sums, held), held);
-    sums.check(sums.sum.value(), alone);
-  }
-  void set(const LogRest<V>& rest, const BatchHeld<V>& held) {
-    store(hi_, held.hi);
-    store(lo_, held.lo);
-    store(log_rest_, (rest.hi + rest.lo).value());
-  }
-  auto result(int r) const {
-    return [hi = V::set1(hi_[r]), lo = V::set1(lo_[r]), log_rest = V::set1(log_rest_[r])](auto x)
-               SOFTMAXLIB_INLINE_LAMBDA { return subtract(x, hi, lo) - log_rest; };
-  }
-  // Element j of every row.
-  template <class X>
-  SOFTMAXLIB_INLINE V results(X x, int) const {
-    return subtract(x, load(hi_), load(lo_)) - load(log_rest_);
-  }
-
- private:
-  alignas(64) T hi_[V::lanes], lo_[V::lanes], log_rest_[V::lanes];
-};
-
-template <class Vector>
-struct BatchOfLogsumexp : KindOfBatch {
-  using V = Vector;
-  using T = typename V::elem;
-  using F = Exp<V, Use::kLogarithms>;
-  static constexpr bool kHolds = true, kReduces = true;
-
-  void finish(const BatchSums<V>& sums, const BatchHeld<V>& held, bool (&alone)[V::lanes]) {
-    set(LogRest<V>(sums, held), held);
-    sums.check(sums.sum.value(), alone);
-  }
-  void set(const LogRest<V>& rest, const BatchHeld<V>& held) {
-    const InLanes<V> large = (in_all(0, V()) + InLanes<V>::of(held.hi)) + rest.hi;
-    store(value_, (large + (InLanes<V>::of(held.lo) + rest.lo)).value());
-  }
-  T value(int r) const { return value_[r]; }
-  const T* values() const { return value_; }
-
- private:
-  alignas(64) T value_[V::lanes];
-};
-
-// ---- The batch. X: V, or Pair<V> for arguments of two parts. kStaged: x is in the tile.
-
-template <class P, class X, bool kStaged>
+// X: V, or Pair<V> for arguments of two parts.
+template <class P, class X>
 class Batch {
  public:
   using V = typename P::V;
@@ -303,6 +83,7 @@ class Batch {
   void begin(const RowRun& run, int64_t first, int rows) {
     place(run, first, rows);
     x_ = run.job.base[kX] + run.place.offset[kX], stride_ = run.step.stride[kX];
+    is_staged_ = false;
     for (int r = 0; r < rows; ++r) alone_[r] = P::kOneIsOne && n_ == 1;
     start();
   }
@@ -310,6 +91,7 @@ class Batch {
   void begin(const RowRun& run, int64_t first, int rows, Stager<V>& stager, T* low) {
     place(run, first, rows);
     x_ = reinterpret_cast<const char*>(e_), low_ = low;
+    is_staged_ = true;
     stride_ = pitch_ * static_cast<int64_t>(sizeof(T));
     int visible[kLanes];
     if (pitch_ == n_ && stager.is_even(run)) stager.fetch_even(run, rows, e_, low, visible);
@@ -398,9 +180,8 @@ class Batch {
     if (SOFTMAXLIB_UNLIKELY(alone_[r])) {
       sender.finish();
       alone(job, first_ + r);
-    } else if constexpr (P::kReduces && P::kTargets) {
     } else if constexpr (P::kReduces) {
-      put_as(job.dtype[kOut], y_ + r * y_stride_, static_cast<double>(of_.value(r)));
+      return;  // finish() has written it
     } else if (P::kHolds && !resolved_) {
       if constexpr (P::kHolds)
         sender.put_each(y_ + r * y_stride_,
@@ -429,17 +210,16 @@ class Batch {
   }
   SOFTMAXLIB_INLINE X at(int r, int64_t i) const {
     const T* const x = row(r) + i;
-    if constexpr (!kStaged) prefetch(reinterpret_cast<const char*>(x) + kBatchPrefetchBytes);
+    if constexpr (!kLow) prefetch(reinterpret_cast<const char*>(x) + kBatchPrefetchBytes);
     return joined(x, kLow ? low_ + r * pitch_ + i : nullptr, X());
   }
   SOFTMAXLIB_INLINE X up_to_end(int r, int64_t i) const {
-    if constexpr (kStaged) {
-      return at(r, i);  // -inf up to the pitch
-    } else {
-      if (i + kLanes <= n_) return at(r, i);
-      prefetch(reinterpret_cast<const char*>(row(r) + i) + kBatchPrefetchBytes);
-      return load_n(row(r) + i, static_cast<int>(n_ - i), static_cast<T>(-INFINITY));
-    }
+    if (kLow || is_staged_ || i + kLanes <= n_) return at(r, i);  // a tile has -inf up to the pitch
+    prefetch(reinterpret_cast<const char*>(row(r) + i) + kBatchPrefetchBytes);
+    X x;
+    const V some = load_n(row(r) + i, static_cast<int>(n_ - i), static_cast<T>(-INFINITY));
+    from_pair(Pair<V>{some, V::set1(0)}, x);
+    return x;
   }
   template <int N>
   static SOFTMAXLIB_INLINE void evaluate(const F& f, const X* x, V magic, V floor, V* t) {
@@ -523,9 +303,18 @@ class Batch {
   LanesOfRows<V> lanes_;
   alignas(64) T held_[kLanes][kLanes];
   alignas(64) T held_low_[kLow ? kLanes : 1][kLanes];
-  bool alone_[kLanes], any_alone_ = false, resolved_ = false;
+  bool alone_[kLanes], any_alone_ = false, resolved_ = false, is_staged_ = false;
   P of_;
 };
+
+inline bool sees_nothing(const Job& job, const Place& place) {
+  bool any = false;
+  for_runs(job, place, kWhere, 0, job.n,
+           [&](const char* p, int64_t stride, int64_t, int64_t count) {
+             for (int64_t i = 0; i < count; ++i) any |= p[i * stride] != 0;
+           });
+  return !any;
+}
 
 // By itself, as all rows can be computed; function(Row).
 template <class D, class F>
@@ -533,14 +322,20 @@ SOFTMAXLIB_NOINLINE void compute_alone(const Job& job, int64_t row, F function, 
   int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
   const Rows at(job, row);
   const Row<D> alone(job, at.place(), nullptr, one_block);
+  if (job.base[kWhere] && sees_nothing(job, at.place())) {
+    using T = typename Row<D>::T;
+    if (job.reduces) return alone.put_first(static_cast<T>(-INFINITY));
+    return alone.fill_from(0, static_cast<T>(masked), job.n);
+  }
   function(alone);
   if (job.causal && !job.reduces) alone.fill_beyond(static_cast<typename Row<D>::T>(masked));
 }
 
-template <class P, class X, bool kStaged>
-inline void run_batches(const Job& job, int64_t row, int64_t stop, char* scratch,
+// is_direct: x is read where it is.
+template <class P, class X>
+inline void run_batches(const Job& job, bool is_direct, int64_t row, int64_t stop, char* scratch,
                         void (*alone)(const Job& job, int64_t row)) {
-  using B = Batch<P, X, kStaged>;
+  using B = Batch<P, X>;
   using V = typename B::V;
   const typename B::F f(0);
   Sender<V> sender(job);
@@ -556,8 +351,8 @@ inline void run_batches(const Job& job, int64_t row, int64_t stop, char* scratch
   for (RowRun run(job, row); row < stop;) {
     int64_t rows = run.rows < stop - row ? run.rows : stop - row;
     if (rows > now->most()) rows = now->most();
-    if constexpr (kStaged) now->begin(run, row, static_cast<int>(rows), stager, low);
-    else now->begin(run, row, static_cast<int>(rows));
+    if (is_direct) now->begin(run, row, static_cast<int>(rows));
+    else now->begin(run, row, static_cast<int>(rows), stager, low);
     for (int r = 0; r < now->rows() || r < before->rows(); ++r) {
       if (r < now->rows()) now->compute(f, r);
       if (r < before->rows()) before->put(job, r, sender, alone);
@@ -578,9 +373,9 @@ inline void run_any_batches(const Job& job, int64_t start, int64_t stop, char* s
                             void (*alone)(const Job& job, int64_t row)) {
   using V = typename P::V;
   const bool wide = job.dtype[kX] == SOFTMAXLIB_F32 || job.dtype[kX] == SOFTMAXLIB_F64;
-  if (job.direct && wide && !job.causal) run_batches<P, V, false>(job, start, stop, scratch, alone);
-  else if (job.elements_of_x) run_batches<P, V, true>(job, start, stop, scratch, alone);
-  else run_batches<P, Pair<V>, true>(job, start, stop, scratch, alone);
+  const bool is_direct = job.direct && wide && !job.causal;
+  if (job.elements_of_x) run_batches<P, V>(job, is_direct, start, stop, scratch, alone);
+  else run_batches<P, Pair<V>>(job, false, start, stop, scratch, alone);
 }
 
 }  // namespace

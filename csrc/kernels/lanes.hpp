@@ -44,7 +44,23 @@ class LaneGroups {
   // All elements of a group's rows, `stride` apart; of less than four, up to three beyond are read.
   SOFTMAXLIB_INLINE void load_rows(int group, const T* x, const T* low, int64_t stride) {
     transpose(hi_, group, x, stride);
-    if constexpr (kLow) transpose(lo_, group, low, stride);
+    if constexpr (kLow)
+      if (low) transpose(lo_, group, low, stride);
+  }
+  // Elements become arguments: times a factor per row, as combine() of rows/stage.hpp has it. False
+  // where that is not enough for one.
+  bool scale(int group, Pair<V> factor) {
+    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
+    const V limit = V::set1(static_cast<T>(kLargestLow<V>));
+    V bad = zero;
+    for (int j = 0; j < n_; ++j) {
+      const V x = load(column(hi_, group, j)), hi = x * factor.hi;
+      V lo = fma(x, factor.lo, fma(x, factor.hi, zero - hi));
+      lo = select(eq(x, none), zero, lo);
+      bad = select(gt(limit, max(lo, zero - lo)), bad, limit);
+      set(group, j, Pair<V>{hi, lo});
+    }
+    return !any(gt(bad, zero));
   }
 
   // From arguments to sums and what follows from them. Meanwhile x is prefetched, `step` bytes per
@@ -77,11 +93,8 @@ class LaneGroups {
       } else {
         const BatchSums<V> sums = sum_of_terms(column(hi_, g, 0));
         of_[g].finish(with_reference(sums, g), alone);
-        if (counts_ && any(eq(seen[g], V::set1(1)))) {
-          T counts[kLanes];
-          store(counts, seen[g]);
-          for (int i = 0; i < kLanes; ++i) alone[i] |= counts[i] == 1;
-        }
+        if constexpr (P::kOneIsOne)
+          if (counts_ && any(eq(seen[g], V::set1(1)))) check_ones(g, seen[g]);
       }
       for (const bool a : alone) good &= !a;
     }
@@ -106,8 +119,6 @@ class LaneGroups {
     for (; j + 4 <= n_; j += 4) store_block<4>(group, j, y, stride);
     if (j < n_) store_block<4>(group, n_ < 4 ? 0 : n_ - 4, y, stride);
   }
-  // One number per row, of what reduces.
-  const T* values(int group) const { return of_[group].values(); }
 
  private:
   T* column(T* of, int group, int j) const { return of + (group * pitch_ + j) * kLanes; }
@@ -145,6 +156,17 @@ class LaneGroups {
     V block[kColumns];
     for (int k = 0; k < kColumns; ++k) block[k] = result(group, j + k);
     store_columns(y + j, stride, block);
+  }
+
+  // A row that sees one element, which then is 1: whether others are -inf or not seen is for it to
+  // say where p times the rounded 1 / p is not.
+  SOFTMAXLIB_NOINLINE void check_ones(int g, V seen) {
+    V top = V::set1(0);
+    for (int j = 0; j < n_; ++j) top = max(top, result(g, j));
+    T counts[kLanes], largest[kLanes];
+    store(counts, seen);
+    store(largest, top);
+    for (int i = 0; i < kLanes; ++i) alone_[g][i] |= counts[i] == 1 && largest[i] != 1;
   }
 
   SOFTMAXLIB_INLINE V count(int g) const {
@@ -292,10 +314,11 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
   const int64_t pitch = (n + kLanes - 1) / kLanes * kLanes;
   const Access in(job, kX), out(job, kOut);
   // Rows with options, or an end of their own, go through the stager.
-  const bool as_they_are = !kLow && !job.causal;
+  const bool only_scaled = kLow && !job.base[kBias] && !job.base[kWhere] && !job.base[kSlope];
+  const bool as_they_are = (!kLow || only_scaled) && !job.causal;
   const bool plain_x = in.along && in.item == kItem && as_they_are;
 
-  Groups groups(n, kLow || job.causal);
+  Groups groups(n, (kLow && !only_scaled) || job.causal);
   Stager<V> stager(job);
   Sender<V> sender(job);
   // Rows on their way in, and results on their way out: those of a batch wait while the next is
@@ -323,7 +346,21 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
     const int64_t x_step = run.step.stride[kX], y_step = run.step.stride[kOut];
     const char* ahead = x;
     int64_t ahead_step = 0;
+    T *const hi = room[0] + kLanes, *const lo = room[kLow] + kLanes;
+    const auto transpose = [&](int64_t between, const T* low) {
+      for (int64_t i = rows * between; i < count * kLanes * between + 4; ++i) hi[i] = lo[i] = 0;
+      for (int g = 0; g < count; ++g)
+        groups.load_rows(g, hi + g * kLanes * between, low ? low + g * kLanes * between : nullptr,
+                         between);
+    };
+    const auto stage = [&] {
+      if (even) stager.fetch_even(run, rows, hi, lo, nullptr);
+      else stager.fetch(run, rows, hi, lo, pitch, nullptr);
+      transpose(even ? n : pitch, lo);
+    };
+    bool is_staged = true;
     if (in.across && as_they_are) {
+      is_staged = !only_scaled;
       const int64_t stride = job.inner[0].stride[kX];
       for (int g = 0; g < count; ++g) {
         const char* p = x + g * kLanes * in.item;
@@ -343,45 +380,43 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
     } else if (plain_x && whole && x_step % kItem == 0 &&
                (n >= 4 || (x_step == n * kItem && rows < run.rows))) {
       // A block of a row of less than four reaches into the next row.
+      is_staged = !only_scaled;
       for (int g = 0; g < count; ++g)
         groups.load_rows(g, reinterpret_cast<const T*>(x + g * kLanes * x_step), nullptr,
                          x_step / kItem);
       ahead = x + kBatchPrefetchBytes;
       ahead_step = kLanes * kItem;
+    } else if (only_scaled && as_they_are && in.fits) {
+      is_staged = false;
+      const int64_t between = stager.is_dense(run) ? n : pitch;
+      stager.fetch_elements(run, rows, hi, between);
+      transpose(between, nullptr);
     } else {
-      const int64_t between = even ? n : pitch;
-      T *const hi = room[0] + kLanes, *const lo = room[kLow] + kLanes;
-      if (even) stager.fetch_even(run, rows, hi, lo, nullptr);
-      else stager.fetch(run, rows, hi, lo, pitch, nullptr);
-      for (int64_t i = rows * between; i < count * kLanes * between + 4; ++i) hi[i] = lo[i] = 0;
-      for (int g = 0; g < count; ++g)
-        groups.load_rows(g, hi + g * kLanes * between, lo + g * kLanes * between, between);
+      stage();
+    }
+    if constexpr (kLow) {
+      for (int g = 0; !is_staged && g < count; ++g) {
+        Pair<V> factor;
+        const int in_group = rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes;
+        if (!stager.factors(run, g * kLanes, in_group, factor) || !groups.scale(g, factor)) {
+          stage();
+          is_staged = true;
+        }
+      }
     }
     if constexpr (P::kTargets) groups.begin(run, rows);
     const bool good = groups.evaluate(count, ahead, ahead_step);
     if constexpr (P::kOneIsOne)
       for (int g = 0; n == 1 && g < count; ++g) groups.set_to_one(g);
 
-    if constexpr (P::kReduces && P::kTargets) {
+    if constexpr (P::kReduces) {
       for (int r = 0; !good && r < rows; ++r)
         if (groups.is_alone(r)) alone(job, row + r);
-    } else if constexpr (P::kReduces) {
-      const bool vectors =
-          job.dtype[kOut] == (kItem == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64) && y_step == kItem;
-      for (int r = 0; r < rows; r += kLanes) {
-        const T* const values = groups.values(r / kLanes);
-        const int some = rows - r < kLanes ? rows - r : kLanes;
-        if (good && vectors) store_n(reinterpret_cast<T*>(y) + r, load(values), some);
-        else
-          for (int i = 0; i < some; ++i)
-            if (groups.is_alone(r + i)) alone(job, row + r + i);
-            else put_as(job.dtype[kOut], y + (r + i) * y_step, static_cast<double>(values[i]));
-      }
     } else if (good && out.across) {
       sender.put_columns(
           y, rows, [&](int g, int j) SOFTMAXLIB_INLINE_LAMBDA { return groups.result(g, j); });
-    } else if (good && whole && n >= 4 && !job.streaming && out.along &&
-               out.item == kItem && y_step % kItem == 0) {
+    } else if (good && whole && n >= 4 && !job.streaming && out.along && out.item == kItem &&
+               y_step % kItem == 0) {
       for (int g = 0; g < count; ++g)
         groups.store_rows(g, reinterpret_cast<T*>(y + g * kLanes * y_step), y_step / kItem);
     } else {
@@ -419,6 +454,26 @@ inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
   else run_in_lanes<P, Pair<V>>(job, start, stop, alone);
 }
 
+// Whether calls that have no schedule of their own compute rows many at a time, and how.
+enum class Many { kNo, kInLanes, kBatched };
+inline Many many_rows(const Job& job, int lanes) {
+  constexpr int64_t kShare = 8;  // as rows/schedule.cpp has it
+  if (job.n == 0 || job.n > kVectorsPerChunk * lanes) return Many::kNo;
+  return job.n < kVectorsPerGroup * lanes && job.rows * kShare >= job.n ? Many::kInLanes
+                                                                        : Many::kBatched;
+}
+template <class Kind>
+inline bool run_many(const Job& job, int64_t start, int64_t stop, char* scratch,
+                     void (*alone)(const Job& job, int64_t row)) {
+  if constexpr (kHasManyRows) {
+    const Many many = many_rows(job, Kind::V::lanes);
+    if (many == Many::kInLanes) run_any_in_lanes<Kind>(job, start, stop, alone);
+    if (many == Many::kBatched) run_any_batches<Kind>(job, start, stop, scratch, alone);
+    return many != Many::kNo;
+  }
+  return false;
+}
+
 // Each function in batches and in lanes.
 
 template <class D>
@@ -451,7 +506,7 @@ inline void stablemax_alone(const Job& job, int64_t row) {
   }
 SOFTMAXLIB_MANY_ROWS(softmax, BatchOfSoftmax)
 SOFTMAXLIB_MANY_ROWS(log_softmax, BatchOfLogSoftmax)
-SOFTMAXLIB_MANY_ROWS(logsumexp, BatchOfLogsumexp)
+SOFTMAXLIB_MANY_ROWS(logsumexp, BatchOfLogSums)
 SOFTMAXLIB_MANY_ROWS(stablemax, BatchOfStablemax)
 #undef SOFTMAXLIB_MANY_ROWS
 

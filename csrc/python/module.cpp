@@ -258,6 +258,15 @@ softmaxlib_options options_of(double temperature, const std::optional<View>& tem
   return options;
 }
 
+// Calls f with options that report to last_kernel().
+template <class F>
+void run_reported(softmaxlib_options& options, F f) {
+  softmaxlib_report report = {sizeof report, SOFTMAXLIB_ISA_AUTO, 0, 0, 0, nullptr};
+  options.report = &report;
+  check(without_gil(f));
+  last_report = report;
+}
+
 void sample(const py::array& x, const py::array& uniforms, const py::array& indices,
             int32_t x_dtype, int32_t axis, double temperature,
             const std::optional<py::array>& temperatures, int64_t top_k, double top_p, double min_p,
@@ -266,15 +275,15 @@ void sample(const py::array& x, const py::array& uniforms, const py::array& indi
       indices_view(indices, SOFTMAXLIB_I64);
   std::optional<View> temperatures_view;
   if (temperatures) temperatures_view.emplace(*temperatures, SOFTMAXLIB_F64);
-  const auto options = options_of(temperature, temperatures_view, isa, num_threads);
+  auto options = options_of(temperature, temperatures_view, isa, num_threads);
   softmaxlib_filter filter = SOFTMAXLIB_FILTER_INIT;
   filter.top_k = top_k;
   filter.top_p = top_p;
   filter.min_p = min_p;
-  check(without_gil([&] {
+  run_reported(options, [&] {
     return softmaxlib_sample(x_view.get(), uniforms_view.get(), indices_view.get(), axis, &filter,
                              &options);
-  }));
+  });
 }
 
 void topk_softmax(const py::array& x, const py::array& weights, const py::array& indices,
@@ -285,11 +294,11 @@ void topk_softmax(const py::array& x, const py::array& weights, const py::array&
       indices_view(indices, SOFTMAXLIB_I64);
   std::optional<View> temperatures_view;
   if (temperatures) temperatures_view.emplace(*temperatures, SOFTMAXLIB_F64);
-  const auto options = options_of(temperature, temperatures_view, isa, num_threads);
-  check(without_gil([&] {
+  auto options = options_of(temperature, temperatures_view, isa, num_threads);
+  run_reported(options, [&] {
     return softmaxlib_topk_softmax(x_view.get(), weights_view.get(), indices_view.get(), axis,
                                    renormalize, &options);
-  }));
+  });
 }
 
 void backward(int32_t function, const py::array& grad, const py::array& x, const py::array& y,
@@ -307,10 +316,10 @@ void backward(int32_t function, const py::array& grad, const py::array& x, const
   if (where) where_view.emplace(*where, SOFTMAXLIB_BOOL);
   auto options = options_of(temperature, temperatures_view, isa, num_threads);
   options.where = get(where_view);
-  check(without_gil([&] {
+  run_reported(options, [&] {
     return softmaxlib_backward(function, grad_view.get(), x_view.get(), y_view.get(),
                                out_view.get(), static_cast<int32_t>(axes.size()), axis, &options);
-  }));
+  });
 }
 
 void orthogonal_gradient(const py::array& grad, const py::array& weights, const py::array& out,
@@ -319,13 +328,10 @@ void orthogonal_gradient(const py::array& grad, const py::array& weights, const 
   const View grad_view(grad, grad_dtype), weights_view(weights, weights_dtype),
       out_view(out, out_dtype);
   auto options = options_of(1, {}, isa, num_threads);
-  softmaxlib_report report = {sizeof report, 0, 0, 0, 0, nullptr};
-  options.report = &report;
-  check(without_gil([&] {
+  run_reported(options, [&] {
     return softmaxlib_orthogonal_gradient(grad_view.get(), weights_view.get(), out_view.get(),
                                           rescale, &options);
-  }));
-  last_report = report;
+  });
 }
 
 // losses: of dtype, or with a reduction of float64; total and grad: of dtype.
@@ -351,10 +357,10 @@ void cross_entropy(int32_t activation, const py::array& x, const py::array& targ
   loss.weight = weight ? static_cast<const double*>(weight->data()) : nullptr;
   loss.reduction = reduction;
   loss.total = get(total_view);
-  check(without_gil([&] {
+  run_reported(options, [&] {
     return softmaxlib_cross_entropy(activation, x_view.get(), target_view.get(), losses_view.get(),
                                     get(grad_view), axis, &loss, &options);
-  }));
+  });
 }
 
 // out = x, of any dtype, in its own floating dtype, whatever the caller's floating-point mode.
@@ -378,10 +384,10 @@ void take_log_softmax(const py::array& x, const py::array& indices, const py::ar
   if (where) where_view.emplace(*where, SOFTMAXLIB_BOOL);
   auto options = options_of(temperature, temperatures_view, isa, num_threads);
   options.where = get(where_view);
-  check(without_gil([&] {
+  run_reported(options, [&] {
     return softmaxlib_take_log_softmax(x_view.get(), indices_view.get(), out_view.get(),
                                        get(sums_view), axis, &options);
-  }));
+  });
 }
 
 py::tuple last_report_tuple() {

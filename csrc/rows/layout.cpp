@@ -246,6 +246,9 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
   memset(job->dtype, 0, sizeof(job->dtype));
   job->given = 0;
   job->in_place = false;
+  job->filter = nullptr;
+  job->top = nullptr;
+  job->loss = nullptr;
   for (int d = 0; d < x.ndim; ++d) {
     draft.dims[d] = Dim{x.shape[d], {}};
     draft.dims[d].stride[kX] = x.strides[d];

@@ -140,7 +140,8 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
   // Kernels over many rows leave threads without work where there are more of them than rows.
   const bool idle = threads_of(options) > job.rows && worth(job) > 1;
   const bool plain_softmax = function == SOFTMAXLIB_SOFTMAX && job.direct && job.plain;
-  if (plain_softmax && job.n > 0 && !idle) {
+  const bool many_rows = table_of(options.isa)->many_rows && !idle;
+  if (plain_softmax && job.n > 0 && many_rows) {
     const bool fits = job.n > 1 && job.n * item <= caches().l2 * 3 / 4;
     const int64_t lanes = item == 8 ? 8 : 16;
     const int64_t group = kVectorsPerGroup * lanes;
@@ -155,10 +156,10 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
     if (job.rows > 1 && fits && job.n * item <= 8192 && job.rows * job.n >= 4096 && !frugal)
       return {registry::pipelined, "short rows in cache: the next row hides the end of this"};
   }
-  if (batches(function, job) && !idle && !plain_softmax && job.rows * kShare >= job.n &&
+  if (batches(function, job) && many_rows && !plain_softmax && job.rows * kShare >= job.n &&
       job.n < kVectorsPerGroup * (item == 8 ? 8 : 16))
     return {registry::in_lanes, "rows of a few elements: every lane is a row"};
-  if (batches(function, job) && !idle && (half || !plain_softmax))
+  if (batches(function, job) && many_rows && (half || !plain_softmax))
     return {registry::batched, "rows of up to a chunk: many at once, through tiles in cache"};
   // One exponential per element where x and y stay in cache (the last is shared with others), else
   // the least traffic.
@@ -213,7 +214,8 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
                          const softmaxlib_options& options, bool frugal) {
   Schedule s = {};
   s.tile = frugal ? 0 : tile_of(job);
-  if (!frugal && function == SOFTMAXLIB_SOFTMAX && options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO)
+  if (!frugal && function == SOFTMAXLIB_SOFTMAX && options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO &&
+      table_of(options.isa)->many_rows)
     if (const int64_t panel = panel_of(job)) {
       s.tile = panel;
       s.kernel = registry::columns;

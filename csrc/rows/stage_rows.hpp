@@ -111,7 +111,8 @@ class RowRun {
  private:
   void begin(int64_t in_run) {
     rows = step.size - in_run;
-    for (int k = 0; k < kOperands; ++k) place.offset[k] = start_.offset[k] + in_run * step.stride[k];
+    for (int k = 0; k < kOperands; ++k)
+      place.offset[k] = start_.offset[k] + in_run * step.stride[k];
   }
   void next() {
     for (int d = job.outer_ndim - 2; d >= 0; --d) {
@@ -168,9 +169,8 @@ class Reader {
   // Contiguous elements.
   SOFTMAXLIB_NOINLINE void convert(const char* p, int64_t n, T* to) const {
     for (int64_t i = 0; i < n; i += kLanes, p += kLanes * access_.item)
-      store(to + i,
-            load_some(job_.dtype[operand_], p, static_cast<int>(n - i < kLanes ? n - i : kLanes),
-                      V()));
+      store(to + i, load_some(job_.dtype[operand_], p,
+                              static_cast<int>(n - i < kLanes ? n - i : kLanes), V()));
   }
 
  private:
@@ -207,11 +207,41 @@ class Stager {
                                  int* visible) {
     Place place = run.place;
     if (!x_.is_in_place()) x_.copy(run, rows, hi, pitch);
+    Factors factors;
     for (int r = 0; r < rows; ++r) {
-      const int seen = finish(place, hi + r * pitch, lo + r * pitch, pitch);
+      if (job_.base[kScale] && r % kLanes == 0)
+        factors = factors_of(run, r, rows - r < kLanes ? rows - r : kLanes);
+      const int seen = finish(place, factors, r % kLanes, hi + r * pitch, lo + r * pitch, pitch);
       if (visible) visible[r] = seen;
       for (int k = 0; k < kOperands; ++k) place.offset[k] += run.step.stride[k];
     }
+  }
+
+  // Where a factor is all that x gets: the elements of rows, `pitch` apart (which is n where they
+  // follow each other without gaps), and the factors of up to a vector of rows; false where one of
+  // these is not usual.
+  void fetch_elements(const RowRun& run, int rows, T* to, int64_t pitch) const {
+    if (pitch == job_.n) x_.convert(job_.base[kX] + run.place.offset[kX], rows * pitch, to);
+    else x_.copy(run, rows, to, pitch);
+  }
+  bool is_dense(const RowRun& run) const {
+    return x_.access().along && run.step.stride[kX] == job_.n * x_.access().item;
+  }
+  bool factors(const RowRun& run, int first, int rows, Pair<V>& to) const {
+    if (!job_.base[kScale]) {
+      to = {V::set1(arguments_.hi), V::set1(arguments_.lo)};
+      return arguments_.is_usual;
+    }
+    const Factors of = factors_of(run, first, rows);
+    T hi[kLanes], lo[kLanes];
+    bool usual = true;
+    for (int r = 0; r < kLanes; ++r) {
+      hi[r] = static_cast<T>(of.hi[r]);
+      lo[r] = static_cast<T>((of.hi[r] - static_cast<double>(hi[r])) + of.lo[r]);
+      usual &= of.usual[r];
+    }
+    to = {load(hi), load(lo)};
+    return usual;
   }
 
   // Whether the rows of a run follow each other without gaps in all their operands, so that they
@@ -223,8 +253,8 @@ class Stager {
     };
     const bool same_bias = job_.inner_ndim == 1 && run.step.stride[kBias] == 0 &&
                            (job_.n == 1 || job_.inner[0].stride[kBias] == 0);
-    return x_.access().along && follow(kX, x_.access().item) && !job_.causal && !job_.base[kScale] &&
-           !job_.base[kSlope] &&
+    return x_.access().along && follow(kX, x_.access().item) && !job_.causal &&
+           !job_.base[kScale] && !job_.base[kSlope] &&
            (!job_.base[kBias] || same_bias || follow(kBias, item_of_bias())) &&
            (!job_.base[kWhere] || follow(kWhere, 1));
   }
@@ -234,8 +264,8 @@ class Stager {
       const int64_t across = run.step.stride[k];
       return !job_.base[k] || across == item || across == 0;
     };
-    return x_.access().across && !job_.causal && !job_.base[kScale] && !job_.base[kSlope] && crosses(kBias, item_of_bias()) &&
-           crosses(kWhere, 1);
+    return x_.access().across && !job_.causal && !job_.base[kScale] && !job_.base[kSlope] &&
+           crosses(kBias, item_of_bias()) && crosses(kWhere, 1);
   }
   // Element j of up to a vector of the rows from `first` on.
   SOFTMAXLIB_INLINE Pair<V> across(const RowRun& run, Terms<V>& terms, int first, int rows,
@@ -286,8 +316,36 @@ class Stager {
   }
 
  private:
+  // The factors of up to a vector of rows that each have their own, as affine_of() gives them.
+  struct Factors {
+    alignas(64) double hi[kLanes], lo[kLanes];
+    bool usual[kLanes];  // the others have to ask affine_of()
+  };
+  SOFTMAXLIB_NOINLINE Factors factors_of(const RowRun& run, int first, int rows) const {
+    constexpr double kMost = sizeof(T) == 4 ? 0x1p60 : 0x1p400;
+    Factors of;
+    alignas(64) double above[kLanes], below[kLanes];
+    const char* p = job_.base[kScale] + run.place.offset[kScale] + first * run.step.stride[kScale];
+    for (int r = 0; r < kLanes; ++r) {
+      double own = 1;
+      if (r < rows) gather_any(job_.dtype[kScale], p + r * run.step.stride[kScale], 0, 1, &own);
+      above[r] = job_.divides ? job_.scale : own;
+      below[r] = job_.divides ? own : job_.temperature;
+    }
+    const f64x8 zero = f64x8::set1(0);
+    for (int r = 0; r < kLanes; r += f64x8::lanes) {
+      const f64x8 a = load(above + r), b = load(below + r), q = a / b;
+      store(of.hi + r, q);
+      store(of.lo + r, fma(zero - q, b, a) / b);
+    }
+    const auto is_usual = [](double x) { return x > 1 / kMost && x < kMost; };
+    for (int r = 0; r < kLanes; ++r)
+      of.usual[r] = is_usual(above[r]) && is_usual(below[r]) && is_usual(of.hi[r]);
+    return of;
+  }
+
   // Completes a row of the tile; returns how many elements take part, as far as 2.
-  int finish(const Place& place, T* hi, T* lo, int64_t pitch) {
+  int finish(const Place& place, const Factors& factors, int r, T* hi, T* lo, int64_t pitch) {
     const int64_t n = visible_elements(job_, place);
     int visible = n < 2 ? static_cast<int>(n) : 2;
     const T* x = hi;
@@ -295,8 +353,7 @@ class Stager {
     const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
     int64_t i = 0;
     if (!job_.elements_of_x) {
-      const bool own = job_.base[kScale];
-      Terms<V> terms(job_, place, own ? Arguments<V>(affine_of(job_, place, {0, 0})) : arguments_);
+      Terms<V> terms(job_, place, job_.base[kScale] ? arguments_of(place, factors, r) : arguments_);
       options_.gather_into(terms, job_, place, 0, n);
       combine_all<T>({x, &terms, 0}, n, hi, lo);
       i = (n + kLanes - 1) / kLanes * kLanes;
@@ -313,6 +370,10 @@ class Stager {
     }
     for (; i < pitch; i += kLanes) store(hi + i, none);
     return visible;
+  }
+  Arguments<V> arguments_of(const Place& place, const Factors& factors, int r) const {
+    if (!factors.usual[r]) return Arguments<V>(affine_of(job_, place, {0, 0}));
+    return Arguments<V>({factors.hi[r], factors.lo[r], 0, 0, 0, 0, false});
   }
   int64_t item_of_bias() const { return float_item(job_.dtype[kBias]); }
   static int count(const uint8_t* where, int64_t n) {
@@ -333,11 +394,11 @@ class Sender {
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes;
 
-  explicit Sender(const Job& job) : job_(job), out_(job, kOut), own_(true), f16_(true), bf16_(true) {
+  explicit Sender(const Job& job)
+      : job_(job), out_(job, kOut), own_(true), f16_(true), bf16_(true) {
     const auto at = reinterpret_cast<uintptr_t>(job.base[kOut]);
     posts_ = job.streaming && out_.along && at % static_cast<size_t>(out_.item) == 0;
-    for (int d = 0; d < job.outer_ndim; ++d)
-      posts_ &= job.outer[d].stride[kOut] % out_.item == 0;
+    for (int d = 0; d < job.outer_ndim; ++d) posts_ &= job.outer[d].stride[kOut] % out_.item == 0;
   }
 
   // Rows that lie side by side are sent together.

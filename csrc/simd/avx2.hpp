@@ -18,6 +18,7 @@ namespace {
 
 constexpr int kInStep = 1;
 constexpr bool kHasStreamingStores = true;
+constexpr bool kHasManyRows = true;
 
 struct f32x16 {
   using elem = float;

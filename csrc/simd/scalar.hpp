@@ -16,6 +16,7 @@ namespace {
 
 constexpr int kInStep = 1;
 constexpr bool kHasStreamingStores = false;
+constexpr bool kHasManyRows = false;
 
 template <class To, class From>
 inline To bit_cast(From from) {

@@ -195,9 +195,12 @@ TEST(Allocation, NoneInAnyCall) {
   softmaxlib_pool_destroy(pool);
   EXPECT_GT(parallel, 100);
   for (const char* schedule : {"in_lanes", "batched", "pipelined", "columns"})
-    EXPECT_TRUE(std::any_of(kernels.begin(), kernels.end(), [&](const std::string& name) {
-      return name.find(schedule) != std::string::npos;
-    })) << schedule;
+    EXPECT_TRUE(test::isas().front() == SOFTMAXLIB_ISA_SCALAR ||  // which has none of them
+                std::any_of(kernels.begin(), kernels.end(),
+                            [&](const std::string& name) {
+                              return name.find(schedule) != std::string::npos;
+                            }))
+        << schedule;
 }
 
 TEST(Allocation, NoneInStatesGradientsAndSampling) {

@@ -263,9 +263,13 @@ TEST(Kernels, ManyRowsAtOnce) {
               }
     }
     for (const char* schedule : {"in_lanes", "batched"})
-      ASSERT_TRUE(std::any_of(kernels.begin(), kernels.end(), [&](const std::string& name) {
-        return name == std::string("softmax_") + schedule + "_" + kDtypeNames[dtype];
-      })) << schedule;
+      ASSERT_TRUE(isas().front() == SOFTMAXLIB_ISA_SCALAR ||  // which has none of them
+                  std::any_of(kernels.begin(), kernels.end(),
+                              [&](const std::string& name) {
+                                return name == std::string("softmax_") + schedule + "_" +
+                                                   kDtypeNames[dtype];
+                              }))
+          << schedule;
   }
 }
 

@@ -1,0 +1,135 @@
+// Gradients of long rows: one after the other, each being read while the one before is written.
+#pragma once
+
+#include "kernels/gradient_element.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// Where operands wait that cannot be read or written in place: a chunk, and what alignment adds.
+template <class T>
+struct GradientStage {
+  static constexpr int kSize = (kVectorsPerChunk + 1) * vector_of<T>::type::lanes;
+  alignas(64) T grad[kSize], y[kSize], x[kSize], out[kSize];
+  uint8_t where[kSize];
+};
+
+template <softmaxlib_function kFunction, class T>
+class GradientRow {
+ public:
+  using Of = GradientOf<kFunction>;
+  using V = typename vector_of<T>::type;
+  static constexpr int64_t kChunk = kVectorsPerChunk * V::lanes;
+
+  GradientRow(const Job& job, const Place& place, GradientStage<T>* stage, Edge<T>* edge)
+      : job_(&job), place_(place), stage_(stage), scale_(affine_of(job, place, {0, 0})) {
+    const auto at = reinterpret_cast<uintptr_t>(job.base[kOut] + place.offset[kOut]);
+    const int64_t past = static_cast<int64_t>(at) % kVector;
+    if (!is_direct() || !job.streaming || job.n < V::lanes || past % kItem) return;
+    edge_ = edge;
+    head_ = past ? (kVector - past) / kItem : 0;
+  }
+
+  // Chunk by chunk, so that this row is read while the one before is written.
+  void read_beside(const GradientRow* before) {
+    if constexpr (Of::kReduces) {
+      result_ = row_operand(*job_, place_, kResult, 0);
+      sum_ = row_operand(*job_, place_, kGrad, 0);
+    }
+    sum_up(before, true);
+    if constexpr (!Of::kReduces) {
+      if (sizeof(T) == 8 && needs_smaller_unit(sum_))
+        scale_ = GradientScale(scale_.affine, kSmallUnit);
+      else if (all_trusted(in_all(sum_, V()))) return;
+      sum_up(nullptr, false);
+    }
+  }
+  void write() const {
+    for (int64_t start = 0; start < job_->n; start += kChunk) write_chunk(start);
+  }
+
+ private:
+  static constexpr int64_t kItem = sizeof(T), kVector = V::lanes * kItem;
+
+  // Whether all operands are read and written where they are.
+  bool is_direct() const {
+    return job_->direct && job_->dtype[kOut] == (kItem == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64);
+  }
+
+  void sum_up(const GradientRow* before, bool quick) {
+    Total total;
+    total.reference = 0;
+    for (int64_t start = 0; start < job_->n; start += kChunk) {
+      const int64_t n = job_->n - start < kChunk ? job_->n - start : kChunk;
+      if constexpr (!Of::kReduces)
+        (quick ? piece(start, n).sum(n) : piece(start, n).careful_sum(n, scale_.unit))
+            .fold_into(total);
+      if (before) before->write_chunk(start);
+    }
+    if constexpr (!Of::kReduces) sum_ = total.value();
+  }
+
+  void write_chunk(int64_t start) const {
+    const int64_t end = start + kChunk + head_ < job_->n ? start + kChunk + head_ : job_->n;
+    if (start) start += head_;
+    const int64_t n = end - start;
+    if (n <= 0) return;
+    const ElementGradient<kFunction, V> element(scale_, in_all(sum_, V()), result_);
+    if (is_direct()) return piece(start, n).write(at(kOut) + start, n, element, edge_);
+    piece(start, n).write(stage_->out, n, element, nullptr);
+    for_runs(*job_, place_, kOut, start, n,
+             [&](char* p, int64_t stride, int64_t done, int64_t count) {
+               store_all(job_->dtype[kOut], p, stride, count, stage_->out + done);
+             });
+  }
+
+  T* at(Operand k) const { return reinterpret_cast<T*>(job_->base[k] + place_.offset[k]); }
+  GradientPiece<kFunction, V, false> piece(int64_t start, int64_t n) const {
+    GradientPiece<kFunction, V, false> piece = {};
+    if (job_->base[kWhere]) {
+      for_runs(*job_, place_, kWhere, start, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather<uint8_t>(p, stride, count, stage_->where + done);
+               });
+      piece.where = stage_->where;
+    }
+    if constexpr (!Of::kReduces) {
+      piece.grad = fetch(kGrad, start, n, stage_->grad);
+      piece.y = fetch(kResult, start, n, stage_->y);
+    }
+    if constexpr (Of::kReadsX) piece.x = fetch(kX, start, n, stage_->x);
+    return piece;
+  }
+  const T* fetch(Operand k, int64_t start, int64_t n, T* to) const {
+    if (is_direct()) return at(k) + start;
+    for_runs(*job_, place_, k, start, n,
+             [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+               gather_any(job_->dtype[k], p, stride, count, to + done);
+             });
+    return to;
+  }
+
+  const Job* job_;
+  Place place_;
+  GradientStage<T>* stage_;
+  Edge<T>* edge_ = nullptr;
+  int64_t head_ = 0;
+  GradientScale scale_;
+  double sum_ = 0, result_ = 0;
+};
+
+// One row by itself.
+template <softmaxlib_function kFunction, class T>
+SOFTMAXLIB_NOINLINE void gradient_of_row(const Job& job, int64_t row) {
+  GradientStage<T> stage;
+  Edge<T> edge;
+  GradientRow<kFunction, T> one(job, Rows(job, row).place(), &stage, &edge);
+  one.read_beside(nullptr);
+  one.write();
+  edge.flush();
+}
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

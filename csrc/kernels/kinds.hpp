@@ -1,0 +1,340 @@
+// What is computed of many short rows at once, a row per lane: the kinds of kernels/batch.hpp and
+// kernels/lanes.hpp.
+#pragma once
+
+#include "kernels/log_softmax.hpp"
+#include "kernels/stablemax.hpp"
+#include "rows/columns.hpp"
+#include "rows/stage_rows.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// What the sums of a batch's rows have been folded to, a row per lane.
+template <class V>
+struct BatchSums {
+  InLanes<V> sum, error;
+  V reference;
+
+  // Rows whose sums cannot be trusted are to be computed alone.
+  void check(V value, bool (&alone)[V::lanes]) const {
+    if (all_usable(reference, value)) return;
+    typename V::elem r[V::lanes], v[V::lanes];
+    store(r, reference);
+    store(v, value);
+    for (int i = 0; i < V::lanes; ++i) alone[i] |= !SOFTMAX_ISA::usable(r[i], v[i]);
+  }
+};
+
+// Lanes of a row, a vector of rows each, as sum_lanes() folds those of one vector; what is missing
+// to all of them is +0.
+template <class V>
+SOFTMAXLIB_INLINE InLanes<V> fold_lanes(const typename V::elem* lanes, int count) {
+  const auto at = [=](int i) SOFTMAXLIB_INLINE_LAMBDA {
+    return InLanes<V>::of(load(lanes + i * V::lanes));
+  };
+  InLanes<V> eight[8];
+  for (int i = 0; i < 8; ++i) {
+    eight[i] = i < count ? at(i) : in_all(0, V());
+    if (i + 8 < count) eight[i] = eight[i] + at(i + 8);
+  }
+  return fold_eight(eight);
+}
+
+// Up to four exponentials, in step where they are four.
+template <class F, class X, class V = typename F::V>
+SOFTMAXLIB_INLINE void evaluate_up_to_four(const F& f, const X* x, int some, V magic, V floor,
+                                           V* t) {
+  if constexpr (!F::kFollows) {
+    for (int k = 0; k < some; ++k) f.template evaluate<1>(x + k, t + k);
+  } else if (some == 4) {
+    for (int k = 0; k < 4; k += kInStep) f.template evaluate<kInStep>(x + k, magic, floor, t + k);
+  } else {
+    for (int k = 0; k < some; ++k) f.template evaluate<1>(x + k, magic, floor, t + k);
+  }
+}
+
+// The element that each row holds out of its sum: a column per lane of the row.
+template <class V>
+struct BatchHeld {
+  V hi, lo;
+  InLanes<V> others;  // f of what the other lanes hold, summed
+
+  // take_largest() of rows/terms.hpp for a vector of rows, which hold one element in each of so
+  // many lanes.
+  template <class F, class X>
+  BatchHeld(const F& f, const X* held, int lanes, V magic, V floor) {
+    using T = typename V::elem;
+    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
+    V place = zero;
+    hi = high(held[0]);
+    lo = to_pair(held[0]).lo;
+    for (int i = 1; i < lanes; ++i) {
+      const Pair<V> x = to_pair(held[i]);
+      const auto larger = gt(x.hi, hi);
+      hi = select(larger, x.hi, hi);
+      lo = select(larger, x.lo, lo);
+      place = select(larger, V::set1(static_cast<T>(i)), place);
+    }
+    alignas(64) T terms[V::lanes * V::lanes];
+    for (int i = 0; i < lanes; i += 4) {
+      const int some = lanes - i < 4 ? lanes - i : 4;
+      X x[4];
+      V t[4];
+      for (int k = 0; k < some; ++k) {
+        const auto is_it = eq(place, V::set1(static_cast<T>(i + k)));
+        const Pair<V> one = to_pair(held[i + k]);
+        from_pair(Pair<V>{select(is_it, none, one.hi), select(is_it, zero, one.lo)}, x[k]);
+      }
+      evaluate_up_to_four(f, x, some, magic, floor, t);
+      for (int k = 0; k < some; ++k) store(terms + (i + k) * V::lanes, t[k]);
+    }
+    others = fold_lanes<V>(terms, lanes);
+  }
+};
+
+// What is computed of a row. Each kind has the function of an element F; finish(), which makes what
+// follows the sums, a row per lane; the rows' results where terms are not kept; and says:
+struct KindOfBatch {
+  static constexpr bool kHolds = false;     // each lane holds its largest argument out of the sum
+  static constexpr bool kReduces = false;   // rows have no results of their elements
+  static constexpr bool kOneIsOne = false;  // a row of one element is 1, whatever p 1/p is
+  static constexpr bool kTargets = false;   // finish() reads elements one by one, and writes
+};
+
+// f / sum of f: softmax and stablemax.
+template <class Function>
+struct BatchOfRatio : KindOfBatch {
+  using F = Function;
+  using V = typename F::V;
+  using T = typename V::elem;
+  static constexpr bool kOneIsOne = true;
+
+  alignas(64) T scale[V::lanes];
+
+  void finish(const BatchSums<V>& sums, bool (&alone)[V::lanes]) {
+    const V r = reciprocals<V>(sums.sum, sums.error).value();
+    store(scale, r);
+    if constexpr (F::kFollows) {
+      sums.check(r, alone);
+    } else {  // nothing is wrong with a sum that needs no other reference
+      double sum[V::lanes];
+      store_lanes(sum, sums.sum);
+      for (int i = 0; i < V::lanes; ++i)
+        alone[i] |= !positive_finite(sum[i]) || stable_reference<V>(sum[i]) != 0;
+    }
+  }
+};
+template <class V>
+using BatchOfSoftmax = BatchOfRatio<Exp<V>>;
+template <class V>
+using BatchOfStablemax = BatchOfRatio<Stable<V>>;
+
+// log1p(rest / e^held), as log1p_pair() gives it.
+template <class V>
+struct LogRest {
+  InLanes<V> hi, lo;
+  InLanes<V> of_held, ratio;  // e^held in units of 2^(reference - kBias) of double; rest / e^held
+
+  LogRest(const BatchSums<V>& sums, const BatchHeld<V>& held) {
+    constexpr int kBias = Exp<V, Use::kLogarithms>::kBias;
+    const InLanes<V> reference = InLanes<V>::of(sums.reference), value = sums.sum + sums.error;
+    const InLanes<V> held_hi = InLanes<V>::of(held.hi), held_lo = InLanes<V>::of(held.lo);
+    of(held_hi, held_lo, reference, value, power_of_two(Exp<f64x8>::kBias - kBias));
+  }
+
+ private:
+  using C = LogConstants<f64x8>;
+
+  struct One {
+    f64x8 hi, lo, of_held, ratio;
+  };
+  static One of(f64x8 held_hi, f64x8 held_lo, f64x8 reference, f64x8 value, double unit) {
+    const ExpInLanes<f64x8> exp((InLanes<f64x8>{reference}));
+    const f64x8 held = exp(Pair<f64x8>{held_hi, held_lo});
+    const f64x8 ratio = value * f64x8::set1(unit) / held;
+    const auto parts = log1p_parts(ratio, f64x8::set1(0));
+    return {parts.exponent * f64x8::set1(C::kLn2Hi),
+            parts.mantissa + parts.exponent * f64x8::set1(C::kLn2Lo), held, ratio};
+  }
+  void of(InLanes<f32x16> h, InLanes<f32x16> l, InLanes<f32x16> r, InLanes<f32x16> v, double unit) {
+    const One a = of(h.low, l.low, r.low, v.low, unit);
+    const One b = of(h.high, l.high, r.high, v.high, unit);
+    hi = {a.hi, b.hi};
+    lo = {a.lo, b.lo};
+    of_held = {a.of_held, b.of_held};
+    ratio = {a.ratio, b.ratio};
+  }
+  void of(InLanes<f64x8> h, InLanes<f64x8> l, InLanes<f64x8> r, InLanes<f64x8> v, double unit) {
+    const One a = of(h.all, l.all, r.all, v.all, unit);
+    hi = {a.hi};
+    lo = {a.lo};
+    of_held = {a.of_held};
+    ratio = {a.ratio};
+  }
+};
+
+template <class Vector>
+struct BatchOfLogSoftmax : KindOfBatch {
+  using V = Vector;
+  using T = typename V::elem;
+  using F = Exp<V, Use::kLogarithms>;
+  static constexpr bool kHolds = true;
+
+  void finish(const BatchSums<V>& sums, const BatchHeld<V>& held, bool (&alone)[V::lanes]) {
+    set(LogRest<V>(sums, held), held);
+    sums.check(sums.sum.value(), alone);
+  }
+  void set(const LogRest<V>& rest, const BatchHeld<V>& held) {
+    store(hi_, held.hi);
+    store(lo_, held.lo);
+    store(log_rest_, (rest.hi + rest.lo).value());
+  }
+  auto result(int r) const {
+    return [hi = V::set1(hi_[r]), lo = V::set1(lo_[r]), log_rest = V::set1(log_rest_[r])](auto x)
+               SOFTMAXLIB_INLINE_LAMBDA { return subtract(x, hi, lo) - log_rest; };
+  }
+  // Element j of every row.
+  template <class X>
+  SOFTMAXLIB_INLINE V results(X x, int) const {
+    return subtract(x, load(hi_), load(lo_)) - load(log_rest_);
+  }
+
+ private:
+  alignas(64) T hi_[V::lanes], lo_[V::lanes], log_rest_[V::lanes];
+};
+
+// What rows of a batch or of lanes read and write beside their elements.
+template <class V>
+struct RowsBeside {
+  using T = typename V::elem;
+  const Job* job;
+  Place place;  // of the first
+  Dim step;     // to the next
+  int rows;
+
+  void begin(const RowRun& run, int first, int count) {
+    job = &run.job;
+    rows = count;
+    step = run.step;
+    for (int k = 0; k < kOperands; ++k)
+      place.offset[k] = run.place.offset[k] + first * step.stride[k];
+  }
+  char* at(Operand k, int r) const { return job->base[k] + place.offset[k] + r * step.stride[k]; }
+  int64_t index(int r, int64_t offset = 0) const {
+    int64_t i;
+    memcpy(&i, at(kIndices, r) + offset, sizeof(i));
+    return i;
+  }
+  // A result per row, but for those that are computed alone.
+  void put(Operand k, const T* values, const bool (&alone)[V::lanes]) const {
+    constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
+    constexpr int64_t kItem = sizeof(T);
+    if (job->dtype[k] == kOwn && step.stride[k] == kItem) {  // the others come later
+      store_n(reinterpret_cast<T*>(at(k, 0)), load(values), rows);
+      return;
+    }
+    for (int r = 0; r < rows; ++r)
+      if (!alone[r]) put_as(job->dtype[k], at(k, r), static_cast<double>(values[r]));
+  }
+};
+
+inline double product_or_zero(double q, double y) { return q == 0 ? 0 : q * y; }
+
+// The classes of rows, their arguments and weights.
+template <class V>
+struct LabelsOfRows {
+  using T = typename V::elem;
+  alignas(64) T hi[V::lanes] = {}, lo[V::lanes] = {}, target[V::lanes] = {};
+  alignas(64) double weight[V::lanes] = {};
+
+  template <class At>
+  LabelsOfRows(const RowsBeside<V>& rows, bool (&alone)[V::lanes], At at) {
+    const Job& job = *rows.job;
+    for (int r = 0; r < rows.rows; ++r) {
+      const int64_t i = rows.index(r);
+      // One that is ignored, or not seen: and the caller's memory may have changed since the check.
+      bool usual = i != job.loss->ignore_index && i >= 0 && i < job.n;
+      if (usual) {
+        const Pair<T> z = at(r, i);
+        usual = z.hi != static_cast<T>(-INFINITY);
+        hi[r] = z.hi, lo[r] = z.lo;
+        weight[r] = weight_of(*job.loss, i);
+        target[r] = static_cast<T>(i);
+      }
+      alone[r] |= !usual;
+    }
+  }
+  Pair<V> arguments() const { return {load(hi), load(lo)}; }
+  void put_losses(const RowsBeside<V>& rows, const BatchOfLogSoftmax<V>& log_softmax,
+                  const bool (&alone)[V::lanes]) const {
+    T log_p[V::lanes];
+    store(log_p, log_softmax.results(arguments(), 0));
+    for (int r = 0; r < rows.rows; ++r) {
+      if (alone[r]) continue;
+      const double y = product_or_zero(weight[r], 0 - static_cast<double>(log_p[r]));
+      put_as(rows.job->dtype[kExtra], rows.at(kExtra, r), y == y ? y : static_cast<double>(NAN));
+    }
+  }
+};
+
+// What needs the logarithm of a row's sum and, at most, some of its elements: logsumexp, losses
+// without a gradient, take_log_softmax.
+template <class Vector>
+class BatchOfLogSums : public KindOfBatch {
+ public:
+  using V = Vector;
+  using T = typename V::elem;
+  using F = Exp<V, Use::kLogarithms>;
+  static constexpr bool kHolds = true, kReduces = true, kTargets = true;
+
+  void begin(const RowRun& run, int first, int rows) { rows_.begin(run, first, rows); }
+
+  template <class At>
+  SOFTMAXLIB_NOINLINE void finish(const BatchSums<V>& sums, const BatchHeld<V>& held,
+                                  bool (&alone)[V::lanes], At at) {
+    const Job& job = *rows_.job;
+    const LogRest<V> rest(sums, held);
+    sums.check(sums.sum.value(), alone);
+    if (!job.loss && !job.top) return put_sums(kOut, rest, held, alone);
+    BatchOfLogSoftmax<V> log_softmax;
+    log_softmax.set(rest, held);
+    if (job.loss) return LabelsOfRows<V>(rows_, alone, at).put_losses(rows_, log_softmax, alone);
+    take(log_softmax, alone, at);
+    if (job.base[kExtra]) put_sums(kExtra, rest, held, alone);
+  }
+
+ private:
+  void put_sums(Operand k, const LogRest<V>& rest, const BatchHeld<V>& held,
+                const bool (&alone)[V::lanes]) const {
+    alignas(64) T values[V::lanes];
+    const InLanes<V> large = (in_all(0, V()) + InLanes<V>::of(held.hi)) + rest.hi;
+    store(values, (large + (InLanes<V>::of(held.lo) + rest.lo)).value());
+    rows_.put(k, values, alone);
+  }
+  template <class At>
+  void take(const BatchOfLogSoftmax<V>& log_softmax, const bool (&alone)[V::lanes], At at) const {
+    const Job& job = *rows_.job;
+    for (int64_t i = 0; i < job.top->k; ++i) {
+      alignas(64) T hi[V::lanes] = {}, lo[V::lanes] = {}, taken[V::lanes];
+      for (int r = 0; r < rows_.rows; ++r) {
+        const int64_t element = rows_.index(r, i * job.top->index_stride);
+        const bool valid = element >= 0 && element < job.n;  // it may have changed since the check
+        const Pair<T> z = valid ? at(r, element) : Pair<T>{static_cast<T>(NAN), 0};
+        hi[r] = z.hi, lo[r] = z.lo;
+      }
+      store(taken, log_softmax.results(Pair<V>{load(hi), load(lo)}, 0));
+      for (int r = 0; r < rows_.rows; ++r)
+        if (!alone[r])
+          put_as(job.dtype[kOut], rows_.at(kOut, r) + i * job.top->weight_stride,
+                 static_cast<double>(taken[r]));
+    }
+  }
+
+  RowsBeside<V> rows_;
+};
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

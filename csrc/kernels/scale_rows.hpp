@@ -1,0 +1,67 @@
+// Rows times a factor each: the gradient that comes in, times one that is made already.
+#pragma once
+
+#include "math/in_lanes.hpp"
+#include "rows/row.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// x times a factor, which is the operand kBias; x itself where that is 0. The product is exact in
+// double but for double itself, and rounded once.
+template <class V>
+SOFTMAXLIB_INLINE V scaled_element(V x, InLanes<V> factor) {
+  const V product = (InLanes<V>::of(x) * factor).value();
+  const V number =
+      select(eq(product, product), product, V::set1(static_cast<typename V::elem>(NAN)));
+  return select(eq(x, V::set1(0)), x, number);
+}
+
+template <class D>
+void scale_rows(const Job& job, int64_t start, int64_t stop, char*) {
+  using V = typename vector_of<D>::type;
+  using T = typename V::elem;
+  constexpr int64_t kChunk = kVectorsPerChunk * V::lanes;
+  const DefaultFloatingPoint environment;
+  alignas(64) T x[kChunk];
+  alignas(64) double factors[kChunk];
+  alignas(64) D y[kChunk];
+  Rows rows(job, start);
+  const bool even = job.linear && (job.n == 1 || job.inner[0].stride[kBias] == 0);
+  for (int64_t r = start; r < stop; ++r, rows.next()) {
+    const Place& place = rows.place();
+    if (even) {  // one factor for a contiguous row
+      const InLanes<V> factor = in_all(row_operand(job, place, kBias, 1), V());
+      map_elements(Contiguous<D>{reinterpret_cast<const D*>(job.base[kX] + place.offset[kX])},
+                   reinterpret_cast<D*>(job.base[kOut] + place.offset[kOut]), job.n, job.streaming,
+                   [factor](V v) SOFTMAXLIB_INLINE_LAMBDA { return scaled_element(v, factor); });
+      continue;
+    }
+    for (int64_t i = 0; i < job.n; i += kChunk) {
+      const int64_t n = job.n - i < kChunk ? job.n - i : kChunk;
+      for_runs(job, place, kX, i, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather_any(job.dtype[kX], p, stride, count, x + done);
+               });
+      for_runs(job, place, kBias, i, n,
+               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                 gather_any(job.dtype[kBias], p, stride, count, factors + done);
+               });
+      for (int64_t j = n; j % V::lanes; ++j) x[j] = 0, factors[j] = 0;
+      for (int64_t j = 0; j < n; j += V::lanes) {
+        InLanes<V> factor;
+        load_lanes(factors + j, factor);
+        store(y + j, scaled_element(load(x + j), factor));
+      }
+      for_runs(job, place, kOut, i, n, [&](char* p, int64_t stride, int64_t done, int64_t count) {
+        for (int64_t j = 0; j < count; ++j) memcpy(p + j * stride, y + done + j, sizeof(D));
+      });
+    }
+  }
+  stream_fence();
+}
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib
