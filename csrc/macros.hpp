@@ -20,7 +20,9 @@
 #endif
 
 // Element functions: in line where vectors are registers, calls where they are arrays in memory.
-#if defined(SOFTMAXLIB_VECTORS_IN_MEMORY)
+#if defined(SOFTMAXLIB_VECTORS_IN_MEMORY) && defined(__GNUC__)
+#define SOFTMAXLIB_INLINE __attribute__((noinline, unused))
+#elif defined(SOFTMAXLIB_VECTORS_IN_MEMORY)
 #define SOFTMAXLIB_INLINE SOFTMAXLIB_NOINLINE
 #elif defined(__GNUC__)
 #define SOFTMAXLIB_INLINE inline __attribute__((always_inline))

@@ -96,11 +96,14 @@ class GradientTiles {
     where_ = reinterpret_cast<const uint8_t*>(job_.base[kWhere] + place.offset[kWhere]);
     where_stride_ = run.step.stride[kWhere];
     if (where_along_ && in_place) return;
-    for (int64_t r = 0; r < rows; ++r, place.offset[kWhere] += run.step.stride[kWhere])
+    for (int64_t r = 0; r < rows; ++r, place.offset[kWhere] += run.step.stride[kWhere]) {
+      uint8_t* const to = wheres_ + r * spacing_;
+      memset(to + job_.n, 0, kLanes);  // read along with the row's last elements
       for_runs(job_, place, kWhere, 0, job_.n,
                [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 gather<uint8_t>(p, stride, count, wheres_ + r * spacing_ + done);
+                 gather<uint8_t>(p, stride, count, to + done);
                });
+    }
     where_ = wheres_;
     where_stride_ = spacing_;
   }
