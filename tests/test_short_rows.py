@@ -107,6 +107,20 @@ def test_any_problem_has_the_bits_of_the_algorithms():
         assert same(np.asarray(y), np.asarray(wanted)), described
 
 
+@pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
+def test_temperatures_over_several_axes(isa, dtype):
+    """Rows whose elements do not follow each other, as many as a vector has or not."""
+    rng = np.random.default_rng(7)
+    for shape in ((4, 5, 4, 3), (2, 5, 4, 17), (3, 7, 5, 3)):
+        x = (3 * rng.standard_normal(shape)).astype(dtype)
+        for of in ((shape[1], 1, shape[3]), (1, shape[1], 1, 1), (1, 1, shape[3]), ()):
+            temperature = np.exp(rng.standard_normal(of))
+            for function in FUNCTIONS.values():
+                y = function(x, axis=(0, 2), temperature=temperature)
+                wanted = function(x, axis=(0, 2), temperature=temperature, algorithm="two_pass")
+                assert same(y, wanted), (function.__name__, shape, of)
+
+
 # Gradients and losses
 
 BACKWARD = ("softmax", "log_softmax", "logsumexp", "stablemax", "log_stablemax")

@@ -388,9 +388,7 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
       ahead_step = kLanes * kItem;
     } else if (only_scaled && as_they_are && in.fits) {
       is_staged = false;
-      const int64_t between = stager.is_dense(run) ? n : pitch;
-      stager.fetch_elements(run, rows, hi, between);
-      transpose(between, nullptr);
+      transpose(stager.fetch_elements(run, rows, hi, pitch), nullptr);
     } else {
       stage();
     }

@@ -217,15 +217,16 @@ class Stager {
     }
   }
 
-  // Where a factor is all that x gets: the elements of rows, `pitch` apart (which is n where they
-  // follow each other without gaps), and the factors of up to a vector of rows; false where one of
-  // these is not usual.
-  void fetch_elements(const RowRun& run, int rows, T* to, int64_t pitch) const {
-    if (pitch == job_.n) x_.convert(job_.base[kX] + run.place.offset[kX], rows * pitch, to);
-    else x_.copy(run, rows, to, pitch);
-  }
-  bool is_dense(const RowRun& run) const {
-    return x_.access().along && run.step.stride[kX] == job_.n * x_.access().item;
+  // Where a factor is all that x gets: the elements of rows, which are returned so far apart; and
+  // the factors of up to a vector of rows, false where one of these is not usual.
+  int64_t fetch_elements(const RowRun& run, int rows, T* to, int64_t pitch) const {
+    const Access& x = x_.access();
+    if (x.along && run.step.stride[kX] == job_.n * x.item) {  // without gaps
+      x_.convert(job_.base[kX] + run.place.offset[kX], rows * job_.n, to);
+      return job_.n;
+    }
+    x_.copy(run, rows, to, pitch);
+    return pitch;
   }
   bool factors(const RowRun& run, int first, int rows, Pair<V>& to) const {
     if (!job_.base[kScale]) {

@@ -249,8 +249,13 @@ void draw_and_check(uint32_t seed, bool special) {
   fill(where, [&] { return odds == 3 ? 0.0 : random() % 4 > odds; });
   if (random() % 3 == 0) p.where = &where;
 
+  std::string shape;
+  for (size_t d = 0; d < ndim; ++d)
+    shape += std::to_string(p.shape[d]) + (p.reduced[d] ? " along, " : ", ");
   SCOPED_TRACE("seed " + std::to_string(seed) + " " + kFunctionNames[p.function] + " " +
-               kDtypeNames[x_type] + " to " + kDtypeNames[p.out]);
+               kDtypeNames[x_type] + " to " + kDtypeNames[p.out] + ", shape " + shape +
+               "temperature " + std::to_string(p.temperature) + (p.temperatures ? " per row" : "") +
+               (p.bias ? ", bias" : "") + (p.where ? ", where" : ""));
   check(p, random);
 }
 
