@@ -272,7 +272,7 @@ class OrthogonalGradient {
   // run(part, start, stop)
   template <class F>
   void for_parts(F run) const {
-    struct Call {
+    struct Parts {
       const OrthogonalGradient* self;
       F* run;
       void some(int64_t first, int64_t last) const {
@@ -282,17 +282,17 @@ class OrthogonalGradient {
         }
         stream_fence();
       }
-    } call{this, &run};
-    if (!job_.split) return call.some(0, parts_);
+    } parts{this, &run};
+    if (!job_.split) return parts.some(0, parts_);
     job_.parallel_for(
         job_.parallel_context, job_.split,
         [](void* argument, int64_t i) {
           const DefaultFloatingPoint environment;
-          const Call& c = *static_cast<Call*>(argument);
+          const Parts& c = *static_cast<Parts*>(argument);
           const int64_t all = c.self->parts_, tasks = c.self->job_.split;
           c.some(all * i / tasks, all * (i + 1) / tasks);
         },
-        &call);
+        &parts);
   }
 
   template <class S>

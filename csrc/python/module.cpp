@@ -117,17 +117,17 @@ constexpr int kMaxNdim = SOFTMAXLIB_MAX_NDIM;
 
 // Owns its shape and strides: another Python thread may reshape the array while the GIL is
 // released.
-class View {
+class ArrayView {
  public:
-  View(const py::array& source, int32_t dtype) {
+  ArrayView(const py::array& source, int32_t dtype) {
     if (source.ndim() > kMaxNdim) check(SOFTMAXLIB_ERROR_SHAPE);
     std::copy_n(source.shape(), source.ndim(), shape_);
     std::copy_n(source.strides(), source.ndim(), strides_);
     array_ = {const_cast<void*>(source.data()), dtype, static_cast<int32_t>(source.ndim()), shape_,
               strides_};
   }
-  View(const View&) = delete;
-  View& operator=(const View&) = delete;
+  ArrayView(const ArrayView&) = delete;
+  ArrayView& operator=(const ArrayView&) = delete;
 
   const softmaxlib_array* get() const { return &array_; }
 
@@ -137,7 +137,7 @@ class View {
   softmaxlib_array array_;
 };
 
-const softmaxlib_array* get(const std::optional<View>& view) {
+const softmaxlib_array* get(const std::optional<ArrayView>& view) {
   return view ? view->get() : nullptr;
 }
 
@@ -150,10 +150,10 @@ using Scratch = std::unique_ptr<void, AlignedDelete>;
 thread_local softmaxlib_report last_report = {sizeof(softmaxlib_report), 0, 0, 0, 0, nullptr};
 
 // A call of softmaxlib_run with the scratch it needs; runs, also repeatedly, without the GIL.
-class Call {
+class Run {
  public:
-  Call(softmaxlib_function function, const softmaxlib_array* x, const softmaxlib_array* out,
-       int32_t naxes, const int32_t* axes, const softmaxlib_options& options)
+  Run(softmaxlib_function function, const softmaxlib_array* x, const softmaxlib_array* out,
+      int32_t naxes, const int32_t* axes, const softmaxlib_options& options)
       : function_(function), x_(x), out_(out), naxes_(naxes), axes_(axes), options_(options) {
     if (options_.num_threads > 1) {
       options_.parallel_for = parallel_for;
@@ -164,8 +164,8 @@ class Call {
     options_.scratch = small_scratch_;
     options_.scratch_size = sizeof small_scratch_;
   }
-  Call(const Call&) = delete;
-  Call& operator=(const Call&) = delete;
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
 
   softmaxlib_status operator()() {
     softmaxlib_status status = attempt();
@@ -222,8 +222,8 @@ void run(int32_t function, const py::array& x, const py::array& out, int32_t x_d
   if (axes.size() > kMaxNdim) check(SOFTMAXLIB_ERROR_AXIS);
   for (size_t i = 0; i < axes.size(); ++i) axis[i] = axes[i].cast<int32_t>();
 
-  const View x_view(x, x_dtype), out_view(out, out_dtype);
-  std::optional<View> temperatures_view, bias_view, where_view;
+  const ArrayView x_view(x, x_dtype), out_view(out, out_dtype);
+  std::optional<ArrayView> temperatures_view, bias_view, where_view;
   if (temperatures) temperatures_view.emplace(*temperatures, SOFTMAXLIB_F64);
   if (bias) bias_view.emplace(*bias, bias_dtype);
   if (where) where_view.emplace(*where, SOFTMAXLIB_BOOL);
@@ -238,13 +238,13 @@ void run(int32_t function, const py::array& x, const py::array& out, int32_t x_d
   options.bias = get(bias_view);
   options.where = get(where_view);
 
-  Call call(function, x_view.get(), out_view.get(), static_cast<int32_t>(axes.size()), axis,
-            options);
+  Run call(function, x_view.get(), out_view.get(), static_cast<int32_t>(axes.size()), axis,
+           options);
   call.finish(without_gil([&] { return call(); }));
 }
 
 // What the calls below share: temperatures, ISA and threads.
-softmaxlib_options options_of(double temperature, const std::optional<View>& temperatures,
+softmaxlib_options options_of(double temperature, const std::optional<ArrayView>& temperatures,
                               int32_t isa, const int32_t& num_threads) {
   softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
   options.temperature = temperature;
@@ -271,9 +271,9 @@ void sample(const py::array& x, const py::array& uniforms, const py::array& indi
             int32_t x_dtype, int32_t axis, double temperature,
             const std::optional<py::array>& temperatures, int64_t top_k, double top_p, double min_p,
             int32_t isa, int32_t num_threads) {
-  const View x_view(x, x_dtype), uniforms_view(uniforms, SOFTMAXLIB_F64),
+  const ArrayView x_view(x, x_dtype), uniforms_view(uniforms, SOFTMAXLIB_F64),
       indices_view(indices, SOFTMAXLIB_I64);
-  std::optional<View> temperatures_view;
+  std::optional<ArrayView> temperatures_view;
   if (temperatures) temperatures_view.emplace(*temperatures, SOFTMAXLIB_F64);
   auto options = options_of(temperature, temperatures_view, isa, num_threads);
   softmaxlib_filter filter = SOFTMAXLIB_FILTER_INIT;
@@ -290,9 +290,9 @@ void topk_softmax(const py::array& x, const py::array& weights, const py::array&
                   int32_t x_dtype, int32_t dtype, int32_t axis, bool renormalize,
                   double temperature, const std::optional<py::array>& temperatures, int32_t isa,
                   int32_t num_threads) {
-  const View x_view(x, x_dtype), weights_view(weights, dtype),
+  const ArrayView x_view(x, x_dtype), weights_view(weights, dtype),
       indices_view(indices, SOFTMAXLIB_I64);
-  std::optional<View> temperatures_view;
+  std::optional<ArrayView> temperatures_view;
   if (temperatures) temperatures_view.emplace(*temperatures, SOFTMAXLIB_F64);
   auto options = options_of(temperature, temperatures_view, isa, num_threads);
   run_reported(options, [&] {
@@ -309,9 +309,9 @@ void backward(int32_t function, const py::array& grad, const py::array& x, const
   int32_t axis[kMaxNdim];
   if (axes.size() > kMaxNdim) check(SOFTMAXLIB_ERROR_AXIS);
   for (size_t i = 0; i < axes.size(); ++i) axis[i] = axes[i].cast<int32_t>();
-  const View grad_view(grad, grad_dtype), x_view(x, x_dtype), y_view(y, y_dtype),
+  const ArrayView grad_view(grad, grad_dtype), x_view(x, x_dtype), y_view(y, y_dtype),
       out_view(out, out_dtype);
-  std::optional<View> temperatures_view, where_view;
+  std::optional<ArrayView> temperatures_view, where_view;
   if (temperatures) temperatures_view.emplace(*temperatures, SOFTMAXLIB_F64);
   if (where) where_view.emplace(*where, SOFTMAXLIB_BOOL);
   auto options = options_of(temperature, temperatures_view, isa, num_threads);
@@ -325,7 +325,7 @@ void backward(int32_t function, const py::array& grad, const py::array& x, const
 void orthogonal_gradient(const py::array& grad, const py::array& weights, const py::array& out,
                          int32_t grad_dtype, int32_t weights_dtype, int32_t out_dtype, bool rescale,
                          int32_t isa, int32_t num_threads) {
-  const View grad_view(grad, grad_dtype), weights_view(weights, weights_dtype),
+  const ArrayView grad_view(grad, grad_dtype), weights_view(weights, weights_dtype),
       out_view(out, out_dtype);
   auto options = options_of(1, {}, isa, num_threads);
   run_reported(options, [&] {
@@ -342,9 +342,9 @@ void cross_entropy(int32_t activation, const py::array& x, const py::array& targ
                    const std::optional<py::array>& weight, int64_t ignore_index, double temperature,
                    const std::optional<py::array>& temperatures,
                    const std::optional<py::array>& where, int32_t isa, int32_t num_threads) {
-  const View x_view(x, x_dtype), target_view(target, target_dtype),
+  const ArrayView x_view(x, x_dtype), target_view(target, target_dtype),
       losses_view(losses, reduction == SOFTMAXLIB_REDUCTION_NONE ? dtype : SOFTMAXLIB_F64);
-  std::optional<View> total_view, grad_view, temperatures_view, where_view;
+  std::optional<ArrayView> total_view, grad_view, temperatures_view, where_view;
   if (total) total_view.emplace(*total, dtype);
   if (grad) grad_view.emplace(*grad, dtype);
   if (temperatures) temperatures_view.emplace(*temperatures, SOFTMAXLIB_F64);
@@ -366,7 +366,7 @@ void cross_entropy(int32_t activation, const py::array& x, const py::array& targ
 // out = x, of any dtype, in its own floating dtype, whatever the caller's floating-point mode.
 void convert(const py::array& x, const py::array& out, int32_t x_dtype, int32_t out_dtype) {
   static constexpr double kOne = 1;
-  const View x_view(x, x_dtype), out_view(out, out_dtype);
+  const ArrayView x_view(x, x_dtype), out_view(out, out_dtype);
   const softmaxlib_array one = {const_cast<double*>(&kOne), SOFTMAXLIB_F64, 0, nullptr, nullptr};
   check(without_gil(
       [&] { return softmaxlib_scale_rows(x_view.get(), &one, out_view.get(), nullptr); }));
@@ -377,8 +377,8 @@ void take_log_softmax(const py::array& x, const py::array& indices, const py::ar
                       int32_t axis, double temperature,
                       const std::optional<py::array>& temperatures,
                       const std::optional<py::array>& where, int32_t isa, int32_t num_threads) {
-  const View x_view(x, x_dtype), indices_view(indices, SOFTMAXLIB_I64), out_view(out, dtype);
-  std::optional<View> sums_view, temperatures_view, where_view;
+  const ArrayView x_view(x, x_dtype), indices_view(indices, SOFTMAXLIB_I64), out_view(out, dtype);
+  std::optional<ArrayView> sums_view, temperatures_view, where_view;
   if (logsumexp) sums_view.emplace(*logsumexp, dtype);
   if (temperatures) temperatures_view.emplace(*temperatures, SOFTMAXLIB_F64);
   if (where) where_view.emplace(*where, SOFTMAXLIB_BOOL);
@@ -436,13 +436,13 @@ double time_calls(int64_t repeats, Work work) {
 double time_run(int32_t function, const py::array& x, const py::array& out, int32_t dtype,
                 int32_t algorithm, int32_t isa, int32_t store, int32_t num_threads, int64_t repeats,
                 int32_t axis) {
-  const View x_view(x, dtype), out_view(out, dtype);
+  const ArrayView x_view(x, dtype), out_view(out, dtype);
   softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
   options.algorithm = algorithm;
   options.isa = isa;
   options.store = store;
   options.num_threads = num_threads;
-  Call call(function, x_view.get(), out_view.get(), 1, &axis, options);
+  Run call(function, x_view.get(), out_view.get(), 1, &axis, options);
   call.raise_if(call.reserve());
   softmaxlib_status status = SOFTMAXLIB_OK;
   const double nanoseconds = time_calls(repeats, [&] { status = std::max(status, call()); });
@@ -630,7 +630,7 @@ py::object call_plainly(PyObject* held, const Arguments& args) {
 
   const softmaxlib_array from_array = {const_cast<void*>(x.data()), dtype, ndim, x_shape, nullptr};
   const softmaxlib_array to_array = {to, dtype, rows_ndim, rows_shape, nullptr};
-  Call call(function, &from_array, &to_array, axis == kAll ? 0 : 1, &axis, options);
+  Run call(function, &from_array, &to_array, axis == kAll ? 0 : 1, &axis, options);
   // The result has no owner meanwhile: a daemon thread that is unwound at exit must not free it.
   PyObject* const held_back = result.release().ptr();
   const softmaxlib_status status =

@@ -18,8 +18,8 @@ bool multiply(int64_t a, int64_t b, int64_t* product) {
   return true;
 }
 
-// A view with its strides filled in.
-struct View {
+// An array with its strides filled in, and the memory it takes.
+struct Extent {
   int ndim;
   const int64_t* shape;
   int64_t strides[kMaxDims];
@@ -46,10 +46,10 @@ bool reach(int64_t size, int64_t stride, Range* range) {
   return true;
 }
 
-bool make_view(const softmaxlib_array& array, View* view) {
+bool extent_of(const softmaxlib_array& array, Extent* extent) {
   if (array.ndim < 0 || array.ndim > kMaxDims || (array.ndim && !array.shape)) return false;
-  view->ndim = array.ndim;
-  view->shape = array.shape;
+  extent->ndim = array.ndim;
+  extent->shape = array.shape;
   int64_t elements = 1, bytes = item_size(array.dtype);
   bool empty = false;
   for (int d = 0; d < array.ndim; ++d) {
@@ -57,29 +57,29 @@ bool make_view(const softmaxlib_array& array, View* view) {
     empty |= array.shape[d] == 0;
   }
   for (int d = array.ndim - 1; d >= 0; --d) {
-    view->strides[d] = array.strides ? array.strides[d] : bytes;
+    extent->strides[d] = array.strides ? array.strides[d] : bytes;
     if (empty) continue;
     if (!multiply(elements, array.shape[d], &elements) || !multiply(bytes, array.shape[d], &bytes))
       return false;
   }
-  view->size = empty ? 0 : elements;
-  view->range = {0, empty ? 0 : item_size(array.dtype)};
-  view->repeats = false;
+  extent->size = empty ? 0 : elements;
+  extent->range = {0, empty ? 0 : item_size(array.dtype)};
+  extent->repeats = false;
   for (int d = 0; !empty && d < array.ndim; ++d) {
-    if (!reach(array.shape[d], view->strides[d], &view->range)) return false;
-    view->repeats |= array.shape[d] > 1 && view->strides[d] == 0;
+    if (!reach(array.shape[d], extent->strides[d], &extent->range)) return false;
+    extent->repeats |= array.shape[d] > 1 && extent->strides[d] == 0;
   }
   return true;
 }
 
-// Strides of a view along the dimensions of x, 0 so far; NumPy's rules of broadcasting.
-bool broadcast(const View& view, const View& x, Operand operand, Dim* dims) {
-  if (view.ndim > x.ndim) return false;
-  const int offset = x.ndim - view.ndim;
+// Strides of an array along the dimensions of x, 0 so far; NumPy's rules of broadcasting.
+bool broadcast(const Extent& extent, const Extent& x, Operand operand, Dim* dims) {
+  if (extent.ndim > x.ndim) return false;
+  const int offset = x.ndim - extent.ndim;
   for (int d = offset; d < x.ndim; ++d) {
-    if (view.shape[d - offset] == 1) continue;
-    if (view.shape[d - offset] != x.shape[d]) return false;
-    dims[d].stride[operand] = view.strides[d - offset];
+    if (extent.shape[d - offset] == 1) continue;
+    if (extent.shape[d - offset] != x.shape[d]) return false;
+    dims[d].stride[operand] = extent.strides[d - offset];
   }
   return true;
 }
@@ -134,7 +134,7 @@ void append(Dim* dims, int* ndim, const Dim& dim) {
 // What lay_out works on.
 struct Draft {
   Job* job;
-  View x;
+  Extent x;
   bool reduced[kMaxDims];
   Dim dims[kMaxDims];  // of x
 
@@ -145,15 +145,16 @@ struct Draft {
   }
 
   // Of the shape of x, or of that without the axes.
-  bool add_result(Operand operand, const softmaxlib_array& array, const View& view, bool reduces) {
+  bool add_result(Operand operand, const softmaxlib_array& array, const Extent& extent,
+                  bool reduces) {
     int next = 0;
     for (int d = 0; d < x.ndim; ++d) {
       if (reduces && reduced[d]) continue;
-      if (next == view.ndim || view.shape[next] != x.shape[d]) return false;
-      dims[d].stride[operand] = view.strides[next++];
+      if (next == extent.ndim || extent.shape[next] != x.shape[d]) return false;
+      dims[d].stride[operand] = extent.strides[next++];
     }
     take(operand, array);
-    return next == view.ndim;
+    return next == extent.ndim;
   }
 
   // An optional operand that broadcasts to x; `error` where it does not, or should be constant
@@ -162,8 +163,8 @@ struct Draft {
                         bool constant, softmaxlib_status error) {
     if (!array) return SOFTMAXLIB_OK;
     if (!right_dtype) return SOFTMAXLIB_ERROR_DTYPE;
-    View view;
-    if (!make_view(*array, &view) || !broadcast(view, x, operand, dims)) return error;
+    Extent extent;
+    if (!extent_of(*array, &extent) || !broadcast(extent, x, operand, dims)) return error;
     for (int d = 0; constant && d < x.ndim; ++d)
       if (reduced[d] && x.shape[d] > 1 && dims[d].stride[operand] != 0) return error;
     take(operand, *array);
@@ -228,9 +229,9 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
 
   Draft draft;
   draft.job = job;
-  View& x = draft.x;
-  View out;
-  if (!make_view(*x_array, &x) || !make_view(*out_array, &out)) return SOFTMAXLIB_ERROR_SHAPE;
+  Extent& x = draft.x;
+  Extent out;
+  if (!extent_of(*x_array, &x) || !extent_of(*out_array, &out)) return SOFTMAXLIB_ERROR_SHAPE;
 
   memset(draft.reduced, 0, sizeof(draft.reduced));
   if (request.naxes < 0 || request.naxes > x.ndim) return SOFTMAXLIB_ERROR_AXIS;
@@ -257,22 +258,22 @@ softmaxlib_status lay_out(const Request& request, const softmaxlib_options& opti
   job->function = request.function;
   job->reduces = request.reduces;
   if (!draft.add_result(kOut, *out_array, out, request.reduces)) return SOFTMAXLIB_ERROR_SHAPE;
-  View view;
-  if (request.extra &&
-      (!make_view(*request.extra, &view) || !draft.add_result(kExtra, *request.extra, view, true)))
+  Extent extent;
+  if (request.extra && (!extent_of(*request.extra, &extent) ||
+                        !draft.add_result(kExtra, *request.extra, extent, true)))
     return request.extra_error;
-  if (request.indices && (!make_view(*request.indices, &view) ||
-                          !draft.add_result(kIndices, *request.indices, view, true)))
+  if (request.indices && (!extent_of(*request.indices, &extent) ||
+                          !draft.add_result(kIndices, *request.indices, extent, true)))
     return SOFTMAXLIB_ERROR_SHAPE;
   const bool per_row = request.function == SOFTMAXLIB_LOGSUMEXP;
-  if (request.grad &&
-      (!make_view(*request.grad, &view) || !draft.add_result(kGrad, *request.grad, view, per_row)))
+  if (request.grad && (!extent_of(*request.grad, &extent) ||
+                       !draft.add_result(kGrad, *request.grad, extent, per_row)))
     return SOFTMAXLIB_ERROR_SHAPE;
-  if (request.result && (!make_view(*request.result, &view) ||
-                         !draft.add_result(kResult, *request.result, view, per_row)))
+  if (request.result && (!extent_of(*request.result, &extent) ||
+                         !draft.add_result(kResult, *request.result, extent, per_row)))
     return SOFTMAXLIB_ERROR_SHAPE;
-  if (request.target && (!make_view(*request.target, &view) ||
-                         !draft.add_result(kTarget, *request.target, view, false)))
+  if (request.target && (!extent_of(*request.target, &extent) ||
+                         !draft.add_result(kTarget, *request.target, extent, false)))
     return SOFTMAXLIB_ERROR_SHAPE;
   if (const softmaxlib_status s = add_queries(request, options, &draft)) return s;
   if (const softmaxlib_status s = add_options(options, &draft)) return s;
@@ -334,10 +335,10 @@ softmaxlib_status check_data(Job* job) {
 }
 
 bool overlap(const softmaxlib_array& a, const softmaxlib_array& b, bool unless_same) {
-  View va, vb;
-  if (!make_view(a, &va) || !make_view(b, &vb) || va.size == 0 || vb.size == 0) return false;
-  const auto is_dense = [](const softmaxlib_array& array, const View& view) {
-    return !view.repeats && view.range.span() == view.size * item_size(array.dtype);
+  Extent va, vb;
+  if (!extent_of(a, &va) || !extent_of(b, &vb) || va.size == 0 || vb.size == 0) return false;
+  const auto is_dense = [](const softmaxlib_array& array, const Extent& extent) {
+    return !extent.repeats && extent.range.span() == extent.size * item_size(array.dtype);
   };
   const char *pa = static_cast<const char*>(a.data), *pb = static_cast<const char*>(b.data);
   if (!is_dense(a, va) || !is_dense(b, vb) || pa + va.range.low >= pb + vb.range.high ||

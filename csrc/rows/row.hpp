@@ -282,21 +282,21 @@ class Row {
   template <class F>
   void for_blocks(F run) const {
     if (!job_.split) return run_blocks(0, blocks(), run);
-    struct Call {
+    struct Blocks {
       const Row* row;
       F* run;
-    } call{this, &run};
+    } all_blocks{this, &run};
     job_.parallel_for(
         job_.parallel_context, job_.split,
         [](void* argument, int64_t i) {
           const DefaultFloatingPoint environment;
-          const Call& c = *static_cast<Call*>(argument);
+          const Blocks& c = *static_cast<Blocks*>(argument);
           const int64_t all = c.row->blocks(), tasks = c.row->job_.split;
           c.row->run_blocks(all / tasks * i + min_of(all % tasks, i),
                             all / tasks * (i + 1) + min_of(all % tasks, i + 1), *c.run);
           stream_fence();
         },
-        &call);
+        &all_blocks);
   }
 
   // The results of all blocks, merged in order whatever the order of their computation.
