@@ -190,13 +190,11 @@ KernelTable make_table() {
   table.kernels[registry::function][registry::algorithm][registry::storage] = {  \
       function##_##algorithm##_##storage, #function "_" #algorithm "_" #storage, \
       registry::algorithm};
-#define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm)           \
-  if (kHasManyRows)                                                              \
-    table.kernels[registry::function][registry::schedule][registry::storage] = { \
-      function##_##schedule##_##storage<kHasManyRows>,                           \
-      #function "_" #schedule "_" #storage,                                      \
-      registry::algorithm                                                        \
-    };
+#define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm)                         \
+  if (kHasManyRows)                                                                            \
+    table.kernels[registry::function][registry::schedule][registry::storage] = {               \
+        function##_##schedule##_##storage<kHasManyRows>, #function "_" #schedule "_" #storage, \
+        registry::algorithm};
 #include "kernels.def"
 #undef SOFTMAXLIB_KERNEL
 #undef SOFTMAXLIB_ROWS_KERNEL

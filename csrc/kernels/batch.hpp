@@ -309,10 +309,10 @@ class Batch {
 
 inline bool sees_nothing(const Job& job, const Place& place) {
   bool any = false;
-  for_runs(job, place, kWhere, 0, job.n,
-           [&](const char* p, int64_t stride, int64_t, int64_t count) {
-             for (int64_t i = 0; i < count; ++i) any |= p[i * stride] != 0;
-           });
+  for_stretches(job, place, kWhere, 0, job.n,
+                [&](const char* p, int64_t stride, int64_t, int64_t count) {
+                  for (int64_t i = 0; i < count; ++i) any |= p[i * stride] != 0;
+                });
   return !any;
 }
 

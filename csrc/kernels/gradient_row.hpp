@@ -78,20 +78,20 @@ class GradientRow {
     const ElementGradient<kFunction, V> element(scale_, in_all(sum_, V()), result_);
     if (is_direct()) return piece(start, n).write(at(kOut) + start, n, element, edge_);
     piece(start, n).write(stage_->out, n, element, nullptr);
-    for_runs(*job_, place_, kOut, start, n,
-             [&](char* p, int64_t stride, int64_t done, int64_t count) {
-               store_all(job_->dtype[kOut], p, stride, count, stage_->out + done);
-             });
+    for_stretches(*job_, place_, kOut, start, n,
+                  [&](char* p, int64_t stride, int64_t done, int64_t count) {
+                    store_all(job_->dtype[kOut], p, stride, count, stage_->out + done);
+                  });
   }
 
   T* at(Operand k) const { return reinterpret_cast<T*>(job_->base[k] + place_.offset[k]); }
   GradientPiece<kFunction, V, false> piece(int64_t start, int64_t n) const {
     GradientPiece<kFunction, V, false> piece = {};
     if (job_->base[kWhere]) {
-      for_runs(*job_, place_, kWhere, start, n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 gather<uint8_t>(p, stride, count, stage_->where + done);
-               });
+      for_stretches(*job_, place_, kWhere, start, n,
+                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                      gather<uint8_t>(p, stride, count, stage_->where + done);
+                    });
       piece.where = stage_->where;
     }
     if constexpr (!Of::kReduces) {
@@ -103,10 +103,10 @@ class GradientRow {
   }
   const T* fetch(Operand k, int64_t start, int64_t n, T* to) const {
     if (is_direct()) return at(k) + start;
-    for_runs(*job_, place_, k, start, n,
-             [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-               gather_any(job_->dtype[k], p, stride, count, to + done);
-             });
+    for_stretches(*job_, place_, k, start, n,
+                  [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                    gather_any(job_->dtype[k], p, stride, count, to + done);
+                  });
     return to;
   }
 

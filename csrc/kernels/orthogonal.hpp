@@ -244,11 +244,11 @@ class OrthogonalGradient {
         } else {
           alignas(64) D y[kChunk];
           map_elements(source, y, n, false, f);
-          for_runs(job_, place_, kOut, i, n,
-                   [&](char* p, int64_t stride, int64_t done, int64_t count) {
-                     for (int64_t j = 0; j < count; ++j)
-                       memcpy(p + j * stride, y + done + j, sizeof(D));
-                   });
+          for_stretches(job_, place_, kOut, i, n,
+                        [&](char* p, int64_t stride, int64_t done, int64_t count) {
+                          for (int64_t j = 0; j < count; ++j)
+                            memcpy(p + j * stride, y + done + j, sizeof(D));
+                        });
         }
       });
     });
@@ -300,10 +300,10 @@ class OrthogonalGradient {
     return reinterpret_cast<S*>(job_.base[k]);
   }
   void fetch(Operand k, int64_t start, int64_t n, T* to) const {
-    for_runs(job_, place_, k, start, n,
-             [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-               gather_any(job_.dtype[k], p, stride, count, to + done);
-             });
+    for_stretches(job_, place_, k, start, n,
+                  [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                    gather_any(job_.dtype[k], p, stride, count, to + done);
+                  });
   }
 
   const Job& job_;

@@ -40,23 +40,25 @@ void scale_rows(const Job& job, int64_t start, int64_t stop, char*) {
     }
     for (int64_t i = 0; i < job.n; i += kChunk) {
       const int64_t n = job.n - i < kChunk ? job.n - i : kChunk;
-      for_runs(job, place, kX, i, n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 gather_any(job.dtype[kX], p, stride, count, x + done);
-               });
-      for_runs(job, place, kBias, i, n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 gather_any(job.dtype[kBias], p, stride, count, factors + done);
-               });
+      for_stretches(job, place, kX, i, n,
+                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                      gather_any(job.dtype[kX], p, stride, count, x + done);
+                    });
+      for_stretches(job, place, kBias, i, n,
+                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                      gather_any(job.dtype[kBias], p, stride, count, factors + done);
+                    });
       for (int64_t j = n; j % V::lanes; ++j) x[j] = 0, factors[j] = 0;
       for (int64_t j = 0; j < n; j += V::lanes) {
         InLanes<V> factor;
         load_lanes(factors + j, factor);
         store(y + j, scaled_element(load(x + j), factor));
       }
-      for_runs(job, place, kOut, i, n, [&](char* p, int64_t stride, int64_t done, int64_t count) {
-        for (int64_t j = 0; j < count; ++j) memcpy(p + j * stride, y + done + j, sizeof(D));
-      });
+      for_stretches(job, place, kOut, i, n,
+                    [&](char* p, int64_t stride, int64_t done, int64_t count) {
+                      for (int64_t j = 0; j < count; ++j)
+                        memcpy(p + j * stride, y + done + j, sizeof(D));
+                    });
     }
   }
   stream_fence();

@@ -176,20 +176,20 @@ class GatheredOptions {
   void gather_into(Terms<V>& terms, const Job& job, const Place& place, int64_t start, int64_t n) {
     const bool same_bias = terms.bias_is_constant && job.inner_ndim == 1;
     if (terms.bias && !same_bias && !is_contiguous(job, kBias, float_item(job.dtype[kBias]))) {
-      for_runs(job, place, kBias, start, n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 gather_any(job.dtype[kBias], p, stride, count, bias_ + done);
-               });
+      for_stretches(job, place, kBias, start, n,
+                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                      gather_any(job.dtype[kBias], p, stride, count, bias_ + done);
+                    });
       terms.bias = reinterpret_cast<const char*>(bias_);
       terms.bias_dtype = SOFTMAXLIB_F64;
       terms.bias_is_constant = false;
       terms.bias_from = start;
     }
     if (terms.where && !is_contiguous(job, kWhere, 1)) {
-      for_runs(job, place, kWhere, start, n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 gather<uint8_t>(p, stride, count, where_ + done);
-               });
+      for_stretches(job, place, kWhere, start, n,
+                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                      gather<uint8_t>(p, stride, count, where_ + done);
+                    });
       terms.where = where_;
       terms.where_from = start;
     }
@@ -227,10 +227,10 @@ struct Stage {
 
   // Elements [start, start + n) as they are.
   SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int n) {
-    for_runs(job, place, kX, start, n,
-             [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-               gather_any(job.dtype[kX], p, stride, count, hi + done);
-             });
+    for_stretches(job, place, kX, start, n,
+                  [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                    gather_any(job.dtype[kX], p, stride, count, hi + done);
+                  });
   }
   // Their arguments.
   SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int n,
@@ -271,14 +271,15 @@ struct Stage {
   // Brings y to out, with `masked` where the position takes no part.
   SOFTMAXLIB_NOINLINE void put(const Job& job, const Place& place, int64_t start, int n, T masked) {
     if (job.base[kWhere])
-      for_runs(job, place, kWhere, start, n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 for (int64_t i = 0; i < count; ++i)
-                   y[done + i] = p[i * stride] ? y[done + i] : masked;
-               });
-    for_runs(job, place, kOut, start, n, [&](char* p, int64_t stride, int64_t done, int64_t count) {
-      store_all(job.dtype[kOut], p, stride, count, y + done, job.streaming);
-    });
+      for_stretches(job, place, kWhere, start, n,
+                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                      for (int64_t i = 0; i < count; ++i)
+                        y[done + i] = p[i * stride] ? y[done + i] : masked;
+                    });
+    for_stretches(job, place, kOut, start, n,
+                  [&](char* p, int64_t stride, int64_t done, int64_t count) {
+                    store_all(job.dtype[kOut], p, stride, count, y + done, job.streaming);
+                  });
   }
 
  private:

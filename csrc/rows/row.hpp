@@ -203,10 +203,10 @@ class Row {
     if (!job_.base[kWhere]) return min_of(seen + n_, 2);
     for (int64_t i = 0; i < n_ && seen < 2; i += kChunk) {
       const int64_t n = min_of(n_ - i, kChunk);
-      for_runs(job_, place_, kWhere, i, n,
-               [&](const char* p, int64_t stride, int64_t, int64_t count) {
-                 for (int64_t j = 0; j < count && seen < 2; ++j) seen += p[j * stride] != 0;
-               });
+      for_stretches(job_, place_, kWhere, i, n,
+                    [&](const char* p, int64_t stride, int64_t, int64_t count) {
+                      for (int64_t j = 0; j < count && seen < 2; ++j) seen += p[j * stride] != 0;
+                    });
     }
     return seen;
   }
@@ -349,13 +349,15 @@ class Row {
     alignas(64) T y[kChunk];
     for (int64_t i = 0; i < n_; i += kChunk) {
       const int64_t n = min_of(n_ - i, kChunk);
-      for_runs(job_, place_, kWhere, i, n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 for (int64_t j = 0; j < count; ++j) y[done + j] = p[j * stride] ? value : masked;
-               });
-      for_runs(job_, place_, kOut, i, n, [&](char* p, int64_t stride, int64_t done, int64_t count) {
-        store_all(job_.dtype[kOut], p, stride, count, y + done);
-      });
+      for_stretches(job_, place_, kWhere, i, n,
+                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                      for (int64_t j = 0; j < count; ++j)
+                        y[done + j] = p[j * stride] ? value : masked;
+                    });
+      for_stretches(job_, place_, kOut, i, n,
+                    [&](char* p, int64_t stride, int64_t done, int64_t count) {
+                      store_all(job_.dtype[kOut], p, stride, count, y + done);
+                    });
     }
   }
 
@@ -367,11 +369,12 @@ class Row {
     if (first == stop) return;
     alignas(64) T y[kLanes];
     store(y, V::set1(value));
-    for_runs(job_, place_, kOut, first, stop - first,
-             [&](char* p, int64_t stride, int64_t, int64_t count) {
-               for (int64_t j = 0; j < count; j += kLanes)
-                 store_all(job_.dtype[kOut], p + j * stride, stride, min_of(count - j, kLanes), y);
-             });
+    for_stretches(job_, place_, kOut, first, stop - first,
+                  [&](char* p, int64_t stride, int64_t, int64_t count) {
+                    for (int64_t j = 0; j < count; j += kLanes)
+                      store_all(job_.dtype[kOut], p + j * stride, stride, min_of(count - j, kLanes),
+                                y);
+                  });
   }
 
   // The one element of logsumexp's result.

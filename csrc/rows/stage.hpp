@@ -23,8 +23,8 @@ struct Place {
 // Calls f(pointer, stride, done, count) for every run of constant stride among elements
 // [start, start + n) of a row.
 template <class F>
-inline void for_runs(const Job& job, const Place& place, Operand operand, int64_t start, int64_t n,
-                     F f) {
+inline void for_stretches(const Job& job, const Place& place, Operand operand, int64_t start,
+                          int64_t n, F f) {
   int64_t index[SOFTMAXLIB_MAX_NDIM];
   char* p = job.base[operand] + place.offset[operand];
   for (int d = job.inner_ndim - 1; d >= 0; --d) {

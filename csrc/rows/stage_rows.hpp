@@ -160,10 +160,10 @@ class Reader {
         convert(at(place), job_.n, to + r * pitch);
         continue;
       }
-      for_runs(job_, place, operand_, 0, job_.n,
-               [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                 gather_any(job_.dtype[operand_], p, stride, count, to + r * pitch + done);
-               });
+      for_stretches(job_, place, operand_, 0, job_.n,
+                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                      gather_any(job_.dtype[operand_], p, stride, count, to + r * pitch + done);
+                    });
     }
   }
   // Contiguous elements.
@@ -492,10 +492,10 @@ class Sender {
     alignas(64) T results[kLanes];
     for (int64_t i = 0; i < job_.n; i += kLanes) {
       store(results, load(e + i) * factor);
-      for_runs(job_, place, kOut, i, job_.n - i < kLanes ? job_.n - i : kLanes,
-               [&](char* p, int64_t stride, int64_t done, int64_t count) {
-                 store_all(job_.dtype[kOut], p, stride, count, results + done);
-               });
+      for_stretches(job_, place, kOut, i, job_.n - i < kLanes ? job_.n - i : kLanes,
+                    [&](char* p, int64_t stride, int64_t done, int64_t count) {
+                      store_all(job_.dtype[kOut], p, stride, count, results + done);
+                    });
     }
   }
 
