@@ -91,8 +91,8 @@ def softmax(
 
     Notes
     -----
-    Error in float32: at most 5 ULP, 1 ULP on average, for rows of any length up to 2^30 [1]_; in
-    float64 at most 5 ULP.
+    Error in float32: at most 5 ULP, 1 ULP on average, for ordinary rows of any length up to 2^30
+    [1]_, and 7 ULP for any row at all; in float64 at most 5 ULP.
     float16 and bfloat16 are computed in float32 and rounded once (0.5 ULP + 2^-10 ULP).
 
     Every finite x is valid. -inf gives 0. A row with NaN or +inf, or of -inf alone, is all NaN;
@@ -170,8 +170,8 @@ def log_softmax(
 
     Notes
     -----
-    Error in float32: at most 4 ULP, also of results near 0, since the maximum is held out of the
-    sum: ``(x - max) - log1p(rest)`` [1]_; in float64 at most 5 ULP.
+    Error in float32: at most 4 ULP (5 for any row at all), also of results near 0, since the maximum
+    is held out of the sum: ``(x - max) - log1p(rest)`` [1]_; in float64 at most 5 ULP.
     float16 and bfloat16 are computed in float32 and rounded once (0.5 ULP + 2^-10 ULP).
 
     Every finite x is valid. -inf gives -inf. A row with NaN or +inf, or of -inf alone, is all NaN.
