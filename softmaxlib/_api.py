@@ -170,8 +170,8 @@ def log_softmax(
 
     Notes
     -----
-    Error in float32: at most 4 ULP (5 for any row at all), also of results near 0, since the maximum
-    is held out of the sum: ``(x - max) - log1p(rest)`` [1]_; in float64 at most 5 ULP.
+    Error in float32: at most 4 ULP (5 for any row at all), also of results near 0, since the
+    maximum is held out of the sum: ``(x - max) - log1p(rest)`` [1]_; in float64 at most 5 ULP.
     float16 and bfloat16 are computed in float32 and rounded once (0.5 ULP + 2^-10 ULP).
 
     Every finite x is valid. -inf gives -inf. A row with NaN or +inf, or of -inf alone, is all NaN.
@@ -417,8 +417,8 @@ def logsumexp(
 
     Notes
     -----
-    Error in float32: at most 2 ULP, or 2^-23 absolute where the result is near 0 [1]_; in float64
-    at most 5 ULP, or 2^-51 absolute.
+    Error in float32: at most 2 ULP (3 for any row at all) of the result or of 1, whichever is
+    larger [1]_; in float64 at most 5 ULP, or 2^-51 absolute.
     float16 and bfloat16 are computed in float32 and rounded once (0.5 ULP + 2^-10 ULP).
 
     Every finite x is valid. A row of -inf alone, of no elements or with ``where`` False throughout
