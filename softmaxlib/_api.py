@@ -417,8 +417,8 @@ def logsumexp(
 
     Notes
     -----
-    Error in float32: at most 2 ULP (3 for any row at all) of the result or of 1, whichever is
-    larger [1]_; in float64 at most 5 ULP, or 2^-51 absolute.
+    Error in float32: at most 2 ULP (3 for any row at all), or 2^-23 absolute where the result is
+    near 0 [1]_; in float64 at most 5 ULP, or 2^-51 absolute.
     float16 and bfloat16 are computed in float32 and rounded once (0.5 ULP + 2^-10 ULP).
 
     Every finite x is valid. A row of -inf alone, of no elements or with ``where`` False throughout
