@@ -107,6 +107,16 @@ def test_any_problem_has_the_bits_of_the_algorithms():
         assert same(np.asarray(y), np.asarray(wanted)), described
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_logsumexp_of_one_element_each_in_place(isa, dtype):
+    """Also of rows that are computed by themselves, whose results lie where x was."""
+    x = np.linspace(-3, 3, 37).astype(dtype)
+    x[[1, 5, 9, 20]] = np.inf, -np.inf, np.nan, 1e30
+    x = x[:, None]
+    wanted = x.copy()
+    assert same(sml.logsumexp(x, axis=1, keepdims=True, out=x), wanted)
+
+
 @pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
 def test_temperatures_over_several_axes(isa, dtype):
     """Rows whose elements do not follow each other, as many as a vector has or not."""

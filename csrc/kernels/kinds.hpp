@@ -231,10 +231,11 @@ struct RowsBeside {
   void put(Operand k, const T* values, const bool (&alone)[V::lanes]) const {
     constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
     constexpr int64_t kItem = sizeof(T);
-    if (job->dtype[k] == kOwn && step.stride[k] == kItem) {  // the others come later
-      store_n(reinterpret_cast<T*>(at(k, 0)), load(values), rows);
-      return;
-    }
+    // Where one is, its x may be in the same place.
+    bool all = true;
+    for (int r = 0; r < rows; ++r) all &= !alone[r];
+    if (all && job->dtype[k] == kOwn && step.stride[k] == kItem)
+      return store_n(reinterpret_cast<T*>(at(k, 0)), load(values), rows);
     for (int r = 0; r < rows; ++r)
       if (!alone[r]) put_as(job->dtype[k], at(k, r), static_cast<double>(values[r]));
   }
