@@ -7,8 +7,8 @@ functions goes to llvm-mca for every CPU below. The table gives cycles per 64 by
 first level cache, and the pipe or unit that is busiest. Nothing is measured: it is how work on one
 CPU sees what users of others get.
 
---check compares with bench/results/ports.json and fails where a loop takes over 3 % more than in
-there; --update writes that file and the table of docs/performance.md.
+--check compares with bench/results/ports.json and fails where a loop takes over 3 % more than it
+says; --update writes that file and the table of docs/performance.md.
 """
 
 from __future__ import annotations
@@ -134,7 +134,14 @@ def main() -> None:
     tool = shutil.which("llvm-mca-22") or shutil.which("llvm-mca")
     if not tool:
         parser.error("llvm-mca is missing: apt-get install llvm-22")
-    found = measure(args.compiler, tool)
+    if not shutil.which(args.compiler):
+        parser.error(f"--compiler {args.compiler}: there is no such command")
+    if args.check and not RECORD.exists():
+        parser.error(f"{RECORD} is missing: --update writes it")
+    try:
+        found = measure(args.compiler, tool)
+    except subprocess.CalledProcessError as error:
+        sys.exit(f"{error.cmd[0]} failed with exit status {error.returncode}")
     table = Table("cycles per 64 bytes", *found)
     for function in LOOPS:
         cells = [f"{row[function]['cycles']:.1f} {row[function]['pipe']}" for row in found.values()]
