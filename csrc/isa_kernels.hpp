@@ -19,6 +19,7 @@
 #include "kernels/state.hpp"
 #include "kernels/take_log_softmax.hpp"
 #include "probes.hpp"
+#include "rows/each_row.hpp"
 
 namespace softmaxlib {
 namespace SOFTMAX_ISA {
@@ -49,83 +50,19 @@ template <class T>
 inline void run_any(const Row<T>& row, bool (*kernel)(const Row<T>&)) {
   run_softmax(row, kernel);
 }
-// Not inline: rows and tiles of rows share it.
+// Not inline: rows and those in tiles share it.
 template <class T, auto kKernel>
 SOFTMAXLIB_NOINLINE void run_row(const Row<T>& row) {
   run_any<T>(row, kKernel);
 }
 
-// Copies an n by rows matrix of items. Strides in bytes: along n, across the rows. The rows are
-// inside, since either side may have all of n at the same place of its pages.
-template <class Item>
-inline void copy_items(int64_t n, int64_t rows, const char* from, int64_t from_along,
-                       int64_t from_across, char* to, int64_t to_along, int64_t to_across) {
-  for (int64_t i = 0; i < n; ++i)
-    for (int64_t r = 0; r < rows; ++r)
-      memcpy(to + i * to_along + r * to_across, from + i * from_along + r * from_across,
-             sizeof(Item));
-}
-SOFTMAXLIB_NOINLINE void copy_tile(int64_t item, int64_t n, int64_t rows, const char* from,
-                                   int64_t from_along, int64_t from_across, char* to,
-                                   int64_t to_along, int64_t to_across) {
-  const auto copy = item == 8   ? copy_items<uint64_t>
-                    : item == 4 ? copy_items<uint32_t>
-                                : copy_items<uint16_t>;
-  copy(n, rows, from, from_along, from_across, to, to_along, to_across);
-}
-
-// Strided rows, side by side in memory, are gathered into a tile, computed there in place and put
-// back. logsumexp writes its results itself.
-template <class T, auto kKernel>
-inline void run_tiles(const Job& job, int64_t start, int64_t stop, char* scratch) {
-  const int64_t item = float_item(job.dtype[kOut]);
-  const bool reduces = job.reduces;
-  const Dim &along = job.inner[0], &across = job.outer[job.outer_ndim - 1];
-  const int64_t pitch = tile_pitch(job.n * item);
-  char* const tile = scratch + scratch_bytes(job.n, job.dtype[kOut], false, true);
-  int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
-
-  Job inner = job;
-  inner.base[kX] = tile;
-  inner.direct = true;
-  inner.in_place = !reduces;
-  inner.inner[0].stride[kX] = item;
-  if (!reduces) inner.base[kOut] = tile, inner.inner[0].stride[kOut] = item;
-
-  Rows rows(job, start);
-  for (int64_t r = start; r < stop;) {
-    const Place place = rows.place();
-    int64_t count = job.tile < stop - r ? job.tile : stop - r;
-    if (count > across.size - r % across.size) count = across.size - r % across.size;
-    copy_tile(item, job.n, count, job.base[kX] + place.offset[kX], along.stride[kX], item, tile,
-              item, pitch);
-    for (int64_t i = 0; i < count; ++i) {
-      Place inside = place;
-      inside.offset[kX] = i * pitch;
-      inside.offset[kOut] = reduces ? place.offset[kOut] + i * across.stride[kOut] : i * pitch;
-      run_row<T, kKernel>(Row<T>(inner, inside, scratch, one_block));
-    }
-    if (!reduces)
-      copy_tile(item, job.n, count, tile, item, pitch, job.base[kOut] + place.offset[kOut],
-                along.stride[kOut], across.stride[kOut]);
-    for (int64_t i = 0; i < count; ++i) rows.next();
-    r += count;
-  }
-}
-
 template <class T, auto kKernel>
 SOFTMAXLIB_NOINLINE void run_rows(const Job& job, int64_t start, int64_t stop, char* scratch) {
-  const DefaultFloatingPoint environment;
-  if (job.tile) return run_tiles<T, kKernel>(job, start, stop, scratch);
-  int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
-  Rows rows(job, start);
   const bool is_log = job.function != SOFTMAXLIB_SOFTMAX && job.function != SOFTMAXLIB_STABLEMAX;
-  for (int64_t r = start; r < stop; ++r, rows.next()) {
-    const Row<T> row(job, rows.place(), scratch, one_block);
+  for_each_row<T>(job, start, stop, scratch, [&](const Row<T>& row, const Place&) {
     run_row<T, kKernel>(row);
     if (job.causal && !job.reduces) row.fill_beyond(static_cast<T>(is_log ? -INFINITY : 0));
-  }
-  stream_fence();
+  });
 }
 
 #define SOFTMAXLIB_KERNEL(function, algorithm, storage)                                          \

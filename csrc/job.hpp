@@ -87,7 +87,7 @@ struct Job {
   bool in_place;       // and are
   bool dense;          // x and out have no gaps
   Range range[2];      // kX, kOut
-  int64_t tile;    // so many adjacent rows at once, gathered to be direct or as columns; 0: none
+  int64_t tile;    // so many rows that lie side by side at once, in a tile or as columns; 0: none
   bool streaming;  // streaming stores in the last pass
   int64_t split;   // into how many runs of blocks parallel_for spreads each row; 0: not at all
 
@@ -148,6 +148,13 @@ static_assert(sizeof(BlockResult) == 64, "one cache line: no false sharing");
 
 // A tile's rows start this many bytes apart: never at the same place of a page.
 static constexpr int64_t tile_pitch(int64_t row_bytes) { return (row_bytes + 63) / 64 * 64 + 64; }
+
+// A row's arguments in a tile: what the arithmetic's type holds of them and, with options, the
+// rest.
+static inline int64_t bytes_in_tile(const Job& job) {
+  const int64_t bytes = tile_pitch(job.n * (job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 4));
+  return job.elements_of_x ? bytes : 2 * bytes;
+}
 
 // A panel of longer columns is so many vectors wide, beside less than one at either end; what is
 // kept for each.

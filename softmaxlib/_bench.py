@@ -198,10 +198,11 @@ def default_sizes(quick: bool, max_bytes: int) -> tuple[int, ...]:
     size = 1 << (max(HEADLINE_BYTES, 4 * known[-1]) - 1).bit_length()
     while 2 * size > max_bytes and size > known[0]:
         size //= 2
-    sizes = []
-    while size >= known[0] // (4 if quick else 8):
-        sizes.append(size // 4)
+    sizes = [size // 4]
+    # The last but two of them, or the first of them, that fit in L1 with their results.
+    while size > known[0] // (2 if quick else 8):
         size //= 4 if quick else 2
+        sizes.append(size // 4)
     return tuple(reversed(sizes))
 
 

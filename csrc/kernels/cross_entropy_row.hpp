@@ -382,7 +382,7 @@ class CrossEntropyRow {
         }
         lanes.fold_into(total);
         if (!y) continue;
-        map_elements(chunk, y + i, count, row.contiguous() && job_.streaming, f);
+        map_elements(chunk, y + i, count, row.streams(), f);
         impossible.clear(y + i, count);
       }
     };
@@ -455,11 +455,7 @@ class CrossEntropyRow {
   }
   static double sum_of(const Total& total) { return finite(total.sum) ? total.value() : total.sum; }
 
-  void put(int64_t element, T value) {
-    for_stretches(job_, place_, kOut, element, 1, [&](char* p, int64_t, int64_t, int64_t) {
-      put_as(job_.dtype[kOut], p, static_cast<double>(value));
-    });
-  }
+  void put(int64_t element, T value) { row_.put(element, 1, &value); }
 
   template <class Rest>
   double of_all(const Row<D>& row, const P& p, const Rest& rest, int64_t target) {

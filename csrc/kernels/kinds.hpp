@@ -94,6 +94,12 @@ struct BatchHeld {
   }
 };
 
+// 1 / sum. A float's sum has no error.
+inline InLanes<f32x16> reciprocals_of(const BatchSums<f32x16>& sums) { return inverse(sums.sum); }
+inline InLanes<f64x8> reciprocals_of(const BatchSums<f64x8>& sums) {
+  return reciprocals<f64x8>(sums.sum, sums.error);
+}
+
 // What is computed of a row. Each kind has the function of an element F; finish(), which makes what
 // follows the sums, a row per lane; the rows' results where terms are not kept; and says:
 struct KindOfBatch {
@@ -114,7 +120,7 @@ struct BatchOfRatio : KindOfBatch {
   alignas(64) T scale[V::lanes];
 
   void finish(const BatchSums<V>& sums, bool (&alone)[V::lanes]) {
-    const V r = reciprocals<V>(sums.sum, sums.error).value();
+    const V r = reciprocals_of(sums).value();
     store(scale, r);
     if constexpr (F::kFollows) {
       sums.check(r, alone);

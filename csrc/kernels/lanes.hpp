@@ -1,306 +1,180 @@
 // Rows of up to a group, as many at a time as a vector has lanes: every lane is a row, so that a
 // row's maximum, sum and logarithm take no shuffles. Rows that are contiguous are transposed on
 // their way in and out; those along an axis that is not the last lie across vectors already. What
-// is computed of a row is one of the kinds of kernels/batch.hpp, with the bits of rows/sum.hpp.
+// is computed of a row is one of kernels/kinds.hpp.
 #pragma once
 
-#include "kernels/batch.hpp"
+#include "kernels/lane_groups.hpp"
 
 namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// Columns of several groups of rows, all n of each: column j of a group holds element j of its
-// rows. The groups go through the phases one after the other: the chain of a single group's
-// maximum, exponentials, sum and reciprocal would be too long.
+// Whether a factor is all that arguments are beside the elements of x.
+inline bool is_only_scaled(const Job& job) {
+  return !job.elements_of_x && !job.base[kBias] && !job.base[kWhere] && !job.base[kSlope];
+}
+
+// Rows that lie side by side: vectors across them are read where they are. The groups of a batch
+// may come from several runs.
 template <class P, class X>
-class LaneGroups {
+class LanesAcross {
  public:
-  using V = typename P::V;
-  using T = typename V::elem;
-  using F = typename P::F;
-  static constexpr int kLanes = V::lanes;
-  static constexpr bool kLow = sizeof(X) > sizeof(V);
-  static constexpr int kMost = kLow ? 96 : 128;  // columns, a part of the first level cache
-
-  // counts: a row may see but one of its elements, which takes all.
-  LaneGroups(int n, bool counts)
-      : n_(n), pitch_((n + 3) / 4 * 4), counts_(P::kOneIsOne && n > 1 && counts) {}
-
-  int groups() const { return kMost / pitch_; }
-
-  // What the rows of a run need beside their elements.
-  void begin(const RowRun& run, int rows) {
-    for (int g = 0; g * kLanes < rows; ++g)
-      of_[g].begin(run, g * kLanes, rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes);
+  // Whether all operands of elements lie so.
+  static bool takes(const Job& job) {
+    if (!Access(job, kX).across || job.causal) return false;
+    return !kLow || is_only_scaled(job) || Stager<V>(job).is_across(RowRun(job, 0));
   }
 
-  // Element j of a group's rows.
-  SOFTMAXLIB_INLINE void set(int group, int j, V x) { store(column(hi_, group, j), x); }
-  SOFTMAXLIB_INLINE void set(int group, int j, Pair<V> x) {
-    store(column(hi_, group, j), x.hi);
-    store(column(lo_, group, j), x.lo);
-  }
-  // All elements of a group's rows, `stride` apart; of less than four, up to three beyond are read.
-  SOFTMAXLIB_INLINE void load_rows(int group, const T* x, const T* low, int64_t stride) {
-    transpose(hi_, group, x, stride);
-    if constexpr (kLow)
-      if (low) transpose(lo_, group, low, stride);
-  }
-  // Elements become arguments: times a factor per row, as combine() of rows/stage.hpp has it. False
-  // where that is not enough for one.
-  bool scale(int group, Pair<V> factor) {
-    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
-    const V limit = V::set1(static_cast<T>(kLargestLow<V>));
-    V bad = zero;
-    for (int j = 0; j < n_; ++j) {
-      const V x = load(column(hi_, group, j)), hi = x * factor.hi;
-      V lo = fma(x, factor.lo, fma(x, factor.hi, zero - hi));
-      lo = select(eq(x, none), zero, lo);
-      bad = select(gt(limit, max(lo, zero - lo)), bad, limit);
-      set(group, j, Pair<V>{hi, lo});
-    }
-    return !any(gt(bad, zero));
-  }
+  explicit LanesAcross(const Job& job)
+      : job_(job),
+        x_(job, kX),
+        out_(job, kOut),
+        columns_apart_(job.inner[0].stride[kX] / kItem),
+        in_place_(x_.item == kItem && job.inner[0].stride[kX] % kItem == 0),
+        is_scaled_(kLow && is_only_scaled(job)),
+        groups_(static_cast<int>(job.n), kLow && !is_scaled_),
+        stager_(job),
+        sender_(job) {}
 
-  // From arguments to sums and what follows from them. Meanwhile x is prefetched, `step` bytes per
-  // column. False where some row has to be computed alone.
-  SOFTMAXLIB_NOINLINE bool evaluate(int groups, const char* ahead, int64_t step) {
-    const F f(0);
-    V seen[kMost / 4];  // how many elements are not -inf
-    for (int g = 0; g < groups; ++g) start(g);
-    for (int g = 0; counts_ && g < groups; ++g) seen[g] = count(g);
-    if constexpr (!P::kHolds)
-      for (int g = 0; g < groups; ++g)
-        for (int j = 0; j < n_; j += 4) {
-          X x[4];
-          V t[4];
-          const int some = n_ - j < 4 ? n_ - j : 4;
-          for (int k = 0; k < some; ++k, ahead += step) {
-            prefetch(ahead);
-            x[k] = argument(g, j + k);
-          }
-          evaluate(f, x, some, g, t);
-          for (int k = 0; k < some; ++k) store(column(hi_, g, j + k), t[k]);
-        }
-    bool good = true;
-    for (int g = 0; g < groups; ++g) {
-      bool(&alone)[kLanes] = alone_[g];
-      for (bool& a : alone) a = false;
-      if constexpr (P::kHolds) {
-        for (int j = 0; j < n_; ++j, ahead += step) prefetch(ahead);
-        finish_held(f, g);
-      } else {
-        const BatchSums<V> sums = sum_of_terms(column(hi_, g, 0));
-        of_[g].finish(with_reference(sums, g), alone);
-        if constexpr (P::kOneIsOne)
-          if (counts_ && any(eq(seen[g], V::set1(1)))) check_ones(g, seen[g]);
+  // The steps of a group wait for each other, so those of its neighbours come between them.
+  void compute(int64_t row, int64_t stop, void (*alone)(const Job& job, int64_t row)) {
+    const auto slot = [](int64_t v) { return static_cast<int>(v % kSlots); };
+    const int64_t width = kLinesAhead / job_.n > 16 ? kLinesAhead / job_.n : 16;
+    Cursor now(job_, row);
+    LinesAhead ahead;
+    int64_t filled = 0;
+    for (int64_t v = 0; v < filled + 3 || row < stop; ++v) {
+      if (row < stop) {
+        if (v % width == 0) ahead = ahead_of(now, width);
+        row += fill(slot(v), now, row, stop);
+        ++filled;
+        groups_.start(slot(v));
       }
-      for (const bool a : alone) good &= !a;
+      if (v >= 1 && v - 1 < filled) groups_.make_terms(slot(v - 1), ahead);
+      if (v >= 2 && v - 2 < filled) strips_[slot(v - 2)].is_good = groups_.finish(slot(v - 2));
+      if (v >= 3) put(slot(v - 3), alone);
     }
-    return good;
-  }
-  // Of a row of one element, which p times the rounded 1 / p need not be.
-  void set_to_one(int group) {
-    store(hi_ + group * pitch_ * kLanes, V::set1(1));
-    store(of_[group].scale, V::set1(1));
-  }
-  bool is_alone(int row) const { return alone_[row / kLanes][row % kLanes]; }
-
-  // Result j of a group's rows.
-  SOFTMAXLIB_INLINE V result(int group, int j) const {
-    if constexpr (P::kHolds) return of_[group].results(argument(group, j), j);
-    else return load(column(hi_, group, j)) * load(of_[group].scale);
-  }
-  // All of them. Of rows of less than four, up to three beyond are written, in order.
-  SOFTMAXLIB_INLINE void store_rows(int group, T* y, int64_t stride) const {
-    int j = 0;
-    for (; j + 8 <= n_; j += 8) store_block<8>(group, j, y, stride);
-    for (; j + 4 <= n_; j += 4) store_block<4>(group, j, y, stride);
-    if (j < n_) store_block<4>(group, n_ < 4 ? 0 : n_ - 4, y, stride);
+    sender_.finish();
   }
 
  private:
-  T* column(T* of, int group, int j) const { return of + (group * pitch_ + j) * kLanes; }
-  const T* column(const T* of, int group, int j) const {
-    return of + (group * pitch_ + j) * kLanes;
-  }
-  SOFTMAXLIB_INLINE void argument_of(int group, int j, V& x) const {
-    x = load(column(hi_, group, j));
-  }
-  SOFTMAXLIB_INLINE void argument_of(int group, int j, Pair<V>& x) const {
-    x = {load(column(hi_, group, j)), load(column(lo_, group, j))};
-  }
-  SOFTMAXLIB_INLINE X argument(int group, int j) const {
-    X x;
-    argument_of(group, j, x);
-    return x;
-  }
+  using V = typename P::V;
+  using T = typename V::elem;
+  using Groups = LaneGroups<P, X>;
+  static constexpr bool kLow = Groups::kLow;
+  static constexpr int kLanes = V::lanes;
+  static constexpr int64_t kItem = sizeof(T);
+  static constexpr int kSlots = Groups::kSlots;  // of groups under way
+  static constexpr int64_t kLinesAhead = 512;
 
-  SOFTMAXLIB_INLINE void transpose(T* to, int group, const T* x, int64_t stride) {
-    int j = 0;
-    for (; j + 8 <= n_; j += 8) load_block<8>(column(to, group, j), x + j, stride, 8);
-    for (; j + 4 <= n_; j += 4) load_block<4>(column(to, group, j), x + j, stride, 4);
-    if (j == n_) return;
-    if (n_ < 4) load_block<4>(column(to, group, 0), x, stride, 4);
-    else load_block<4>(column(to, group, n_ - 4), x + n_ - 4, stride, 4);
-  }
-  template <int kColumns>
-  static SOFTMAXLIB_INLINE void load_block(T* to, const T* x, int64_t stride, int count) {
-    V block[kColumns];
-    load_columns(x, stride, block);
-    for (int k = 0; k < count; ++k) store(to + k * kLanes, block[k]);
-  }
-  template <int kColumns>
-  SOFTMAXLIB_INLINE void store_block(int group, int j, T* y, int64_t stride) const {
-    V block[kColumns];
-    for (int k = 0; k < kColumns; ++k) block[k] = result(group, j + k);
-    store_columns(y + j, stride, block);
-  }
+  // Where rows are: in a run, `left` from its end.
+  struct Cursor {
+    RowRun run;
+    int64_t left;
+    const char* x;
+    char* y;
 
-  // A row that sees one element, which then is 1: whether others are -inf or not seen is for it to
-  // say where p times the rounded 1 / p is not.
-  SOFTMAXLIB_NOINLINE void check_ones(int g, V seen) {
-    V top = V::set1(0);
-    for (int j = 0; j < n_; ++j) top = max(top, result(g, j));
-    T counts[kLanes], largest[kLanes];
-    store(counts, seen);
-    store(largest, top);
-    for (int i = 0; i < kLanes; ++i) alone_[g][i] |= counts[i] == 1 && largest[i] != 1;
-  }
+    Cursor(const Job& job, int64_t row) : run(job, row) { begin(); }
+    int first() const { return static_cast<int>(run.rows - left); }
+    SOFTMAXLIB_INLINE void skip(int64_t rows) {
+      left -= rows;
+      x += rows * run.step.stride[kX];
+      y += rows * run.step.stride[kOut];
+      if (left > 0) return;
+      run.advance(run.rows);
+      begin();
+    }
 
-  SOFTMAXLIB_INLINE V count(int g) const {
-    V seen = V::set1(0);
-    for (int j = 0; j < n_; ++j)
-      seen = seen + select(eq(load(column(hi_, g, j)), V::set1(static_cast<T>(-INFINITY))),
-                           V::set1(0), V::set1(1));
-    return seen;
-  }
+   private:
+    void begin() {
+      left = run.rows;
+      x = run.job.base[kX] + run.place.offset[kX];
+      y = run.job.base[kOut] + run.place.offset[kOut];
+    }
+  };
 
-  // The references of a group, from the maxima of its rows.
-  SOFTMAXLIB_INLINE void start(int g) {
-    if constexpr (F::kFollows) {
-      V a = V::set1(static_cast<T>(-INFINITY)), b = a;
-      int j = 0;
-      for (; j + 2 <= n_; j += 2) {
-        a = max(load(column(hi_, g, j)), a);
-        b = max(load(column(hi_, g, j + 1)), b);
+  // A group's rows, and where their results go.
+  struct Strip {
+    int64_t row;
+    char* y;
+    int rows;
+    bool is_usual, is_good;
+  };
+
+  // Returns how many rows it is.
+  SOFTMAXLIB_INLINE int64_t fill(int g, Cursor& now, int64_t row, int64_t stop) {
+    int64_t rows = now.left < stop - row ? now.left : stop - row;
+    if (rows > kLanes) rows = kLanes;
+    strips_[g] = {row, now.y, static_cast<int>(rows), true, true};
+    if constexpr (P::kTargets) groups_.begin(g, now.run, now.first(), static_cast<int>(rows));
+    if (!kLow && rows == kLanes && in_place_)
+      groups_.read_from(g, reinterpret_cast<const T*>(now.x), columns_apart_);
+    else fetch(g, now, static_cast<int>(rows));
+    now.skip(rows);
+    return rows;
+  }
+  SOFTMAXLIB_NOINLINE void fetch(int g, const Cursor& at, int rows) {
+    const int n = static_cast<int>(job_.n);
+    if constexpr (kLow) {
+      if (!is_scaled_) {
+        Terms<V> terms = stager_.terms_across(at.run);
+        for (int j = 0; j < n; ++j)
+          groups_.set(g, j, stager_.across(at.run, terms, at.first(), rows, j));
+        return;
       }
-      if (j < n_) a = max(load(column(hi_, g, j)), a);
-      const V references = references_of(max(a, b)).value();
-      const ExpInLanes<V, F> exp(references);
-      store(reference_[g], references);
-      store(magic_[g], exp.magic());
-      store(floor_[g], exp.floor());
     }
-  }
-  BatchSums<V> with_reference(BatchSums<V> sums, int g) const {
-    sums.reference = F::kFollows ? load(reference_[g]) : V::set1(0);
-    return sums;
-  }
-  SOFTMAXLIB_INLINE void evaluate(const F& f, const X* x, int some, int g, V* t) const {
-    if constexpr (F::kFollows) evaluate_up_to_four(f, x, some, load(magic_[g]), load(floor_[g]), t);
-    else evaluate_up_to_four(f, x, some, V::set1(0), V::set1(0), t);
-  }
-
-  // Terms of a whole row, a vector each, as Lanes adds them up and folds them into a Total.
-  static void fold(const InLanes<f32x16> (&lane)[8], BatchSums<f32x16>& sums) {
-    sums.sum = fold_eight(lane);
-  }
-  static void fold(const InLanes<f64x8> (&lane)[8], BatchSums<f64x8>& sums) {
-    sums.sum = lane[0];
-    for (int i = 1; i < 8; ++i) two_sum(sums.sum.all, sums.error.all, lane[i].all);
-  }
-  BatchSums<V> sum_of_terms(const T* terms) const {
-    BatchSums<V> sums = {in_all(0, V()), in_all(0, V()), V::set1(0)};
-    InLanes<V> lane[8];
-    for (int i = 0; i < 8; ++i) lane[i] = i < n_ ? lane_of(terms, i) : in_all(0, V());
-    fold(lane, sums);
-    return sums;
-  }
-  SOFTMAXLIB_INLINE InLanes<V> lane_of(const T* terms, int i) const {
-    const auto at = [&](int j) SOFTMAXLIB_INLINE_LAMBDA { return load(terms + j * kLanes); };
-    if constexpr (F::kWide) {  // terms are added in double
-      const auto some = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
-        return j < n_ ? InLanes<V>::of(at(j)) : in_all(0, V());
-      };
-      const auto wide = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
-        return j + kLanes / 2 < n_ ? some(j) + some(j + kLanes / 2) : some(j);
-      };
-      return (wide(i) + wide(i + kLanes)) + (wide(i + 2 * kLanes) + wide(i + 3 * kLanes));
-    } else {
-      const auto four = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
-        V sum = at(j);
-        if (j + kLanes < n_) sum = sum + at(j + kLanes);
-        if (j + 3 * kLanes < n_) return sum + (at(j + 2 * kLanes) + at(j + 3 * kLanes));
-        return j + 2 * kLanes < n_ ? sum + at(j + 2 * kLanes) : sum;
-      };
-      if (kLanes == 8 || i + kLanes / 2 >= n_) return InLanes<V>::of(four(i));
-      return InLanes<V>::of(four(i)) + InLanes<V>::of(four(i + kLanes / 2));
+    const char* x = at.x;
+    T* const to = groups_.columns(g);
+    for (int j = 0; j < n; ++j, x += job_.inner[0].stride[kX])
+      store(to + j * kLanes, load_some(job_.dtype[kX], x, rows, V()));
+    if constexpr (kLow) {
+      Pair<V> factor;
+      strips_[g].is_usual =
+          stager_.factors(at.run, at.first(), rows, factor) && groups_.scale(g, factor);
     }
   }
 
-  // Sums with the largest element held out: each virtual lane of a row, which are elements so many
-  // after each other, holds its largest argument, and the largest of all stays out of the sum.
-  void finish_held(const F& f, int g) {
-    const int lanes = n_ < kLanes ? n_ : kLanes;
-    X held[kLanes];
-    alignas(64) T terms[kLanes * kLanes];
-    V invalid = V::set1(0);  // a NaN is summed, not held
-    for (int i = 0; i < lanes; ++i) {
-      X none;
-      from_pair(Pair<V>{V::set1(static_cast<T>(-INFINITY)), V::set1(0)}, none);
-      const X x = argument(g, i);
-      invalid = select(eq(high(x), high(x)), invalid, high(x));
-      hold(none, x);
-      held[i] = none;
-    }
-    for (int i = 0; i < lanes && i + kLanes < n_; i += 4) {
-      V t[3][4];
-      for (int q = 0; q < 3; ++q) {
-        const int from = i + (q + 1) * kLanes, some = n_ - from < 4 ? n_ - from : 4;
-        X x[4];
-        for (int k = 0; k < some; ++k) x[k] = hold(held[i + k], argument(g, from + k));
-        if (some > 0) evaluate(f, x, some, g, t[q]);
-        for (int k = some > 0 ? some : 0; k < 4; ++k) t[q][k] = V::set1(0);
-      }
-      for (int k = 0; k < 4; ++k) store(terms + (i + k) * kLanes, t[0][k] + (t[1][k] + t[2][k]));
-    }
-    BatchSums<V> sums = {in_all(0, V()), in_all(0, V()), load(reference_[g])};
-    if (n_ > kLanes) sums = summed(terms, n_ - kLanes < kLanes ? n_ - kLanes : kLanes, sums);
-    const BatchHeld<V> top(f, held, lanes, load(magic_[g]), load(floor_[g]));
-    two_sum(sums.sum, sums.error, top.others);
-    sums.sum = sums.sum + InLanes<V>::of(invalid);
-    if constexpr (P::kTargets) {
-      const auto element = [&](int r, int64_t j) SOFTMAXLIB_INLINE_LAMBDA {
-        const int column = static_cast<int>(j);
-        return Pair<T>{this->column(hi_, g, column)[r],
-                       kLow ? this->column(lo_, g, column)[r] : T(0)};
-      };
-      of_[g].finish(sums, top, alone_[g], element);
-    } else {
-      of_[g].finish(sums, top, alone_[g]);
+  // Of the groups behind the next `width`.
+  LinesAhead ahead_of(const Cursor& next, int64_t width) const {
+    const int64_t line = kLanes * x_.item;
+    return {next.x + width * line, line, job_.inner[0].stride[kX] - width * line, width, 0};
+  }
+  SOFTMAXLIB_INLINE void put(int g, void (*alone)(const Job& job, int64_t row)) {
+    const Strip& strip = strips_[g];
+    if (SOFTMAXLIB_UNLIKELY(!(strip.is_good && strip.is_usual))) return put_each(g, alone);
+    if constexpr (!P::kReduces) {
+      if (!out_.across) return put_each(g, alone);
+      sender_.put_strip(strip.y, strip.rows, groups_.results(g));
     }
   }
-  static BatchSums<f32x16> summed(const float* lanes, int count, BatchSums<f32x16> sums) {
-    sums.sum = fold_lanes<f32x16>(lanes, count);
-    return sums;
-  }
-  static BatchSums<f64x8> summed(const double* lanes, int count, BatchSums<f64x8> sums) {
-    for (int i = 0; i < count; ++i) two_sum(sums.sum.all, sums.error.all, load(lanes + i * 8));
-    return sums;
+  SOFTMAXLIB_NOINLINE void put_each(int g, void (*alone)(const Job& job, int64_t row)) {
+    const Strip& strip = strips_[g];
+    const auto is_alone = [&](int r) {
+      return !strip.is_usual || groups_.is_alone(g * kLanes + r);
+    };
+    for (int r = 0; r < strip.rows; ++r)
+      if (is_alone(r)) alone(job_, strip.row + r);
+    if constexpr (!P::kReduces) {
+      alignas(64) T results[(kVectorsPerGroup * kLanes + 2) * kLanes];
+      groups_.store_rows(g, results + kLanes, job_.n);
+      const int64_t step = job_.outer[job_.outer_ndim - 1].stride[kOut];
+      for (int r = 0; r < strip.rows; ++r)
+        if (!is_alone(r)) sender_.put(strip.y + r * step, results + kLanes + r * job_.n, 1);
+    }
   }
 
-  const int n_, pitch_;
-  const bool counts_;
-  alignas(64) T hi_[kMost * kLanes];
-  alignas(64) T lo_[kLow ? kMost * kLanes : 1];
-  alignas(64) T reference_[kMost / 4][kLanes], magic_[kMost / 4][kLanes];
-  alignas(64) T floor_[kMost / 4][kLanes];
-  bool alone_[kMost / 4][kLanes];
-  P of_[kMost / 4];
+  const Job& job_;
+  const Access x_, out_;
+  const int64_t columns_apart_;
+  const bool in_place_, is_scaled_;
+  Groups groups_;
+  Stager<V> stager_;
+  Sender<V> sender_;
+  Strip strips_[kSlots];
 };
 
+// Rows that are contiguous, or lie anyhow.
 template <class P, class X>
 inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
                          void (*alone)(const Job& job, int64_t row)) {
@@ -314,7 +188,7 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
   const int64_t pitch = (n + kLanes - 1) / kLanes * kLanes;
   const Access in(job, kX), out(job, kOut);
   // Rows with options, or an end of their own, go through the stager.
-  const bool only_scaled = kLow && !job.base[kBias] && !job.base[kWhere] && !job.base[kSlope];
+  const bool only_scaled = kLow && is_only_scaled(job);
   const bool as_they_are = (!kLow || only_scaled) && !job.causal;
   const bool plain_x = in.along && in.item == kItem && as_they_are;
 
@@ -344,8 +218,7 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
     const char* const x = job.base[kX] + run.place.offset[kX];
     char* const y = job.base[kOut] + run.place.offset[kOut];
     const int64_t x_step = run.step.stride[kX], y_step = run.step.stride[kOut];
-    const char* ahead = x;
-    int64_t ahead_step = 0;
+    const char* ahead = nullptr;
     T *const hi = room[0] + kLanes, *const lo = room[kLow] + kLanes;
     const auto transpose = [&](int64_t between, const T* low) {
       for (int64_t i = rows * between; i < count * kLanes * between + 4; ++i) hi[i] = lo[i] = 0;
@@ -359,33 +232,14 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
       transpose(even ? n : pitch, lo);
     };
     bool is_staged = true;
-    if (in.across && as_they_are) {
-      is_staged = !only_scaled;
-      const int64_t stride = job.inner[0].stride[kX];
-      for (int g = 0; g < count; ++g) {
-        const char* p = x + g * kLanes * in.item;
-        const int in_group = rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes;
-        for (int j = 0; j < n; ++j, p += stride)
-          groups.set(g, j, load_some(job.dtype[kX], p, in_group, V()));
-      }
-    } else if (kLow && stager.is_across(run)) {
-      if constexpr (kLow) {
-        Terms<V> terms = stager.terms_across(run);
-        for (int g = 0; g < count; ++g) {
-          const int in_group = rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes;
-          for (int j = 0; j < n; ++j)
-            groups.set(g, j, stager.across(run, terms, g * kLanes, in_group, j));
-        }
-      }
-    } else if (plain_x && whole && x_step % kItem == 0 &&
-               (n >= 4 || (x_step == n * kItem && rows < run.rows))) {
+    if (plain_x && whole && x_step % kItem == 0 &&
+        (n >= 4 || (x_step == n * kItem && rows < run.rows))) {
       // A block of a row of less than four reaches into the next row.
       is_staged = !only_scaled;
       for (int g = 0; g < count; ++g)
         groups.load_rows(g, reinterpret_cast<const T*>(x + g * kLanes * x_step), nullptr,
                          x_step / kItem);
       ahead = x + kBatchPrefetchBytes;
-      ahead_step = kLanes * kItem;
     } else if (only_scaled && as_they_are && in.fits) {
       is_staged = false;
       transpose(stager.fetch_elements(run, rows, hi, pitch), nullptr);
@@ -402,17 +256,19 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
         }
       }
     }
-    if constexpr (P::kTargets) groups.begin(run, rows);
-    const bool good = groups.evaluate(count, ahead, ahead_step);
-    if constexpr (P::kOneIsOne)
-      for (int g = 0; n == 1 && g < count; ++g) groups.set_to_one(g);
+    if constexpr (P::kTargets)
+      for (int g = 0; g < count; ++g)
+        groups.begin(g, run, g * kLanes, rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes);
+    const bool good = groups.evaluate(count, LinesAhead{ahead, kLanes * kItem});
 
     if constexpr (P::kReduces) {
       for (int r = 0; !good && r < rows; ++r)
         if (groups.is_alone(r)) alone(job, row + r);
     } else if (good && out.across) {
-      sender.put_columns(
-          y, rows, [&](int g, int j) SOFTMAXLIB_INLINE_LAMBDA { return groups.result(g, j); });
+      for (int g = 0; g < count; ++g)
+        sender.put_strip(y + g * kLanes * y_step,
+                         rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes,
+                         groups.results(g));
     } else if (good && whole && n >= 4 && !job.streaming && out.along && out.item == kItem &&
                y_step % kItem == 0) {
       for (int g = 0; g < count; ++g)
@@ -448,8 +304,13 @@ template <class P>
 inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
                              void (*alone)(const Job& job, int64_t row)) {
   using V = typename P::V;
-  if (job.elements_of_x) run_in_lanes<P, V>(job, start, stop, alone);
-  else run_in_lanes<P, Pair<V>>(job, start, stop, alone);
+  const auto run = [&](auto argument) {
+    using X = decltype(argument);
+    if (LanesAcross<P, X>::takes(job)) LanesAcross<P, X>(job).compute(start, stop, alone);
+    else run_in_lanes<P, X>(job, start, stop, alone);
+  };
+  if (job.elements_of_x) run(V());
+  else run(Pair<V>());
 }
 
 // Whether calls that have no schedule of their own compute rows many at a time, and how.

@@ -1,7 +1,7 @@
-// softmax along an axis that is not the last: columns of x, a vector of them at a time, without a
-// transposed copy. Columns of at most a group are read once; their terms stay in the first level
-// cache. Longer ones take two passes as in softmax_two_pass, over panels of columns: wide enough
-// for memory, which likes long pieces of a row, and narrow enough for what is kept per column.
+// softmax along an axis that is not the last: columns of x of more than a group (shorter ones:
+// kernels/lanes.hpp), a vector of them at a time, without a transposed copy. Two passes as in
+// softmax_two_pass, over panels of columns: wide enough for memory, which likes long pieces of a
+// row, and narrow enough for what is kept per column.
 #pragma once
 
 #include "kernels/softmax.hpp"
@@ -11,123 +11,6 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// Columns of at most a group.
-template <class D>
-class ShortColumns {
- public:
-  explicit ShortColumns(const Job& job)
-      : n_(static_cast<int>(job.n)),
-        x_stride_(job.inner[0].stride[kX]),
-        y_stride_(job.inner[0].stride[kOut]),
-        // Of halves a store is half a line, and the other half would come too late.
-        streaming_(job.streaming && kVectorBytes<D> == 64 && y_stride_ % 64 == 0) {}
-
-  // later: a panel to be fetched ahead.
-  void run(const Panel<D>& panel, const Panel<D>& later) const {
-    if (panel.columns < kLanes) return narrow(panel);
-    pipeline(panel, x_stride_, y_stride_, streaming_, Ahead<D>(later, x_stride_, 0, n_));
-  }
-
- private:
-  using V = typename vector_of<D>::type;
-  using T = typename V::elem;
-  static constexpr int kLanes = V::lanes, kGroup = kVectorsPerGroup * kLanes;
-  static constexpr int64_t kItem = sizeof(D);
-
-  // A vector of columns on its way.
-  struct Slot {
-    alignas(64) T terms[kGroup * kLanes];
-    V reference, scale;
-  };
-
-  // The steps of a vector wait for each other, so those of its neighbours come between them. In
-  // place, what a vector shares with the one before is read by then.
-  void pipeline(const Panel<D>& panel, int64_t x_stride, int64_t y_stride, bool streaming,
-                Ahead<D> ahead) const {
-    Slot slots[4];
-    int64_t offsets[8];  // from the panel's first column, in bytes: more of them are on their way
-    const auto slot_of = [&](int64_t v) SOFTMAXLIB_INLINE_LAMBDA -> Slot& { return slots[v & 3]; };
-    const auto offset_of = [&](int64_t v)
-                               SOFTMAXLIB_INLINE_LAMBDA -> int64_t& { return offsets[v & 7]; };
-    const char* const x = panel.x;
-    char* const y = panel.y;
-    const int n = n_;
-    const int64_t vectors = panel.vectors();
-    const int64_t last = (panel.columns - kLanes) * kItem;
-    int64_t next = 0;
-    for (int64_t v = -2; v < vectors + 2; ++v) {
-      if (v + 2 < vectors) {
-        const int64_t offset = next < last ? next : last;
-        next += next || !panel.head ? kVectorBytes<D> : panel.head * kItem;
-        const V top = Strip<D>{x + offset, x_stride}.max_of(n, Unshifted<V>());
-        slot_of(v + 2).reference = references_of(top).value();
-        offset_of(v + 2) = offset;
-      }
-      if (v >= 0 && v < vectors) {
-        Slot& slot = slot_of(v);
-        Strip<D>{x + offset_of(v), x_stride}.terms_of(
-            n, Unshifted<V>(), ExpInLanes<V>(slot.reference), slot.terms, ahead);
-      }
-      if (v >= 1 && v <= vectors) {
-        Slot& slot = slot_of(v - 1);
-        slot.scale = scale_of(slot, n);
-        if (SOFTMAXLIB_UNLIKELY(any_nan(slot.scale))) again({x + offset_of(v - 1), x_stride}, slot);
-      }
-      if (v >= 2) {
-        const Slot& slot = slot_of(v - 2);
-        const V scale = slot.scale;
-        char* to = y + offset_of(v - 2);
-        const bool streams = streaming && reinterpret_cast<uintptr_t>(to) % 64 == 0;
-        for_rows(n, [&](int i, auto count) SOFTMAXLIB_INLINE_LAMBDA {
-          for (int j = 0; j < count; ++j, to += y_stride) {
-            const V result = load(slot.terms + (i + j) * kLanes) * scale;
-            if (streams) stream(reinterpret_cast<D*>(to), result);
-            else store(reinterpret_cast<D*>(to), result);
-          }
-        });
-      }
-    }
-  }
-
-  SOFTMAXLIB_INLINE static V scale_of(const Slot& slot, int n) {
-    return where_usable<V>(reciprocals_of_group(slot.terms, n), slot.reference);
-  }
-
-  // Columns outside of the safe range once more, less their maximum; NaN where that does not help.
-  SOFTMAXLIB_NOINLINE void again(Strip<D> x, Slot& slot) const {
-    const ShiftedBy<V> shifted = {shift_of(slot.scale, x.max_of(n_, Unshifted<V>()))};
-    slot.reference = references_of(x.max_of(n_, shifted)).value();
-    Ahead<D> nothing;
-    x.terms_of(n_, shifted, ExpInLanes<V>(slot.reference), slot.terms, nothing);
-    const V scale = scale_of(slot, n_);
-    const auto usable = eq(scale, scale);
-    slot.scale = select(usable, scale, V::set1(1));
-    for (int i = 0; i < n_; ++i) {
-      T* const term = slot.terms + i * kLanes;
-      store(term, select(usable, load(term), V::set1(static_cast<T>(NAN))));
-    }
-  }
-
-  // Less than a vector, by way of copies.
-  SOFTMAXLIB_NOINLINE void narrow(const Panel<D>& panel) const {
-    alignas(64) D from[kGroup * kLanes];
-    alignas(64) D to[kGroup * kLanes];
-    Panel<D> copy;
-    copy.x = Strip<D>{panel.x, x_stride_}.gathered(n_, panel.columns, from).p;
-    copy.y = reinterpret_cast<char*>(to);
-    copy.columns = kLanes;
-    pipeline(copy, kVectorBytes<D>, kVectorBytes<D>, false, Ahead<D>());
-    for (int i = 0; i < n_; ++i)
-      memcpy(panel.y + i * y_stride_, to + i * kLanes,
-             static_cast<size_t>(panel.columns) * sizeof(D));
-  }
-
-  const int n_;
-  const int64_t x_stride_, y_stride_;
-  const bool streaming_;
-};
-
-// Longer columns.
 template <class D>
 class LongColumns {
  public:
@@ -321,19 +204,13 @@ class LongColumns {
 
 template <class D>
 inline void softmax_columns(const Job& job, int64_t start, int64_t stop, char* scratch) {
-  const bool are_short = job.n <= kVectorsPerGroup * Panel<D>::kLanes;
-  const Operand aligned = are_short ? kOut : kX;  // stores of a vector at a time, or loads
-  const ShortColumns<D> short_columns(job);
-  LongColumns<D> long_columns(job, scratch);
-  Panel<D> panel = panel_at<D>(job, aligned, start, stop);
-  Panel<D> next = panel_at<D>(job, aligned, start + panel.columns, stop);
+  LongColumns<D> columns(job, scratch);
+  Panel<D> panel = panel_at<D>(job, start, stop);
   for (int64_t row = start; row < stop;) {
     row += panel.columns;
-    const Panel<D> later = panel_at<D>(job, aligned, row + next.columns, stop);
-    if (are_short) short_columns.run(panel, later);
-    else long_columns.run(panel, next);
+    const Panel<D> next = panel_at<D>(job, row, stop);
+    columns.run(panel, next);
     panel = next;
-    next = later;
   }
 }
 

@@ -9,6 +9,7 @@
 
 #include "kernels/log_softmax.hpp"
 #include "kernels/stablemax.hpp"
+#include "rows/each_row.hpp"
 
 namespace softmaxlib {
 namespace SOFTMAX_ISA {
@@ -244,26 +245,16 @@ inline softmaxlib_state& state_of(const Job& job, const Place& place) {
   return *reinterpret_cast<softmaxlib_state*>(job.base[kExtra] + place.offset[kExtra]);
 }
 
-// f(row, its place) for rows [start, stop).
-template <class D, class F>
-inline void for_each_row(const Job& job, int64_t start, int64_t stop, F f) {
-  const DefaultFloatingPoint environment;
-  Rows rows(job, start);
-  for (int64_t r = start; r < stop; ++r, rows.next())
-    f(Row<D>(job, rows.place(), nullptr, nullptr), rows.place());
-  stream_fence();
-}
-
 template <class Kind, class D>
 void update_states(const Job& job, int64_t start, int64_t stop, char*) {
-  for_each_row<D>(job, start, stop, [&](const Row<D>& row, const Place& place) {
+  for_each_row<D>(job, start, stop, nullptr, [&](const Row<D>& row, const Place& place) {
     update_state<Kind>(row, state_of(job, place));
   });
 }
 
 template <class Kind, class D>
 void scale_by_states(const Job& job, int64_t start, int64_t stop, char*) {
-  for_each_row<D>(job, start, stop, [&](const Row<D>& row, const Place& place) {
+  for_each_row<D>(job, start, stop, nullptr, [&](const Row<D>& row, const Place& place) {
     scale_by_state<Kind>(row, state_of(job, place));
     if (job.causal) row.fill_beyond(static_cast<typename Row<D>::T>(Kind::kMasked));
   });

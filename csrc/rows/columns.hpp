@@ -111,35 +111,6 @@ SOFTMAXLIB_INLINE InLanes<V> reciprocals(InLanes<V> sum, InLanes<V> error) {
   const InLanes<V> r = inverse(sum);
   return r - r * (r * error);
 }
-// The same of a group that is all there is: its total is one sum, which has no error.
-SOFTMAXLIB_INLINE InLanes<f32x16> reciprocals_of_group(const float* terms, int rows) {
-  using V = f32x16;
-  if (rows <= 8) {  // fold_eight() without the zeros
-    const auto one = [=](int i) SOFTMAXLIB_INLINE_LAMBDA {
-      return InLanes<V>::of(load(terms + i * V::lanes));
-    };
-    const auto two = [=](int i) SOFTMAXLIB_INLINE_LAMBDA {
-      return i + 4 < rows ? one(i) + one(i + 4) : one(i);
-    };
-    const auto four = [=](int i) SOFTMAXLIB_INLINE_LAMBDA {
-      return i + 2 < rows ? two(i) + two(i + 2) : two(i);
-    };
-    return inverse(rows > 1 ? four(0) + four(1) : four(0));
-  }
-  InLanes<V> lanes[8];
-  for (int i = 0; i < 8; ++i) lanes[i] = lane_of_group(terms, rows, i);
-  return inverse(fold_eight(lanes));
-}
-SOFTMAXLIB_INLINE InLanes<f64x8> reciprocals_of_group(const double* terms, int rows) {
-  using V = f64x8;
-  ColumnLanes<V> lanes;
-  lanes.clear();
-  lanes.add(terms, rows);
-  InLanes<V> sum = in_all_lanes<V>(0), error = sum;
-  lanes.fold_into(sum, error);
-  return reciprocals<V>(sum, error);
-}
-
 // The reciprocals of totals that are usable(), else NaN.
 template <class V>
 SOFTMAXLIB_INLINE V where_usable(InLanes<V> reciprocal, V reference) {
@@ -318,7 +289,7 @@ struct Panel {
 
 // The panel from row `row` of the job on, at most about as wide as it wants them.
 template <class D>
-inline Panel<D> panel_at(const Job& job, Operand aligned, int64_t row, int64_t stop) {
+inline Panel<D> panel_at(const Job& job, int64_t row, int64_t stop) {
   Panel<D> panel;
   if (row >= stop) return panel;
   const int64_t across = job.outer[job.outer_ndim - 1].size;
@@ -335,8 +306,8 @@ inline Panel<D> panel_at(const Job& job, Operand aligned, int64_t row, int64_t s
   // Not worth it for few columns.
   const int64_t few = Panel<D>::kLanes * (job.streaming ? 8 : 32);
   if (across >= few && panel.columns > Panel<D>::kLanes &&
-      job.inner[0].stride[aligned] % kVectorBytes<D> == 0)
-    panel.head = elements_to_aligned<D>(aligned == kX ? panel.x : panel.y);
+      job.inner[0].stride[kX] % kVectorBytes<D> == 0)
+    panel.head = elements_to_aligned<D>(panel.x);
   const int64_t widest = panel.head ? job.tile - Panel<D>::kLanes + panel.head : job.tile;
   if (panel.columns > widest) panel.columns = widest;
   return panel;

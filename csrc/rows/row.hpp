@@ -163,8 +163,15 @@ inline int64_t visible_elements(const Job& job, const Place& place) {
   return offset < -i ? 0 : i + offset + 1;
 }
 
-// T: the arithmetic's type. Rows of it are read and written where they are; all others through a
-// Stage.
+// Where a row waits that was brought there with others, its arguments as hi + lo (of elements of x:
+// hi alone). Its results replace them.
+template <class T>
+struct InTile {
+  T *hi, *lo;
+};
+
+// T: the arithmetic's type. Rows of it are read and written where they are, or in a tile; all
+// others through a Stage.
 template <class T_>
 class Row {
  public:
@@ -174,14 +181,21 @@ class Row {
   static constexpr int kChunk = kVectorsPerChunk * kLanes;
   static constexpr int64_t kBlock = int64_t{kVectorsPerBlock} * kLanes;
 
-  Row(const Job& job, const Place& place, char* scratch, int32_t* one_block)
+  Row(const Job& job, const Place& place, char* scratch, int32_t* one_block,
+      const InTile<T>* tile = nullptr)
       : job_(job),
         place_(place),
         x_(reinterpret_cast<const T*>(job.base[kX] + place.offset[kX])),
         y_(reinterpret_cast<T*>(job.base[kOut] + place.offset[kOut])),
         n_(visible_elements(job, place)),
         reads_x_(job.direct && job.dtype[kX] == kOwn),
-        writes_y_((job.direct || job.linear) && job.dtype[kOut] == kOwn) {
+        writes_y_((job.direct || job.linear) && job.dtype[kOut] == kOwn),
+        tile_(tile) {
+    if (tile) {
+      x_ = tile->hi;
+      reads_x_ = job.elements_of_x;
+      if (!job.reduces) y_ = tile->hi, writes_y_ = true;
+    }
     results_ = reinterpret_cast<BlockResult*>(scratch);
     references_ = blocks() > 1 ? reinterpret_cast<int32_t*>(results_ + (job.split ? blocks() : 0))
                                : one_block;
@@ -190,8 +204,9 @@ class Row {
   int64_t size() const { return n_; }
   int64_t blocks() const { return (n_ + kBlock - 1) / kBlock; }
   bool has_elements_of_x() const { return job_.elements_of_x; }
-  bool contiguous() const { return writes_y_; }
-  bool in_place() const { return job_.in_place; }
+  bool streams() const { return writes_y_ && !tile_ && job_.streaming; }
+  // Whether results replace what later passes read.
+  bool in_place() const { return job_.in_place || tile_; }
   bool has_bias() const { return job_.base[kBias] || job_.base[kSlope]; }
 
   // One more term of the sum; -inf: none.
@@ -330,7 +345,7 @@ class Row {
   void map(T masked, F f) const {
     for_blocks([&](int64_t, int64_t start, int64_t stop) {
       read_write(start, stop, masked, [&](auto source, T* y, int64_t, int64_t n) {
-        map_elements(source, y, n, contiguous() && job_.streaming, f);
+        map_elements(source, y, n, streams(), f);
       });
     });
   }
@@ -340,7 +355,7 @@ class Row {
   void map_stored(F visit) const {
     for_blocks([&](int64_t, int64_t start, int64_t stop) {
       for (int64_t i = start; i < stop; i += kChunk)
-        visit(y_ + i, i, stop - i < kChunk ? stop - i : kChunk, job_.streaming);
+        visit(y_ + i, i, stop - i < kChunk ? stop - i : kChunk, streams());
     });
   }
 
@@ -354,10 +369,7 @@ class Row {
                       for (int64_t j = 0; j < count; ++j)
                         y[done + j] = p[j * stride] ? value : masked;
                     });
-      for_stretches(job_, place_, kOut, i, n,
-                    [&](char* p, int64_t stride, int64_t done, int64_t count) {
-                      store_all(job_.dtype[kOut], p, stride, count, y + done);
-                    });
+      put(i, n, y);
     }
   }
 
@@ -369,11 +381,18 @@ class Row {
     if (first == stop) return;
     alignas(64) T y[kLanes];
     store(y, V::set1(value));
-    for_stretches(job_, place_, kOut, first, stop - first,
-                  [&](char* p, int64_t stride, int64_t, int64_t count) {
-                    for (int64_t j = 0; j < count; j += kLanes)
-                      store_all(job_.dtype[kOut], p + j * stride, stride, min_of(count - j, kLanes),
-                                y);
+    for (int64_t i = first; i < stop; i += kLanes) put(i, min_of(stop - i, kLanes), y);
+  }
+
+  // Results of elements [start, start + n), which `y` has.
+  SOFTMAXLIB_NOINLINE void put(int64_t start, int64_t n, const T* y) const {
+    if (tile_) {
+      memcpy(y_ + start, y, static_cast<size_t>(n) * sizeof(T));
+      return;
+    }
+    for_stretches(job_, place_, kOut, start, n,
+                  [&](char* p, int64_t stride, int64_t done, int64_t count) {
+                    store_all(job_.dtype[kOut], p, stride, count, y + done);
                   });
   }
 
@@ -400,10 +419,12 @@ class Row {
       if (as_it_is) {
         stage.fetch(job_, place_, i, n);
         visit(Contiguous<T>{stage.hi}, i, n);
-      } else {
-        stage.fetch(job_, place_, i, n, of_row);
-        visit(Staged<T>{stage.hi, stage.lo}, i, n);
+        continue;
       }
+      Staged<T> source = {stage.hi, stage.lo};
+      if (tile_ && !shifted_) source = {tile_->hi + i, tile_->lo + i};
+      else stage.fetch(job_, place_, i, n, of_row);
+      visit(source, i, n);
     }
   }
 
@@ -421,6 +442,7 @@ class Row {
   T* y_;
   int64_t n_;
   bool reads_x_, writes_y_;  // where they are
+  const InTile<T>* tile_;    // NULL: in none
   Pair<double> shift_ = {0, 0};
   bool shifted_ = false, far_ = false, is_rough_ = false;
   BlockResult* results_;

@@ -11,8 +11,8 @@ namespace {
 // A parallel call pays from about this many elements per task on.
 constexpr int64_t kElementsPerTask = 65536;
 
-// Strided rows are gathered so many bytes side by side, in a tile of at most so many bytes in all.
-constexpr int64_t kTileWidth = 64, kTileBytes = int64_t{1} << 21;
+// Rows that lie side by side come into tiles of at most so many bytes.
+constexpr int64_t kTileBytes = int64_t{1} << 25;
 
 // Plain rows of less than a group are computed in lanes, if there are enough of them to share the
 // work of a whole batch; then in batches, up to so many bytes in the kernel's own dtype. All others
@@ -57,6 +57,14 @@ bool side_by_side(const Job& job) {
          job.outer_ndim && job.outer[job.outer_ndim - 1].stride[kX] == item_size(job.dtype[kX]);
 }
 
+// Whether the rows of an operand of floats lie side by side.
+bool lies_across(const Job& job, Operand k) {
+  const int64_t item = item_size(job.dtype[k]);
+  return job.base[k] && job.inner_ndim == 1 && job.outer_ndim &&
+         (job.n == 1 || job.inner[0].stride[k] != item) &&
+         job.outer[job.outer_ndim - 1].stride[k] == item;
+}
+
 // Whether batches transpose rows that lie side by side, and their room in the first level cache is
 // too small for as many as a vector takes.
 bool transposes(const Job& job) {
@@ -66,12 +74,13 @@ bool transposes(const Job& job) {
          job.n > 2 * kVectorsPerChunk;
 }
 
-// How many of them to gather at once: those whose elements share cache lines.
+// How many rows that lie side by side come into a tile at once: those whose elements share a
+// vector.
 int64_t tile_of(const Job& job) {
-  if (!side_by_side(job)) return 0;
-  const int64_t item = item_size(job.dtype[kX]);
-  const int64_t rows = std::min({kTileWidth / item, job.outer[job.outer_ndim - 1].size,
-                                 kTileBytes / tile_pitch(job.n * item)});
+  if (!lies_across(job, kX) || job.n == 1) return 0;
+  const int64_t lanes = job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 16;
+  const int64_t rows =
+      std::min({lanes, job.outer[job.outer_ndim - 1].size, kTileBytes / (bytes_in_tile(job))});
   return rows > 1 ? rows : 0;
 }
 
@@ -81,12 +90,11 @@ int64_t panel_of(const Job& job) {
   const int64_t item = item_size(job.dtype[kX]), lanes = item == 8 ? 8 : 16;
   const Dim& across = job.outer[job.outer_ndim - 1];
   if (across.stride[kOut] != item) return 0;
-  // Of short columns the panel after the next is on its way into the second level cache. Longer
-  // ones should stay there for their second pass, or else be as wide as memory likes.
-  const bool is_short = job.n <= kVectorsPerGroup * lanes;
-  int64_t vectors = caches().l2 / (is_short ? 8 : 2) / (std::max<int64_t>(job.n, 1) * item * lanes);
-  if (!is_short && (vectors < kColumnVectors / 2 || vectors > kColumnVectors))
-    vectors = kColumnVectors;
+  if (job.n <= kVectorsPerGroup * lanes) return 0;  // as lanes
+  // They should stay in the second level cache for their second pass, or else be as wide as memory
+  // likes.
+  int64_t vectors = caches().l2 / 2 / (job.n * item * lanes);
+  if (vectors < kColumnVectors / 2 || vectors > kColumnVectors) vectors = kColumnVectors;
   return std::min(across.size, lanes * std::max<int64_t>(vectors, kColumnVectors / 2));
 }
 
@@ -94,7 +102,7 @@ int64_t panel_of(const Job& job) {
 Choice nearest(softmaxlib_function function, const Job& job, bool tiled,
                softmaxlib_algorithm algorithm, const char* why) {
   const softmaxlib_dtype out = job.dtype[kOut];
-  const bool in_place = job.in_place || tiled;  // a tile is
+  const bool in_place = job.in_place || tiled;  // results replace arguments there
   const bool can_store =
       (job.direct || job.linear || tiled) && (out == SOFTMAXLIB_F32 || out == SOFTMAXLIB_F64);
   const bool wants_reload = reloads(algorithm);
@@ -156,8 +164,9 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
     if (job.rows > 1 && fits && job.n * item <= 8192 && job.rows * job.n >= 4096 && !frugal)
       return {registry::pipelined, "short rows in cache: the next row hides the end of this"};
   }
+  const int64_t most = kVectorsPerGroup * (item == 8 ? 8 : 16) - (lies_across(job, kX) ? 0 : 1);
   if (batches(function, job) && many_rows && !plain_softmax && job.rows * kShare >= job.n &&
-      job.n < kVectorsPerGroup * (item == 8 ? 8 : 16))
+      job.n <= most)
     return {registry::in_lanes, "rows of a few elements: every lane is a row"};
   if (batches(function, job) && many_rows && (half || !plain_softmax))
     return {registry::batched, "rows of up to a chunk: many at once, through tiles in cache"};
@@ -180,8 +189,7 @@ void choose_stores(const Job& job, const softmaxlib_options& options, Schedule& 
     s.why_stores = why;
   };
   if (job.reduces) choose(false, "one result per row");
-  else if (!job.direct && !job.linear && s.kernel != registry::columns)
-    choose(false, "not contiguous");
+  else if (!job.direct && !job.linear && !lies_across(job, kOut)) choose(false, "not contiguous");
   else if (options.store == SOFTMAXLIB_STORE_PLAIN) choose(false, "the caller's choice");
   else if (options.store == SOFTMAXLIB_STORE_STREAMING) choose(true, "the caller's choice");
   else if (job.in_place) choose(false, "in place: the lines are in cache already");
@@ -232,7 +240,7 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
   else if (s.kernel == registry::batched) s.scratch = s.tile ? batched_scratch(job) : 0;
   else
     s.scratch = scratch_bytes(job.n, job.dtype[kOut], s.split, s.tile || reloads(s.kernel)) +
-                s.tile * tile_pitch(job.n * item_size(job.dtype[kX]));
+                s.tile * bytes_in_tile(job);
   return s;
 }
 

@@ -65,7 +65,7 @@ struct Access {
   int64_t item = 0;     // bytes of an element; 0: not of a float dtype
   bool fits = false;    // vectors of it convert to the arithmetic's type
   bool along = false;   // contiguous within a row
-  bool across = false;  // rows lie side by side instead
+  bool across = false;  // rows lie side by side: for those of one element either may be said
 
   Access(const Job& job, Operand k) {
     if (!job.base[k] || job.dtype[k] > SOFTMAXLIB_BF16) return;
@@ -76,7 +76,7 @@ struct Access {
     const Dim& row = job.inner[0];
     const Dim* const beside = job.outer_ndim ? &job.outer[job.outer_ndim - 1] : nullptr;
     along = row.size == 1 || row.stride[k] == item;
-    across = !along && beside && beside->stride[k] == item;
+    across = (!along || row.size == 1) && beside && beside->stride[k] == item;
   }
 };
 
@@ -205,6 +205,8 @@ class Stager {
   // what hi lacks to lo. visible[r]: how many elements take part in row r, as far as 2.
   SOFTMAXLIB_NOINLINE void fetch(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
                                  int* visible) {
+    if (!job_.elements_of_x && is_across(run))
+      return fetch_across(run, rows, hi, lo, pitch, visible);
     Place place = run.place;
     if (!x_.is_in_place()) x_.copy(run, rows, hi, pitch);
     Factors factors;
@@ -345,6 +347,33 @@ class Stager {
     return of;
   }
 
+  // The same of rows that lie side by side in all operands.
+  SOFTMAXLIB_NOINLINE void fetch_across(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
+                                        int* visible) const {
+    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
+    Terms<V> terms = terms_across(run);
+    Square<V> his, los;
+    for (int r = 0; r < rows; r += kLanes) {
+      const int some = rows - r < kLanes ? rows - r : kLanes;
+      V seen = zero;
+      for (int64_t i = 0; i < pitch; i += kLanes) {
+        for (int j = 0; j < kLanes; ++j) {
+          Pair<V> z = {none, zero};
+          if (i + j < job_.n) z = across(run, terms, r, some, i + j);
+          seen = seen + select(eq(z.hi, none), zero, V::set1(1));
+          store(his.at[j], z.hi);
+          store(los.at[j], z.lo);
+        }
+        his.put_transposed(hi + r * pitch + i, pitch, some);
+        los.put_transposed(lo + r * pitch + i, pitch, some);
+      }
+      T counts[kLanes];
+      store(counts, seen);
+      for (int j = 0; visible && j < some; ++j)
+        visible[r + j] = counts[j] < 2 ? static_cast<int>(counts[j]) : 2;
+    }
+  }
+
   // Completes a row of the tile; returns how many elements take part, as far as 2.
   int finish(const Place& place, const Factors& factors, int r, T* hi, T* lo, int64_t pitch) {
     const int64_t n = visible_elements(job_, place);
@@ -354,12 +383,18 @@ class Stager {
     const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
     int64_t i = 0;
     if (!job_.elements_of_x) {
-      Terms<V> terms(job_, place, job_.base[kScale] ? arguments_of(place, factors, r) : arguments_);
-      options_.gather_into(terms, job_, place, 0, n);
-      combine_all<T>({x, &terms, 0}, n, hi, lo);
+      int64_t seen = 0;
+      for (; i < n; i += kChunk) {
+        const int64_t some = n - i < kChunk ? n - i : kChunk;
+        Terms<V> terms(job_, place,
+                       job_.base[kScale] ? arguments_of(place, factors, r) : arguments_);
+        options_.gather_into(terms, job_, place, i, some);
+        combine_all<T>({x + i, &terms, i}, some, hi + i, lo + i);
+        if (terms.where && seen < 2) seen += count(terms.where + (i - terms.where_from), some);
+      }
       i = (n + kLanes - 1) / kLanes * kLanes;
       for (int64_t j = i; j < pitch; j += kLanes) store(lo + j, zero);
-      if (terms.where) visible = count(terms.where, n);
+      if (job_.base[kWhere]) visible = seen < 2 ? static_cast<int>(seen) : 2;
     } else {
       for (; x != hi && i + kLanes <= n; i += kLanes) store(hi + i, load(x + i));
       if (x == hi) i = n / kLanes * kLanes;
@@ -400,6 +435,9 @@ class Sender {
     const auto at = reinterpret_cast<uintptr_t>(job.base[kOut]);
     posts_ = job.streaming && out_.along && at % static_cast<size_t>(out_.item) == 0;
     for (int d = 0; d < job.outer_ndim; ++d) posts_ &= job.outer[d].stride[kOut] % out_.item == 0;
+    // Of halves a vector is half a line, and the other half would come too late.
+    streams_ = job.streaming && out_.across && out_.item == sizeof(T) &&
+               (job.n == 1 || job.inner[0].stride[kOut] % 64 == 0);
   }
 
   // Rows that lie side by side are sent together.
@@ -455,23 +493,30 @@ class Sender {
         square.get_transposed(e + i, pitch, rows, scale);
         for (int64_t j = 0; j < kLanes && i + j < job_.n; ++j, y += stride) {
           auto* const to = reinterpret_cast<decltype(storage)>(y);
-          if (rows == kLanes) store(to, load(square.at[j]));
+          if (streams_ && rows == kLanes && reinterpret_cast<uintptr_t>(y) % 64 == 0)
+            stream(to, load(square.at[j]));
+          else if (rows == kLanes) store(to, load(square.at[j]));
           else store_n(to, load(square.at[j]), rows);
         }
       }
     });
   }
-  // Rows that lie side by side and are across vectors already: result(group, element).
+  // Up to a vector of rows that lie side by side, of which result(j) has element j.
   template <class Result>
-  SOFTMAXLIB_INLINE void put_columns(char* y, int rows, Result result) {
+  SOFTMAXLIB_INLINE void put_strip(char* y, int rows, Result result) {
     const int64_t stride = job_.inner[0].stride[kOut];
+    const int n = static_cast<int>(job_.n);
+    if (streams_ && rows == kLanes && reinterpret_cast<uintptr_t>(y) % 64 == 0) {
+      for (int j = 0; j < n; ++j, y += stride) stream(reinterpret_cast<T*>(y), result(j));
+      return;
+    }
     with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
-      for (int j = 0; j < job_.n; ++j, y += stride) {
-        auto* const to = reinterpret_cast<decltype(storage)>(y);
-        int r = 0;
-        for (; r + kLanes <= rows; r += kLanes) store(to + r, result(r / kLanes, j));
-        if (r < rows) store_n(to + r, result(r / kLanes, j), rows - r);
-      }
+      if (rows == kLanes)
+        for (int j = 0; j < n; ++j, y += stride)
+          store(reinterpret_cast<decltype(storage)>(y), result(j));
+      else
+        for (int j = 0; j < n; ++j, y += stride)
+          store_n(reinterpret_cast<decltype(storage)>(y), result(j), rows);
     });
   }
   // Before somebody else writes results, and at the end.
@@ -501,7 +546,7 @@ class Sender {
 
   const Job& job_;
   const Access out_;
-  bool posts_;
+  bool posts_, streams_;
   const char* next_ = nullptr;  // where the outbox goes on; NULL: nothing is in it
   Outbox<T> own_;
   Outbox<f16> f16_;

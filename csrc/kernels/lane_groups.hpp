@@ -1,0 +1,379 @@
+// Rows of up to a group, a row per lane: what is computed of them, once their elements are columns
+// of vectors. kernels/lanes.hpp brings them there and their results back. The bits are those of
+// rows/sum.hpp.
+#pragma once
+
+#include "kernels/batch.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// Lines of elements to come that are fetched while groups are computed, some of a column and then
+// of the next: hardware foresees lines that follow each other, but not where the next column is.
+struct LinesAhead {
+  const char* p = nullptr;       // NULL: none
+  int64_t line = 0, column = 0;  // bytes from one line to the next, from the end of a column's
+  int64_t width = 1, at = 0;     // lines of a column
+
+  SOFTMAXLIB_INLINE void step() {
+    if (!p) return;
+    SOFTMAXLIB_PREFETCH(p);
+    p += line;
+    if (++at < width) return;
+    at = 0;
+    p += column;
+  }
+};
+
+// Columns of several groups of rows, all n of each: column j of a group holds element j of its
+// rows. The groups go through the phases one after the other: the chain of a single group's
+// maximum, exponentials, sum and reciprocal would be too long.
+template <class P, class X>
+class LaneGroups {
+ public:
+  using V = typename P::V;
+  using T = typename V::elem;
+  using F = typename P::F;
+  static constexpr int kLanes = V::lanes;
+  static constexpr bool kLow = sizeof(X) > sizeof(V);
+  // Columns: of a batch, a part of the first level cache; and what there is room for.
+  static constexpr int kMost = kLow ? 96 : 128;
+  static constexpr int kSlots = 4, kRoom = kSlots * kVectorsPerGroup * kLanes;
+  static_assert(kRoom >= kMost, "a batch fits");
+
+  // counts: a row may see but one of its elements, which takes all.
+  LaneGroups(int n, bool counts)
+      : n_(n),
+        pitch_((n + 3) / 4 * 4),
+        groups_(kMost / pitch_),
+        counts_(P::kOneIsOne && n > 1 && counts) {}
+
+  // Of a batch.
+  int groups() const { return groups_; }
+
+  // What the rows of a group need beside their elements: those of a run from `first` on.
+  void begin(int group, const RowRun& run, int first, int rows) {
+    of_[group].begin(run, first, rows);
+  }
+
+  // Where the elements of a group's rows are to go, a vector for each column;
+  T* columns(int group) {
+    read_from(group, column(hi_, group, 0), kLanes);
+    return column(hi_, group, 0);
+  }
+  // or where they are, with so much from a column to the next.
+  void read_from(int group, const T* elements, int64_t stride) {
+    from_[group] = elements;
+    stride_[group] = stride;
+  }
+  // Element j of a group's rows.
+  SOFTMAXLIB_INLINE void set(int group, int j, Pair<V> x) {
+    store(column(hi_, group, j), x.hi);
+    store(column(lo_, group, j), x.lo);
+  }
+  // All elements of a group's rows, `stride` apart; of less than four, up to three beyond are read.
+  SOFTMAXLIB_INLINE void load_rows(int group, const T* x, const T* low, int64_t stride) {
+    read_from(group, column(hi_, group, 0), kLanes);
+    transpose(hi_, group, x, stride);
+    if constexpr (kLow)
+      if (low) transpose(lo_, group, low, stride);
+  }
+  // Elements become arguments: times a factor per row, as combine() of rows/stage.hpp has it. False
+  // where that is not enough for one.
+  bool scale(int group, Pair<V> factor) {
+    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
+    const V limit = V::set1(static_cast<T>(kLargestLow<V>));
+    V bad = zero;
+    for (int j = 0; j < n_; ++j) {
+      const V x = load(column(hi_, group, j)), hi = x * factor.hi;
+      V lo = fma(x, factor.lo, fma(x, factor.hi, zero - hi));
+      lo = select(eq(x, none), zero, lo);
+      bad = select(gt(limit, max(lo, zero - lo)), bad, limit);
+      set(group, j, Pair<V>{hi, lo});
+    }
+    return !any(gt(bad, zero));
+  }
+
+  // From arguments to terms, to sums and what follows from them, in steps: those of one group wait
+  // for each other. False where some row has to be computed alone.
+  SOFTMAXLIB_NOINLINE bool evaluate(int groups, LinesAhead ahead) {
+    for (int g = 0; g < groups; ++g) start(g);
+    for (int g = 0; g < groups; ++g) make_terms(g, ahead);
+    bool good = true;
+    for (int g = 0; g < groups; ++g) good &= finish(g);
+    return good;
+  }
+  SOFTMAXLIB_INLINE void start(int g) {
+    if constexpr (F::kFollows) set_references(g);
+    if (counts_) store(seen_[g], count(g));
+  }
+  SOFTMAXLIB_INLINE void make_terms(int g, LinesAhead& ahead) {
+    int j = 0;
+    for (; j + 4 <= n_; j += 4) {
+      if constexpr (!P::kHolds) terms_of<4>(g, j);
+      for (int k = 0; k < 4; ++k) ahead.step();
+    }
+    for (; j < n_; ++j) {
+      if constexpr (!P::kHolds) terms_of<1>(g, j);
+      ahead.step();
+    }
+  }
+  SOFTMAXLIB_INLINE bool finish(int g) {
+    memset(alone_[g], 0, sizeof(alone_[g]));
+    if constexpr (P::kHolds) {
+      finish_held(F(0), g);
+    } else {
+      of_[g].finish(with_reference(sum_of_terms(column(hi_, g, 0)), g), alone_[g]);
+      if constexpr (P::kOneIsOne) {
+        if (n_ == 1) set_to_one(g);
+        if (counts_ && any(eq(load(seen_[g]), V::set1(1)))) check_ones(g, load(seen_[g]));
+      }
+    }
+    return !is_any_alone(g);
+  }
+  bool is_alone(int row) const { return alone_[row / kLanes][row % kLanes]; }
+  bool is_any_alone(int group) const {
+    uint64_t all[kLanes / 8], any = 0;
+    static_assert(sizeof(all) == sizeof(alone_[0]), "a byte per lane");
+    memcpy(all, alone_[group], sizeof(all));
+    for (const uint64_t some : all) any |= some;
+    return any != 0;
+  }
+
+  // A function of j: result j of a group's rows.
+  SOFTMAXLIB_INLINE auto results(int group) const {
+    if constexpr (P::kHolds) {
+      return [this, group](int j)
+                 SOFTMAXLIB_INLINE_LAMBDA { return of_[group].results(argument(group, j), j); };
+    } else {
+      return [terms = column(hi_, group, 0), scale = load(of_[group].scale)](int j)
+                 SOFTMAXLIB_INLINE_LAMBDA { return load(terms + j * kLanes) * scale; };
+    }
+  }
+  // All of them. Of rows of less than four, up to three beyond are written, in order.
+  SOFTMAXLIB_INLINE void store_rows(int group, T* y, int64_t stride) const {
+    int j = 0;
+    for (; j + 8 <= n_; j += 8) store_block<8>(group, j, y, stride);
+    for (; j + 4 <= n_; j += 4) store_block<4>(group, j, y, stride);
+    if (j < n_) store_block<4>(group, n_ < 4 ? 0 : n_ - 4, y, stride);
+  }
+
+ private:
+  T* column(T* of, int group, int j) const { return of + (group * pitch_ + j) * kLanes; }
+  const T* column(const T* of, int group, int j) const {
+    return of + (group * pitch_ + j) * kLanes;
+  }
+  SOFTMAXLIB_INLINE void argument_of(int group, int j, V& x) const {
+    x = load(from_[group] + j * stride_[group]);
+  }
+  SOFTMAXLIB_INLINE void argument_of(int group, int j, Pair<V>& x) const {
+    x = {load(column(hi_, group, j)), load(column(lo_, group, j))};
+  }
+  SOFTMAXLIB_INLINE X argument(int group, int j) const {
+    X x;
+    argument_of(group, j, x);
+    return x;
+  }
+
+  SOFTMAXLIB_INLINE void transpose(T* to, int group, const T* x, int64_t stride) {
+    int j = 0;
+    for (; j + 8 <= n_; j += 8) load_block<8>(column(to, group, j), x + j, stride, 8);
+    for (; j + 4 <= n_; j += 4) load_block<4>(column(to, group, j), x + j, stride, 4);
+    if (j == n_) return;
+    if (n_ < 4) load_block<4>(column(to, group, 0), x, stride, 4);
+    else load_block<4>(column(to, group, n_ - 4), x + n_ - 4, stride, 4);
+  }
+  template <int kColumns>
+  static SOFTMAXLIB_INLINE void load_block(T* to, const T* x, int64_t stride, int count) {
+    V block[kColumns];
+    load_columns(x, stride, block);
+    for (int k = 0; k < count; ++k) store(to + k * kLanes, block[k]);
+  }
+  template <int kColumns>
+  SOFTMAXLIB_INLINE void store_block(int group, int j, T* y, int64_t stride) const {
+    V block[kColumns];
+    const auto result = results(group);
+    for (int k = 0; k < kColumns; ++k) block[k] = result(j + k);
+    store_columns(y + j, stride, block);
+  }
+
+  // A row that sees one element, which then is 1: whether others are -inf or not seen is for it to
+  // say where p times the rounded 1 / p is not.
+  SOFTMAXLIB_NOINLINE void check_ones(int g, V seen) {
+    V top = V::set1(0);
+    const auto result = results(g);
+    for (int j = 0; j < n_; ++j) top = max(top, result(j));
+    T counts[kLanes], largest[kLanes];
+    store(counts, seen);
+    store(largest, top);
+    for (int i = 0; i < kLanes; ++i) alone_[g][i] |= counts[i] == 1 && largest[i] != 1;
+  }
+
+  SOFTMAXLIB_INLINE V count(int g) const {
+    V seen = V::set1(0);
+    for (int j = 0; j < n_; ++j)
+      seen = seen + select(eq(high(argument(g, j)), V::set1(static_cast<T>(-INFINITY))), V::set1(0),
+                           V::set1(1));
+    return seen;
+  }
+
+  // Of a row of one element, which p times the rounded 1 / p need not be.
+  void set_to_one(int group) {
+    store(hi_ + group * pitch_ * kLanes, V::set1(1));
+    store(of_[group].scale, V::set1(1));
+  }
+
+  // The references of a group, from the maxima of its rows.
+  SOFTMAXLIB_INLINE void set_references(int g) {
+    V a = V::set1(static_cast<T>(-INFINITY)), b = a;
+    int j = 0;
+    for (; j + 2 <= n_; j += 2) {
+      a = max(high(argument(g, j)), a);
+      b = max(high(argument(g, j + 1)), b);
+    }
+    if (j < n_) a = max(high(argument(g, j)), a);
+    const V references = references_of(max(a, b)).value();
+    const ExpInLanes<V, F> exp(references);
+    store(reference_[g], references);
+    store(magic_[g], exp.magic());
+    store(floor_[g], exp.floor());
+  }
+  BatchSums<V> with_reference(BatchSums<V> sums, int g) const {
+    sums.reference = F::kFollows ? load(reference_[g]) : V::set1(0);
+    return sums;
+  }
+  // Arguments become terms, some at once.
+  template <int N>
+  SOFTMAXLIB_INLINE void terms_of(int g, int j) {
+    constexpr int kStep = kInStep < N ? kInStep : N;
+    const F f(0);
+    X x[N];
+    V t[N];
+    for (int k = 0; k < N; ++k) x[k] = argument(g, j + k);
+    for (int k = 0; k < N; k += kStep)
+      if constexpr (F::kFollows)
+        f.template evaluate<kStep>(x + k, load(magic_[g]), load(floor_[g]), t + k);
+      else f.template evaluate<kStep>(x + k, t + k);
+    for (int k = 0; k < N; ++k) store(column(hi_, g, j + k), t[k]);
+  }
+  SOFTMAXLIB_INLINE void evaluate(const F& f, const X* x, int some, int g, V* t) const {
+    if constexpr (F::kFollows) evaluate_up_to_four(f, x, some, load(magic_[g]), load(floor_[g]), t);
+    else evaluate_up_to_four(f, x, some, V::set1(0), V::set1(0), t);
+  }
+
+  // Terms of a whole row, a vector each, as Lanes adds them up and folds them into a Total.
+  static void fold(const InLanes<f32x16> (&lane)[8], BatchSums<f32x16>& sums) {
+    sums.sum = fold_eight(lane);
+  }
+  static void fold(const InLanes<f64x8> (&lane)[8], BatchSums<f64x8>& sums) {
+    sums.sum = lane[0];
+    for (int i = 1; i < 8; ++i) two_sum(sums.sum.all, sums.error.all, lane[i].all);
+  }
+  BatchSums<V> sum_of_terms(const T* terms) const {
+    BatchSums<V> sums = {in_all(0, V()), in_all(0, V()), V::set1(0)};
+    InLanes<V> lane[8];
+    if (!F::kWide && n_ <= kLanes) {  // an element or two in each
+      for (int i = 0; i < 8; ++i) {
+        const auto at = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
+          return InLanes<V>::of(load(terms + j * kLanes));
+        };
+        lane[i] = i < n_ ? at(i) : in_all(0, V());
+        if (i + 8 < n_) lane[i] = lane[i] + at(i + 8);
+      }
+    } else {
+      for (int i = 0; i < 8; ++i) lane[i] = i < n_ ? lane_of(terms, i) : in_all(0, V());
+    }
+    fold(lane, sums);
+    return sums;
+  }
+  SOFTMAXLIB_INLINE InLanes<V> lane_of(const T* terms, int i) const {
+    const auto at = [&](int j) SOFTMAXLIB_INLINE_LAMBDA { return load(terms + j * kLanes); };
+    if constexpr (F::kWide) {  // terms are added in double
+      const auto some = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
+        return j < n_ ? InLanes<V>::of(at(j)) : in_all(0, V());
+      };
+      const auto wide = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
+        return j + kLanes / 2 < n_ ? some(j) + some(j + kLanes / 2) : some(j);
+      };
+      return (wide(i) + wide(i + kLanes)) + (wide(i + 2 * kLanes) + wide(i + 3 * kLanes));
+    } else {
+      const auto four = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
+        V sum = at(j);
+        if (j + kLanes < n_) sum = sum + at(j + kLanes);
+        if (j + 3 * kLanes < n_) return sum + (at(j + 2 * kLanes) + at(j + 3 * kLanes));
+        return j + 2 * kLanes < n_ ? sum + at(j + 2 * kLanes) : sum;
+      };
+      if (kLanes == 8 || i + kLanes / 2 >= n_) return InLanes<V>::of(four(i));
+      return InLanes<V>::of(four(i)) + InLanes<V>::of(four(i + kLanes / 2));
+    }
+  }
+
+  // Sums with the largest element held out: each virtual lane of a row, which are elements so many
+  // after each other, holds its largest argument, and the largest of all stays out of the sum.
+  void finish_held(const F& f, int g) {
+    const int lanes = n_ < kLanes ? n_ : kLanes;
+    X held[kLanes];
+    alignas(64) T terms[kLanes * kLanes];
+    V invalid = V::set1(0);  // a NaN is summed, not held
+    for (int i = 0; i < lanes; ++i) {
+      X none;
+      from_pair(Pair<V>{V::set1(static_cast<T>(-INFINITY)), V::set1(0)}, none);
+      const X x = argument(g, i);
+      invalid = select(eq(high(x), high(x)), invalid, high(x));
+      hold(none, x);
+      held[i] = none;
+    }
+    for (int i = 0; i < lanes && i + kLanes < n_; i += 4) {
+      V t[3][4];
+      for (int q = 0; q < 3; ++q) {
+        const int from = i + (q + 1) * kLanes, some = n_ - from < 4 ? n_ - from : 4;
+        X x[4];
+        for (int k = 0; k < some; ++k) x[k] = hold(held[i + k], argument(g, from + k));
+        if (some > 0) evaluate(f, x, some, g, t[q]);
+        for (int k = some > 0 ? some : 0; k < 4; ++k) t[q][k] = V::set1(0);
+      }
+      for (int k = 0; k < 4; ++k) store(terms + (i + k) * kLanes, t[0][k] + (t[1][k] + t[2][k]));
+    }
+    BatchSums<V> sums = {in_all(0, V()), in_all(0, V()), load(reference_[g])};
+    if (n_ > kLanes) sums = summed(terms, n_ - kLanes < kLanes ? n_ - kLanes : kLanes, sums);
+    const BatchHeld<V> top(f, held, lanes, load(magic_[g]), load(floor_[g]));
+    two_sum(sums.sum, sums.error, top.others);
+    sums.sum = sums.sum + InLanes<V>::of(invalid);
+    if constexpr (P::kTargets) {
+      const auto element = [&](int r, int64_t j) SOFTMAXLIB_INLINE_LAMBDA -> Pair<T> {
+        const int column = static_cast<int>(j);
+        if constexpr (kLow)
+          return {this->column(hi_, g, column)[r], this->column(lo_, g, column)[r]};
+        else return {from_[g][column * stride_[g] + r], 0};
+      };
+      of_[g].finish(sums, top, alone_[g], element);
+    } else {
+      of_[g].finish(sums, top, alone_[g]);
+    }
+  }
+  static BatchSums<f32x16> summed(const float* lanes, int count, BatchSums<f32x16> sums) {
+    sums.sum = fold_lanes<f32x16>(lanes, count);
+    return sums;
+  }
+  static BatchSums<f64x8> summed(const double* lanes, int count, BatchSums<f64x8> sums) {
+    for (int i = 0; i < count; ++i) two_sum(sums.sum.all, sums.error.all, load(lanes + i * 8));
+    return sums;
+  }
+
+  const int n_, pitch_, groups_;
+  const T* from_[kRoom / 4];   // the elements of each group, which may be in hi_
+  int64_t stride_[kRoom / 4];  // from one column of them to the next
+  const bool counts_;
+  alignas(64) T hi_[kRoom * kLanes];
+  alignas(64) T lo_[kLow ? kRoom * kLanes : 1];
+  alignas(64) T reference_[kRoom / 4][kLanes], magic_[kRoom / 4][kLanes];
+  alignas(64) T floor_[kRoom / 4][kLanes];
+  alignas(64) T seen_[kRoom / 4][kLanes];  // how many elements of a row are not -inf
+  bool alone_[kRoom / 4][kLanes];
+  P of_[kRoom / 4];
+};
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib
