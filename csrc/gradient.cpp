@@ -69,7 +69,7 @@ softmaxlib_status softmaxlib_backward(softmaxlib_function function, const softma
   if (const softmaxlib_status status = check_data(&call.job)) return status;
   call.job.direct = is_direct(call.job);
   call.job.in_place |= out->data == grad->data || out->data == y->data;  // no streaming stores
-  call.schedule = share_rows(call.job, o);
+  call.schedule = share_rows(call.job, o, false);
   return run(call, table_of(o.isa)->gradient[function][call.job.dtype[kOut]],
              {o.parallel_for, o.parallel_context, o.report, nullptr, 0});
 }
@@ -96,7 +96,7 @@ softmaxlib_status softmaxlib_scale_rows(const softmaxlib_array* x, const softmax
   if (overlap(*out, *factors)) return SOFTMAXLIB_ERROR_OVERLAP;
   if (call.job.rows == 0 || call.job.n == 0) return SOFTMAXLIB_OK;
   if (call.job.in_place && are_ones(*factors)) return SOFTMAXLIB_OK;
-  call.schedule = share_rows(call.job, o);
+  call.schedule = share_rows(call.job, o, false);
   return run(call, table_of(given->isa)->scale_rows[call.job.dtype[kOut]],
              {given->parallel_for, given->parallel_context, given->report, nullptr, 0});
 }

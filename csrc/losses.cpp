@@ -121,11 +121,11 @@ Reduction reduction_of(const softmaxlib_array& target, int64_t rows, int64_t n,
 constexpr int64_t kStreamedRow = 8192;
 
 softmaxlib_status finish(Call& call, Kernel kernel, const softmaxlib_options& o) {
-  call.schedule = share_rows(call.job, o);
+  call.schedule = share_rows(call.job, o, true);
   if (o.store == SOFTMAXLIB_STORE_AUTO &&
       call.job.n * item_size(call.job.dtype[kOut]) < kStreamedRow)
     call.schedule.streaming = false;
-  return run(call, kernel, {o.parallel_for, o.parallel_context, o.report, nullptr, 0});
+  return run(call, kernel, {o.parallel_for, o.parallel_context, o.report, o.scratch, o.scratch_size});
 }
 
 }  // namespace

@@ -30,10 +30,10 @@ softmaxlib_status run_along(const Request& request, const softmaxlib_options& o,
   if (call.job.rows == 0) return SOFTMAXLIB_OK;
   call.job.filter = filter;
   call.job.top = top;
-  call.schedule = share_rows(call.job, o);
+  call.schedule = share_rows(call.job, o, true);
   const KernelTable& table = *table_of(o.isa);
   return run(call, (top ? table.topk : table.sample)[call.job.dtype[kOut]],
-             {o.parallel_for, o.parallel_context, o.report, nullptr, 0});
+             {o.parallel_for, o.parallel_context, o.report, o.scratch, o.scratch_size});
 }
 
 }  // namespace

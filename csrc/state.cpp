@@ -90,11 +90,11 @@ softmaxlib_status run_states(const softmaxlib_array* x, const softmaxlib_array* 
   request.extra = &of_rows.array;
   if (const softmaxlib_status status = lay_out(request, o, &call.job)) return status;
   if (const softmaxlib_status status = check_data(&call.job)) return status;
-  call.schedule = share_rows(call.job, o);
+  call.schedule = share_rows(call.job, o, true);
   const StateKernels& kernels = table_of(o.isa)->states[function];
   const Kernel kernel = (out ? kernels.scale : kernels.update)[call.job.dtype[kOut]];
   if (call.job.n == 0 && (out || !job_has(call.job, kSink))) return SOFTMAXLIB_OK;
-  return run(call, kernel, {o.parallel_for, o.parallel_context, nullptr, nullptr, 0});
+  return run(call, kernel, {o.parallel_for, o.parallel_context, nullptr, o.scratch, o.scratch_size});
 }
 
 }  // namespace

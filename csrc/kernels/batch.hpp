@@ -150,10 +150,9 @@ class Batch {
     sums.reference = load(reference_);
     lanes_.fold(sums.sum, sums.error);
     if constexpr (P::kHolds) {
-      const ExpInLanes<V, F> exp(load(reference_));
       X columns[kLanes];
       columns_of_held(columns);
-      const BatchHeld<V> held(F(0), columns, kLanes, exp.magic(), exp.floor());
+      const BatchHeld<V> held(F(0), columns, kLanes, load(magic_), load(floor_));
       BatchSums<V> all = sums;
       two_sum(all.sum, all.error, held.others);
       if constexpr (P::kTargets) {

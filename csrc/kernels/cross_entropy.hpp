@@ -139,7 +139,7 @@ void cross_entropy_of_rows(const Job& job, int64_t start, int64_t stop, char* sc
     if (cross_entropy_of_many<D>(job, start, stop, scratch)) return stream_fence();
   }
   const double weight_sum = job.loss->smoothing > 0 ? sum_of_weights(job) : 0;
-  for_each_row<D>(job, start, stop, nullptr, [&](const Row<D>& row, const Place& place) {
+  for_each_row<D>(job, start, stop, scratch, [&](const Row<D>& row, const Place& place) {
     cross_entropy_of_row<P<D>, D>(job, row, place, weight_sum);
   });
 }

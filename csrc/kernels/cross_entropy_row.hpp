@@ -350,7 +350,7 @@ class CrossEntropyRow {
     if (loss_.writes) {
       const double g = 0 - share_of_others(p, rest, z) * weight * factor_ * first_of(p.slope(z));
       const bool counts = is_possible(target);  // before x is written to
-      row.map(0, p.gradient(weight * factor_));
+      row.map(p.gradient(weight * factor_));
       if (counts) put(target, static_cast<T>(g));
     }
     return product_or_zero(weight, minus_log(p, z));
@@ -396,7 +396,7 @@ class CrossEntropyRow {
       const double g = difference * c * first_of(p.slope(z));
       // Before x is written to. An only class has p = 1, and nothing to gain.
       const bool counts = (keep > 0 || job_.n == 1) && is_possible(target);
-      row.read_write(0, row.size(), 0, add);
+      row.read_write(0, row.size(), add);
       if (counts) put(target, static_cast<T>(g));
     } else {
       row.read(0, row.size(),
@@ -485,7 +485,7 @@ class CrossEntropyRow {
       }
     };
     if (loss_.writes) {
-      row.read_write(0, row.size(), 0, add);
+      row.read_write(0, row.size(), add);
     } else {
       row.read(0, row.size(), [&](auto x, int64_t start, int64_t n) { add(x, nullptr, start, n); });
     }

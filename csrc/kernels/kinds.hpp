@@ -30,29 +30,22 @@ struct BatchSums {
 // Lanes of a row, a vector of rows each, as sum_lanes() folds those of one vector; what is missing
 // to all of them is +0.
 template <class V>
-SOFTMAXLIB_INLINE InLanes<V> fold_lanes(const typename V::elem* lanes, int count) {
-  const auto at = [=](int i) SOFTMAXLIB_INLINE_LAMBDA {
-    return InLanes<V>::of(load(lanes + i * V::lanes));
-  };
+SOFTMAXLIB_INLINE InLanes<V> fold_lanes(const InLanes<V>* lanes, int count) {
   InLanes<V> eight[8];
   for (int i = 0; i < 8; ++i) {
-    eight[i] = i < count ? at(i) : in_all(0, V());
-    if (i + 8 < count) eight[i] = eight[i] + at(i + 8);
+    eight[i] = i < count ? lanes[i] : in_all(0, V());
+    if (i + 8 < count) eight[i] = eight[i] + lanes[i + 8];
   }
   return fold_eight(eight);
 }
 
-// Up to four exponentials, in step where they are four.
-template <class F, class X, class V = typename F::V>
-SOFTMAXLIB_INLINE void evaluate_up_to_four(const F& f, const X* x, int some, V magic, V floor,
-                                           V* t) {
-  if constexpr (!F::kFollows) {
-    for (int k = 0; k < some; ++k) f.template evaluate<1>(x + k, t + k);
-  } else if (some == 4) {
-    for (int k = 0; k < 4; k += kInStep) f.template evaluate<kInStep>(x + k, magic, floor, t + k);
-  } else {
-    for (int k = 0; k < some; ++k) f.template evaluate<1>(x + k, magic, floor, t + k);
-  }
+// Terms of some arguments of each row, under the rows' references where F follows them.
+template <int N, class F, class X, class V = typename F::V>
+SOFTMAXLIB_INLINE void make_terms(const F& f, const X (&x)[N], V magic, V floor, V (&t)[N]) {
+  constexpr int kStep = kInStep < N ? kInStep : N;
+  for (int k = 0; k < N; k += kStep)
+    if constexpr (F::kFollows) f.template evaluate<kStep>(x + k, magic, floor, t + k);
+    else f.template evaluate<kStep>(x + k, t + k);
 }
 
 // The element that each row holds out of its sum: a column per lane of the row.
@@ -77,20 +70,22 @@ struct BatchHeld {
       lo = select(larger, x.lo, lo);
       place = select(larger, V::set1(static_cast<T>(i)), place);
     }
-    alignas(64) T terms[V::lanes * V::lanes];
-    for (int i = 0; i < lanes; i += 4) {
-      const int some = lanes - i < 4 ? lanes - i : 4;
-      X x[4];
-      V t[4];
-      for (int k = 0; k < some; ++k) {
+    InLanes<V> terms[V::lanes];
+    const auto add = [&](int i, auto count) SOFTMAXLIB_INLINE_LAMBDA {
+      X x[count];
+      V t[count];
+      for (int k = 0; k < count; ++k) {
         const auto is_it = eq(place, V::set1(static_cast<T>(i + k)));
         const Pair<V> one = to_pair(held[i + k]);
         from_pair(Pair<V>{select(is_it, none, one.hi), select(is_it, zero, one.lo)}, x[k]);
       }
-      evaluate_up_to_four(f, x, some, magic, floor, t);
-      for (int k = 0; k < some; ++k) store(terms + (i + k) * V::lanes, t[k]);
-    }
-    others = fold_lanes<V>(terms, lanes);
+      make_terms<count>(f, x, magic, floor, t);
+      for (int k = 0; k < count; ++k) terms[i + k] = InLanes<V>::of(t[k]);
+    };
+    int i = 0;
+    for (; i + 4 <= lanes; i += 4) add(i, Elements<4>());
+    for (; i < lanes; ++i) add(i, Elements<1>());
+    others = fold_lanes(terms, lanes);
   }
 };
 
@@ -209,6 +204,54 @@ struct BatchOfLogSoftmax : KindOfBatch {
 
  private:
   alignas(64) T hi_[V::lanes], lo_[V::lanes], log_rest_[V::lanes];
+};
+
+template <class Vector>
+struct BatchOfLogStablemax : KindOfBatch {
+  using V = Vector;
+  using T = typename V::elem;
+  using F = Stable<V>;
+  static constexpr bool kHolds = true;
+
+  void finish(const BatchSums<V>& sums, const BatchHeld<V>& held, bool (&alone)[V::lanes]) {
+    double hi[V::lanes], lo[V::lanes], rest[V::lanes], exponent[V::lanes], mantissa[V::lanes];
+    double of_largest[V::lanes], sum[V::lanes];
+    store_lanes(hi, InLanes<V>::of(held.hi));
+    store_lanes(lo, InLanes<V>::of(held.lo));
+    store_lanes(rest, sums.sum + sums.error);
+    store_lanes(sum, sums.sum);
+    for (int i = 0; i < V::lanes; i += f64x8::lanes) {
+      const Pair<f64x8> largest = normalized(Pair<f64x8>{load(hi + i), load(lo + i)});
+      const f64x8 s = Stable<f64x8>(0)(Pair<f64x8>{load(hi + i), load(lo + i)});
+      const LogSumsOfStable of(largest, load(rest + i) / s);
+      store(exponent + i, of.exponent);
+      store(mantissa + i, of.template mantissa_for<V>());
+      store(of_largest + i, of.of_largest);
+      store(sum + i, load(sum + i) + s);
+    }
+    for (int i = 0; i < V::lanes; ++i) {
+      alone[i] |= !positive_finite(sum[i]) || stable_reference<V>(sum[i]) != 0;
+      exponent_[i] = static_cast<T>(exponent[i]);
+      mantissa_[i] = static_cast<T>(mantissa[i]);
+      of_largest_[i] = static_cast<T>(of_largest[i]);
+    }
+    store(largest_, held.hi);
+  }
+  auto result(int r) const {
+    const LogSumOfStable<V> sum = {V::set1(exponent_[r]), V::set1(mantissa_[r]),
+                                   V::set1(largest_[r]), V::set1(of_largest_[r])};
+    return [sum](auto x) SOFTMAXLIB_INLINE_LAMBDA { return log_stablemax_of<V>(x, sum); };
+  }
+  // Element j of every row.
+  template <class X>
+  SOFTMAXLIB_INLINE V results(X x, int) const {
+    return log_stablemax_of<V>(
+        x, {load(exponent_), load(mantissa_), load(largest_), load(of_largest_)});
+  }
+
+ private:
+  alignas(64) T exponent_[V::lanes], mantissa_[V::lanes], largest_[V::lanes];
+  alignas(64) T of_largest_[V::lanes];
 };
 
 // What rows of a batch or of lanes read and write beside their elements.

@@ -246,20 +246,11 @@ class LaneGroups {
   // Arguments become terms, some at once.
   template <int N>
   SOFTMAXLIB_INLINE void terms_of(int g, int j) {
-    constexpr int kStep = kInStep < N ? kInStep : N;
-    const F f(0);
     X x[N];
     V t[N];
     for (int k = 0; k < N; ++k) x[k] = argument(g, j + k);
-    for (int k = 0; k < N; k += kStep)
-      if constexpr (F::kFollows)
-        f.template evaluate<kStep>(x + k, load(magic_[g]), load(floor_[g]), t + k);
-      else f.template evaluate<kStep>(x + k, t + k);
+    SOFTMAX_ISA::make_terms<N>(F(0), x, magic(g), floor(g), t);
     for (int k = 0; k < N; ++k) store(column(hi_, g, j + k), t[k]);
-  }
-  SOFTMAXLIB_INLINE void evaluate(const F& f, const X* x, int some, int g, V* t) const {
-    if constexpr (F::kFollows) evaluate_up_to_four(f, x, some, load(magic_[g]), load(floor_[g]), t);
-    else evaluate_up_to_four(f, x, some, V::set1(0), V::set1(0), t);
   }
 
   // Terms of a whole row, a vector each, as Lanes adds them up and folds them into a Total.
@@ -314,7 +305,6 @@ class LaneGroups {
   void finish_held(const F& f, int g) {
     const int lanes = n_ < kLanes ? n_ : kLanes;
     X held[kLanes];
-    alignas(64) T terms[kLanes * kLanes];
     V invalid = V::set1(0);  // a NaN is summed, not held
     for (int i = 0; i < lanes; ++i) {
       X none;
@@ -324,20 +314,16 @@ class LaneGroups {
       hold(none, x);
       held[i] = none;
     }
-    for (int i = 0; i < lanes && i + kLanes < n_; i += 4) {
-      V t[3][4];
-      for (int q = 0; q < 3; ++q) {
-        const int from = i + (q + 1) * kLanes, some = n_ - from < 4 ? n_ - from : 4;
-        X x[4];
-        for (int k = 0; k < some; ++k) x[k] = hold(held[i + k], argument(g, from + k));
-        if (some > 0) evaluate(f, x, some, g, t[q]);
-        for (int k = some > 0 ? some : 0; k < 4; ++k) t[q][k] = V::set1(0);
-      }
-      for (int k = 0; k < 4; ++k) store(terms + (i + k) * kLanes, t[0][k] + (t[1][k] + t[2][k]));
+    BatchSums<V> sums = with_reference({in_all(0, V()), in_all(0, V()), V::set1(0)}, g);
+    if (n_ > kLanes) {
+      InLanes<V> rests[kLanes];
+      const int more = n_ - kLanes < kLanes ? n_ - kLanes : kLanes;
+      int i = 0;
+      for (; i + 4 <= more; i += 4) rest_of_lanes<4>(f, g, i, held, rests);
+      for (; i < more; ++i) rest_of_lanes<1>(f, g, i, held, rests);
+      sums = summed(rests, more, sums);
     }
-    BatchSums<V> sums = {in_all(0, V()), in_all(0, V()), load(reference_[g])};
-    if (n_ > kLanes) sums = summed(terms, n_ - kLanes < kLanes ? n_ - kLanes : kLanes, sums);
-    const BatchHeld<V> top(f, held, lanes, load(magic_[g]), load(floor_[g]));
+    const BatchHeld<V> top(f, held, lanes, magic(g), floor(g));
     two_sum(sums.sum, sums.error, top.others);
     sums.sum = sums.sum + InLanes<V>::of(invalid);
     if constexpr (P::kTargets) {
@@ -352,14 +338,44 @@ class LaneGroups {
       of_[g].finish(sums, top, alone_[g]);
     }
   }
-  static BatchSums<f32x16> summed(const float* lanes, int count, BatchSums<f32x16> sums) {
-    sums.sum = fold_lanes<f32x16>(lanes, count);
+  // What lanes i and after have beside what they hold: up to three elements each, a vector apart.
+  template <int N>
+  SOFTMAXLIB_INLINE void rest_of_lanes(const F& f, int g, int i, X* held, InLanes<V>* rests) {
+    V t[3][N];
+    for (int q = 0; q < 3; ++q) {
+      const int from = i + (q + 1) * kLanes;
+      for (int k = 0; k < N; ++k) t[q][k] = V::set1(0);
+      if (from + N <= n_) {
+        X x[N];
+        for (int k = 0; k < N; ++k) x[k] = hold(held[i + k], argument(g, from + k));
+        SOFTMAX_ISA::make_terms<N>(f, x, magic(g), floor(g), t[q]);
+        continue;
+      }
+      for (int k = 0; k < N; ++k) {
+        if (from + k >= n_) break;
+        const X x[1] = {hold(held[i + k], argument(g, from + k))};
+        V one[1];
+        SOFTMAX_ISA::make_terms<1>(f, x, magic(g), floor(g), one);
+        t[q][k] = one[0];
+      }
+    }
+    for (int k = 0; k < N; ++k) {
+      if constexpr (F::kWide)
+        rests[i + k] =
+            InLanes<V>::of(t[0][k]) + (InLanes<V>::of(t[1][k]) + InLanes<V>::of(t[2][k]));
+      else rests[i + k] = InLanes<V>::of(t[0][k] + (t[1][k] + t[2][k]));
+    }
+  }
+  static BatchSums<f32x16> summed(const InLanes<f32x16>* rests, int n, BatchSums<f32x16> sums) {
+    sums.sum = fold_lanes(rests, n);
     return sums;
   }
-  static BatchSums<f64x8> summed(const double* lanes, int count, BatchSums<f64x8> sums) {
-    for (int i = 0; i < count; ++i) two_sum(sums.sum.all, sums.error.all, load(lanes + i * 8));
+  static BatchSums<f64x8> summed(const InLanes<f64x8>* rests, int n, BatchSums<f64x8> sums) {
+    for (int i = 0; i < n; ++i) two_sum(sums.sum.all, sums.error.all, rests[i].all);
     return sums;
   }
+  SOFTMAXLIB_INLINE V magic(int g) const { return F::kFollows ? load(magic_[g]) : V::set1(0); }
+  SOFTMAXLIB_INLINE V floor(int g) const { return F::kFollows ? load(floor_[g]) : V::set1(0); }
 
   const int n_, pitch_, groups_;
   const T* from_[kRoom / 4];   // the elements of each group, which may be in hi_

@@ -348,6 +348,10 @@ inline void logsumexp_alone(const Job& job, int64_t row) {
   compute_alone<D>(job, row, logsumexp_two_pass<D>, 0);
 }
 template <class D>
+inline void log_stablemax_alone(const Job& job, int64_t row) {
+  compute_alone<D>(job, row, log_stablemax_two_pass<D>, -INFINITY);
+}
+template <class D>
 inline void stablemax_alone(const Job& job, int64_t row) {
   compute_alone<D>(job, row, stablemax_two_pass<D>, 0);
 }
@@ -367,6 +371,7 @@ SOFTMAXLIB_MANY_ROWS(softmax, BatchOfSoftmax)
 SOFTMAXLIB_MANY_ROWS(log_softmax, BatchOfLogSoftmax)
 SOFTMAXLIB_MANY_ROWS(logsumexp, BatchOfLogSums)
 SOFTMAXLIB_MANY_ROWS(stablemax, BatchOfStablemax)
+SOFTMAXLIB_MANY_ROWS(log_stablemax, BatchOfLogStablemax)
 #undef SOFTMAXLIB_MANY_ROWS
 
 }  // namespace

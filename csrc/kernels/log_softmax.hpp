@@ -89,8 +89,7 @@ struct LogSoftmaxOf {
 template <class D>
 inline void write_log_softmax(const Row<D>& row, LogSum s) {
   const LogSoftmaxOf<typename Row<D>::V> log_softmax(s);
-  row.map(static_cast<typename Row<D>::T>(-INFINITY),
-          [log_softmax](auto x) SOFTMAXLIB_INLINE_LAMBDA { return log_softmax(x); });
+  row.map([log_softmax](auto x) SOFTMAXLIB_INLINE_LAMBDA { return log_softmax(x); });
 }
 
 template <class D>

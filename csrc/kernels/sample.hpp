@@ -203,8 +203,8 @@ inline int64_t sample_row(const Row<D>& row, double u, const softmaxlib_filter& 
 }
 
 template <class D>
-void sample_rows(const Job& job, int64_t start, int64_t stop, char*) {
-  for_each_row<D>(job, start, stop, nullptr, [&](const Row<D>& row, const Place& place) {
+void sample_rows(const Job& job, int64_t start, int64_t stop, char* scratch) {
+  for_each_row<D>(job, start, stop, scratch, [&](const Row<D>& row, const Place& place) {
     double u;
     memcpy(&u, job.base[kExtra] + place.offset[kExtra], sizeof(u));
     const int64_t index = sample_row(row, u, *job.filter);
@@ -298,8 +298,8 @@ inline void topk_of_row(const Row<D>& row, const TopK& top, softmaxlib_dtype dty
 }
 
 template <class D>
-void topk_of_rows(const Job& job, int64_t start, int64_t stop, char*) {
-  for_each_row<D>(job, start, stop, nullptr, [&](const Row<D>& row, const Place& place) {
+void topk_of_rows(const Job& job, int64_t start, int64_t stop, char* scratch) {
+  for_each_row<D>(job, start, stop, scratch, [&](const Row<D>& row, const Place& place) {
     topk_of_row(row, *job.top, job.dtype[kOut], job.base[kOut] + place.offset[kOut],
                 job.base[kIndices] + place.offset[kIndices]);
   });

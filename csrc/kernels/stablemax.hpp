@@ -66,49 +66,72 @@ inline void stablemax_two_pass_reload(const Row<D>& row) {
 
 // log s(x) = sign(x) log1p(|x|) = sign(x) (e ln2 + log m), with the logarithm of the sum in the
 // same form, so that the large parts cancel exactly. For the largest element, where all would
-// cancel, the result is -log1p(rest / s(largest)).
+// cancel, the result is -log1p(rest / s(largest)). Of eight rows:
+struct LogSumsOfStable {
+  f64x8 exponent, mantissa;  // log sum = log s(largest) + log1p(ratio) = exponent ln2 + mantissa
+  f64x8 of_largest;
+
+  // largest: normalized; ratio: rest / s(largest)
+  LogSumsOfStable(Pair<f64x8> largest, f64x8 ratio) {
+    using C = LogConstants<f64x8>;
+    const Pair<f64x8> a = magnitude(largest);
+    const LogParts<f64x8> of_held = log1p_parts(a.hi, a.lo);
+    const LogParts<f64x8> of_rest = log1p_parts(ratio, f64x8::set1(0));
+    exponent = with_sign_of(of_held.exponent, largest.hi) + of_rest.exponent;
+    mantissa = with_sign_of(of_held.mantissa, largest.hi) + of_rest.mantissa;
+    of_largest = f64x8::set1(0) - (of_rest.exponent * f64x8::set1(C::kLn2Hi) +
+                                   (of_rest.mantissa + of_rest.exponent * f64x8::set1(C::kLn2Lo)));
+  }
+  // The mantissa in the form that log_stablemax_of() takes, whose ln2 is V's.
+  template <class V>
+  f64x8 mantissa_for() const {
+    constexpr double kLn2Rest = kLn2Hi - static_cast<double>(LogConstants<V>::kLn2Hi) + kLn2Lo;
+    return mantissa + exponent * f64x8::set1(kLn2Rest);
+  }
+};
+
+template <class V>
+struct LogSumOfStable {
+  V exponent, mantissa, largest, of_largest;
+};
+template <class V, class X>
+SOFTMAXLIB_INLINE V log_stablemax_of(X argument, const LogSumOfStable<V>& sum) {
+  using C = LogConstants<V>;
+  const X x = normalized(argument);
+  const Pair<V> m = magnitude(x);
+  const LogParts<V> log_s = log1p_parts(m.hi, m.lo);
+  const V large = (with_sign_of(log_s.exponent, high(x)) - sum.exponent) * V::set1(C::kLn2Hi);
+  const V small = fma(log_s.exponent, V::set1(C::kLn2Lo), log_s.mantissa);
+  const V none = V::set1(static_cast<typename V::elem>(-INFINITY));
+  V y = large + (with_sign_of(small, high(x)) - sum.mantissa);
+  y = select(eq(high(x), none), none, y);
+  return select(eq(high(argument), sum.largest), sum.of_largest, y);
+}
+
+// Of one row.
 template <class V>
 class LogStablemaxOf {
  public:
   // s_held: s(largest), finite and positive as the sum is.
   template <class Rest>
-  LogStablemaxOf(const Rest& rest, double s_held) {
+  LogStablemaxOf(const Rest& rest, double s_held) : largest_(static_cast<T>(rest.held_hi)) {
     const Pair<f64x8> held =
         normalized(Pair<f64x8>{f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)});
-    // log sum = log s(largest) + log1p(ratio) = exponent ln2 + mantissa
-    const double ratio = rest.value() / s_held;
-    const Pair<f64x8> a = magnitude(held);
-    const LogParts<f64x8> of_held = log1p_parts(a.hi, a.lo);
-    const LogParts<f64x8> of_rest = log1p_parts(f64x8::set1(ratio), f64x8::set1(0));
-    const double exponent = first(with_sign_of(of_held.exponent, held.hi) + of_rest.exponent);
-    const double mantissa = first(with_sign_of(of_held.mantissa, held.hi) + of_rest.mantissa);
-    const double ln2_rest = kLn2Hi - static_cast<double>(C::kLn2Hi) + kLn2Lo;
-
-    exponent_ = static_cast<T>(exponent);
-    mantissa_ = static_cast<T>(mantissa + exponent * ln2_rest);
-    top_ = static_cast<T>(rest.held_hi);
-    const Pair<double> log_ratio = log1p_pair(ratio);
-    y_top_ = static_cast<T>(0 - (log_ratio.hi + log_ratio.lo));
+    const LogSumsOfStable sums(held, f64x8::set1(rest.value() / s_held));
+    exponent_ = static_cast<T>(first(sums.exponent));
+    mantissa_ = static_cast<T>(first(sums.template mantissa_for<V>()));
+    of_largest_ = static_cast<T>(first(sums.of_largest));
   }
 
   template <class X>
-  SOFTMAXLIB_INLINE V operator()(X argument) const {
-    const X x = normalized(argument);
-    const Pair<V> m = magnitude(x);
-    const LogParts<V> log_s = log1p_parts(m.hi, m.lo);
-    const V large =
-        (with_sign_of(log_s.exponent, high(x)) - V::set1(exponent_)) * V::set1(C::kLn2Hi);
-    const V small = fma(log_s.exponent, V::set1(C::kLn2Lo), log_s.mantissa);
-    const V none = V::set1(static_cast<T>(-INFINITY));
-    V y = large + (with_sign_of(small, high(x)) - V::set1(mantissa_));
-    y = select(eq(high(x), none), none, y);
-    return select(eq(high(argument), V::set1(top_)), V::set1(y_top_), y);
+  SOFTMAXLIB_INLINE V operator()(X x) const {
+    return log_stablemax_of<V>(
+        x, {V::set1(exponent_), V::set1(mantissa_), V::set1(largest_), V::set1(of_largest_)});
   }
 
  private:
   using T = typename V::elem;
-  using C = LogConstants<V>;
-  T exponent_, mantissa_, top_, y_top_;
+  T exponent_, mantissa_, largest_, of_largest_;
 };
 
 template <class D, class Rest>
@@ -118,7 +141,7 @@ inline void write_log_stablemax(const Row<D>& row, const Rest& rest) {
   if (!positive_finite(s_held + rest.sum))
     return row.fill(static_cast<typename Row<D>::T>(NAN), masked);
   const LogStablemaxOf<typename Row<D>::V> log_stablemax(rest, s_held);
-  row.map(masked, [log_stablemax](auto x) SOFTMAXLIB_INLINE_LAMBDA {  // reads x, writes y
+  row.map([log_stablemax](auto x) SOFTMAXLIB_INLINE_LAMBDA {  // reads x, writes y
     return log_stablemax(x);
   });
 }

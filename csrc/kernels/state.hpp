@@ -246,15 +246,15 @@ inline softmaxlib_state& state_of(const Job& job, const Place& place) {
 }
 
 template <class Kind, class D>
-void update_states(const Job& job, int64_t start, int64_t stop, char*) {
-  for_each_row<D>(job, start, stop, nullptr, [&](const Row<D>& row, const Place& place) {
+void update_states(const Job& job, int64_t start, int64_t stop, char* scratch) {
+  for_each_row<D>(job, start, stop, scratch, [&](const Row<D>& row, const Place& place) {
     update_state<Kind>(row, state_of(job, place));
   });
 }
 
 template <class Kind, class D>
-void scale_by_states(const Job& job, int64_t start, int64_t stop, char*) {
-  for_each_row<D>(job, start, stop, nullptr, [&](const Row<D>& row, const Place& place) {
+void scale_by_states(const Job& job, int64_t start, int64_t stop, char* scratch) {
+  for_each_row<D>(job, start, stop, scratch, [&](const Row<D>& row, const Place& place) {
     scale_by_state<Kind>(row, state_of(job, place));
     if (job.causal) row.fill_beyond(static_cast<typename Row<D>::T>(Kind::kMasked));
   });

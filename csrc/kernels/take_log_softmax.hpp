@@ -56,7 +56,7 @@ void take_of_rows(const Job& job, int64_t start, int64_t stop, char* scratch) {
   const DefaultFloatingPoint environment;
   using Kind = BatchOfLogSums<typename vector_of<D>::type>;
   if (run_many<Kind>(job, start, stop, scratch, take_alone<D>)) return;
-  for_each_row<D>(job, start, stop, nullptr,
+  for_each_row<D>(job, start, stop, scratch,
                   [&](const Row<D>& row, const Place& place) { take_of_row<D>(job, row, place); });
 }
 

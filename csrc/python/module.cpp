@@ -144,7 +144,46 @@ const softmaxlib_array* get(const std::optional<ArrayView>& view) {
 struct AlignedDelete {
   void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }
 };
-using Scratch = std::unique_ptr<void, AlignedDelete>;
+
+// Memory for one call, from what the last one of this thread left: new pages cost more than many a
+// call. It belongs to whoever holds it, since a prepared call may run in another thread.
+class Scratch {
+ public:
+  Scratch() = default;
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  ~Scratch() {
+    if (size_ > spare().size && size_ <= kMostSpare) spare() = {std::move(memory_), size_};
+  }
+  bool reserve(size_t bytes) {
+    if (bytes <= size_) return true;
+    Block block = std::move(spare());
+    spare() = {};
+    if (block.size < bytes)
+      block = {Memory(::operator new(bytes, std::align_val_t{64}, std::nothrow)), bytes};
+    if (!block.memory) return false;
+    memory_ = std::move(block.memory);
+    size_ = block.size;
+    return true;
+  }
+  void* get() const { return memory_.get(); }
+  size_t size() const { return size_; }
+
+ private:
+  using Memory = std::unique_ptr<void, AlignedDelete>;
+  struct Block {
+    Memory memory;
+    size_t size = 0;
+  };
+  static constexpr size_t kMostSpare = size_t{1} << 25;
+  static Block& spare() {
+    thread_local Block block;
+    return block;
+  }
+
+  Memory memory_;
+  size_t size_ = 0;
+};
 
 // Of the last call in this thread that succeeded.
 thread_local softmaxlib_report last_report = {sizeof(softmaxlib_report), 0, 0, 0, 0, nullptr};
@@ -179,10 +218,13 @@ class Run {
     const softmaxlib_status status =
         softmaxlib_scratch_size(function_, x_, out_, naxes_, axes_, &options_, &bytes);
     if (status || bytes <= options_.scratch_size) return status;
-    scratch_.reset(::operator new(bytes, std::align_val_t{64}, std::nothrow));
+    if (!scratch_.reserve(bytes)) {
+      options_.scratch_size = bytes;  // for the message
+      return SOFTMAXLIB_ERROR_MEMORY;
+    }
     options_.scratch = scratch_.get();
-    options_.scratch_size = bytes;
-    return scratch_ ? SOFTMAXLIB_OK : SOFTMAXLIB_ERROR_MEMORY;
+    options_.scratch_size = scratch_.size();
+    return SOFTMAXLIB_OK;
   }
   void raise_if(softmaxlib_status status) const {
     if (status != SOFTMAXLIB_ERROR_MEMORY) return check(status);
@@ -258,6 +300,23 @@ softmaxlib_options options_of(double temperature, const std::optional<ArrayView>
   return options;
 }
 
+// Scratch for rows of x that are strided, as softmaxlib.h has it for calls that need none.
+void offer_scratch(const ArrayView& x, int32_t axis, softmaxlib_options& options,
+                   Scratch& scratch) {
+  constexpr int64_t kFew = 64, kMost = int64_t{1} << 28;
+  const softmaxlib_array& array = *x.get();
+  if (axis < 0) axis += array.ndim;
+  if (axis < 0 || axis >= array.ndim || array.ndim < 2 || array.shape[axis] <= 1) return;
+  const int64_t n = array.shape[axis], threads = std::max(options.num_threads, 1);
+  int64_t least = array.strides[axis];
+  for (int32_t d = 0; d < array.ndim; ++d)
+    if (array.shape[d] > 1) least = std::min(least, array.strides[d]);
+  if (array.strides[axis] == least || n < kFew || n > kMost / (256 * threads)) return;
+  if (!scratch.reserve(static_cast<size_t>(256 * (n + 64) * threads))) return;
+  options.scratch = scratch.get();
+  options.scratch_size = scratch.size();
+}
+
 // Calls f with options that report to last_kernel().
 template <class F>
 void run_reported(softmaxlib_options& options, F f) {
@@ -280,6 +339,8 @@ void sample(const py::array& x, const py::array& uniforms, const py::array& indi
   filter.top_k = top_k;
   filter.top_p = top_p;
   filter.min_p = min_p;
+  Scratch scratch;
+  offer_scratch(x_view, axis, options, scratch);
   run_reported(options, [&] {
     return softmaxlib_sample(x_view.get(), uniforms_view.get(), indices_view.get(), axis, &filter,
                              &options);
@@ -295,6 +356,8 @@ void topk_softmax(const py::array& x, const py::array& weights, const py::array&
   std::optional<ArrayView> temperatures_view;
   if (temperatures) temperatures_view.emplace(*temperatures, SOFTMAXLIB_F64);
   auto options = options_of(temperature, temperatures_view, isa, num_threads);
+  Scratch scratch;
+  offer_scratch(x_view, axis, options, scratch);
   run_reported(options, [&] {
     return softmaxlib_topk_softmax(x_view.get(), weights_view.get(), indices_view.get(), axis,
                                    renormalize, &options);
@@ -357,6 +420,8 @@ void cross_entropy(int32_t activation, const py::array& x, const py::array& targ
   loss.weight = weight ? static_cast<const double*>(weight->data()) : nullptr;
   loss.reduction = reduction;
   loss.total = get(total_view);
+  Scratch scratch;
+  offer_scratch(x_view, axis, options, scratch);
   run_reported(options, [&] {
     return softmaxlib_cross_entropy(activation, x_view.get(), target_view.get(), losses_view.get(),
                                     get(grad_view), axis, &loss, &options);
@@ -384,6 +449,8 @@ void take_log_softmax(const py::array& x, const py::array& indices, const py::ar
   if (where) where_view.emplace(*where, SOFTMAXLIB_BOOL);
   auto options = options_of(temperature, temperatures_view, isa, num_threads);
   options.where = get(where_view);
+  Scratch scratch;
+  offer_scratch(x_view, axis, options, scratch);
   run_reported(options, [&] {
     return softmaxlib_take_log_softmax(x_view.get(), indices_view.get(), out_view.get(),
                                        get(sums_view), axis, &options);
@@ -469,7 +536,8 @@ double time_pass(int32_t pass, int32_t isa, const py::array& x, const py::array&
   const auto to = static_cast<float*>(const_cast<void*>(out.data()));
   const int64_t n = std::min(x.nbytes(), out.nbytes()) / static_cast<int64_t>(sizeof(float));
   const size_t bytes = softmaxlib::pass_scratch(n);
-  const Scratch scratch(::operator new(bytes + 64, std::align_val_t{64}));
+  Scratch scratch;
+  if (!scratch.reserve(bytes + 64)) throw std::bad_alloc();
   std::memset(scratch.get(), 0, bytes);
   bool known = true;
   const double nanoseconds = time_calls(repeats, [&] {

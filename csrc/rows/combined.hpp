@@ -14,10 +14,13 @@ constexpr double kCount[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14,
 // Of one row; all positions count from its first element.
 template <class V>
 struct Terms {
+  using T = typename V::elem;
+
   const char* bias;  // NULL: none
   softmaxlib_dtype bias_dtype;
   bool bias_is_constant;
   double constant;
+  T constant_hi, constant_lo;     // it in the row's own type
   const uint8_t* where;           // NULL: all
   int64_t bias_from, where_from;  // the positions that they begin with
   double slope;                   // of ALiBi
@@ -28,7 +31,9 @@ struct Terms {
       : bias(job.base[kBias] ? job.base[kBias] + place.offset[kBias] : nullptr),
         bias_dtype(job.dtype[kBias]),
         bias_is_constant(bias && job.inner[0].stride[kBias] == 0),
-        constant(bias_is_constant ? row_operand(job, place, kBias, 0) : 0),
+        constant(0),
+        constant_hi(0),
+        constant_lo(0),
         where(job.base[kWhere]
                   ? reinterpret_cast<const uint8_t*>(job.base[kWhere] + place.offset[kWhere])
                   : nullptr),
@@ -37,7 +42,17 @@ struct Terms {
         slope(row_operand(job, place, kSlope, 0)),
         query(static_cast<double>(place.offset[kQuery])),
         offset(static_cast<double>(job.causal_offset)),
-        arguments(how) {}
+        arguments(how) {
+    if (bias_is_constant) set_constant(row_operand(job, place, kBias, 0));
+  }
+
+  void set_constant(double value) {
+    bias_is_constant = true;
+    constant = value;
+    constant_hi = static_cast<T>(value);
+    const bool finite = constant_hi - constant_hi == 0;
+    constant_lo = finite ? static_cast<T>(value - static_cast<double>(constant_hi)) : T(0);
+  }
 };
 
 inline void widen(f32x16 v, InLanes<f32x16>& to) { to = InLanes<f32x16>::of(v); }
@@ -116,6 +131,8 @@ struct Combined {
   }
   // A bias of floats for rows of floats, as most are, needs no double.
   SOFTMAXLIB_INLINE Value bias_at(int64_t i, int n) const {
+    if (terms->bias_is_constant && terms->slope == 0)
+      return {V::set1(terms->constant_hi), V::set1(terms->constant_lo)};
     if (terms->bias && terms->bias_dtype == SOFTMAXLIB_F32 && !terms->bias_is_constant &&
         terms->slope == 0) {
       V bias;
@@ -268,14 +285,8 @@ struct Stage {
     return top;
   }
 
-  // Brings y to out, with `masked` where the position takes no part.
-  SOFTMAXLIB_NOINLINE void put(const Job& job, const Place& place, int64_t start, int n, T masked) {
-    if (job.base[kWhere])
-      for_stretches(job, place, kWhere, start, n,
-                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                      for (int64_t i = 0; i < count; ++i)
-                        y[done + i] = p[i * stride] ? y[done + i] : masked;
-                    });
+  // Brings y to out.
+  SOFTMAXLIB_NOINLINE void put(const Job& job, const Place& place, int64_t start, int n) const {
     for_stretches(job, place, kOut, start, n,
                   [&](char* p, int64_t stride, int64_t done, int64_t count) {
                     store_all(job.dtype[kOut], p, stride, count, y + done, job.streaming);

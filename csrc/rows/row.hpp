@@ -259,19 +259,19 @@ class Row {
     with_chunks(start, stop, stage, [&](auto source, int64_t i, int n) { visit(source, i, n); });
   }
 
-  // visit(source, destination, first element, count); `masked` is the result where `where` is
-  // false.
+  // visit(source, destination, first element, count). What it makes of -inf is the result where
+  // `where` is false.
   template <class F>
-  void read_write(int64_t start, int64_t stop, T masked, F visit) const {
+  void read_write(int64_t start, int64_t stop, F visit) const {
     if (writes_y_) return read_write_contiguous(start, stop, visit);
     Stage<T> stage;
     with_chunks(start, stop, stage, [&](auto source, int64_t i, int n) {
       visit(source, stage.y, i, n);
-      stage.put(job_, place_, i, n, masked);
+      stage.put(job_, place_, i, n);
     });
   }
 
-  // The same where it writes to out itself: `masked` is what visit() makes of -inf.
+  // The same where it writes to out itself.
   template <class F>
   void read_write_contiguous(int64_t start, int64_t stop, F visit) const {
     if (reads_x_ && !shifted_)
@@ -342,9 +342,9 @@ class Row {
 
   // y = f(x), elementwise.
   template <class F>
-  void map(T masked, F f) const {
+  void map(F f) const {
     for_blocks([&](int64_t, int64_t start, int64_t stop) {
-      read_write(start, stop, masked, [&](auto source, T* y, int64_t, int64_t n) {
+      read_write(start, stop, [&](auto source, T* y, int64_t, int64_t n) {
         map_elements(source, y, n, streams(), f);
       });
     });

@@ -84,6 +84,11 @@ int64_t tile_of(const Job& job) {
   return rows > 1 ? rows : 0;
 }
 
+// Of rows in a tile.
+int64_t row_scratch(const Job& job, int64_t tile) {
+  return scratch_bytes(job.n, job.dtype[kOut], false, true) + tile * bytes_in_tile(job);
+}
+
 // How many columns to compute at once, where rows lie side by side in x and y; 0 where they do not.
 int64_t panel_of(const Job& job) {
   if (!side_by_side(job)) return 0;
@@ -127,9 +132,8 @@ Choice nearest(softmaxlib_function function, const Job& job, bool tiled,
 }
 
 // Whether batches can compute it.
-bool batches(softmaxlib_function function, const Job& job) {
-  return function != SOFTMAXLIB_LOG_STABLEMAX && !job_has(job, kSink) && job.n > 0 &&
-         job.n <= chunk_elements(job.dtype[kOut]);
+bool batches(const Job& job) {
+  return !job_has(job, kSink) && job.n > 0 && job.n <= chunk_elements(job.dtype[kOut]);
 }
 
 Choice choose_kernel(softmaxlib_function function, const Job& job,
@@ -165,10 +169,9 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
       return {registry::pipelined, "short rows in cache: the next row hides the end of this"};
   }
   const int64_t most = kVectorsPerGroup * (item == 8 ? 8 : 16) - (lies_across(job, kX) ? 0 : 1);
-  if (batches(function, job) && many_rows && !plain_softmax && job.rows * kShare >= job.n &&
-      job.n <= most)
+  if (batches(job) && many_rows && !plain_softmax && job.rows * kShare >= job.n && job.n <= most)
     return {registry::in_lanes, "rows of a few elements: every lane is a row"};
-  if (batches(function, job) && many_rows && (half || !plain_softmax))
+  if (batches(job) && many_rows && (half || !plain_softmax))
     return {registry::batched, "rows of up to a chunk: many at once, through tiles in cache"};
   // One exponential per element where x and y stay in cache (the last is shared with others), else
   // the least traffic.
@@ -239,17 +242,25 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
   else if (s.kernel == registry::pipelined) s.scratch = pipelined_scratch(job);
   else if (s.kernel == registry::batched) s.scratch = s.tile ? batched_scratch(job) : 0;
   else
-    s.scratch = scratch_bytes(job.n, job.dtype[kOut], s.split, s.tile || reloads(s.kernel)) +
-                s.tile * bytes_in_tile(job);
+    s.scratch = s.tile ? row_scratch(job, s.tile)
+                       : scratch_bytes(job.n, job.dtype[kOut], s.split, reloads(s.kernel));
   return s;
 }
 
-Schedule share_rows(const Job& job, const softmaxlib_options& options) {
+Schedule share_rows(const Job& job, const softmaxlib_options& options, bool tiles) {
   Schedule s = {};
   choose_stores(job, options, s);
   if (threads_of(options) > 1 && worth(job) > 1)
     s.tasks = std::min({job.rows, worth(job), threads_of(options) * kTasksPerThread});
   else s.tasks = 1;
+  // These calls need no scratch, but are faster with some where rows lie side by side.
+  const int64_t tile = tiles && options.scratch ? tile_of(job) : 0;
+  if (!tile) return s;
+  const int64_t bytes = std::max(row_scratch(job, tile), batched_scratch(job));
+  const int64_t tasks = std::min(s.tasks, threads_of(options));
+  if (reinterpret_cast<uintptr_t>(options.scratch) % 64 == 0 &&
+      static_cast<uint64_t>(bytes) <= options.scratch_size / static_cast<uint64_t>(tasks))
+    s.tile = tile, s.tasks = tasks, s.scratch = bytes;
   return s;
 }
 

@@ -24,7 +24,7 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
                          const softmaxlib_options& options, bool frugal);
 
 // For calls other than softmaxlib_run: a kernel of their own, whole rows shared.
-Schedule share_rows(const Job& job, const softmaxlib_options& options);
+Schedule share_rows(const Job& job, const softmaxlib_options& options, bool tiles);
 
 // For one row: its blocks are shared.
 Schedule share_blocks(const Job& job, const softmaxlib_options& options);

@@ -168,9 +168,12 @@ class Reader {
   }
   // Contiguous elements.
   SOFTMAXLIB_NOINLINE void convert(const char* p, int64_t n, T* to) const {
-    for (int64_t i = 0; i < n; i += kLanes, p += kLanes * access_.item)
-      store(to + i, load_some(job_.dtype[operand_], p,
-                              static_cast<int>(n - i < kLanes ? n - i : kLanes), V()));
+    with_storage(job_.dtype[operand_], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      const auto* const from = reinterpret_cast<decltype(storage)>(p);
+      int64_t i = 0;
+      for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+      if (i < n) store(to + i, load_n(from + i, static_cast<int>(n - i), 0));
+    });
   }
 
  private:
@@ -178,12 +181,19 @@ class Reader {
   void transpose(const char* x, int rows, T* to, int64_t pitch) const {
     Square<V> square;
     const int64_t stride = job_.inner[0].stride[operand_];
-    for (int64_t i = 0; i < job_.n; i += kLanes) {
-      const int64_t count = job_.n - i < kLanes ? job_.n - i : kLanes;
-      for (int64_t j = 0; j < count; ++j, x += stride)
-        store(square.at[j], load_some(job_.dtype[operand_], x, rows, V()));
-      square.put_transposed(to + i, pitch, rows);
-    }
+    with_storage(job_.dtype[operand_], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      using From = decltype(storage);
+      for (int64_t i = 0; i < job_.n; i += kLanes) {
+        const int64_t count = job_.n - i < kLanes ? job_.n - i : kLanes;
+        if (rows == kLanes)
+          for (int64_t j = 0; j < count; ++j, x += stride)
+            store(square.at[j], load(reinterpret_cast<From>(x)));
+        else
+          for (int64_t j = 0; j < count; ++j, x += stride)
+            store(square.at[j], load_n(reinterpret_cast<From>(x), rows, 0));
+        square.put_transposed(to + i, pitch, rows);
+      }
+    });
   }
 
   const Job& job_;
@@ -279,8 +289,14 @@ class Stager {
     };
     if (job_.base[kBias]) {
       terms.bias = at(kBias);
-      terms.bias_is_constant = run.step.stride[kBias] == 0;
-      if (terms.bias_is_constant) gather_any(job_.dtype[kBias], terms.bias, 0, 1, &terms.constant);
+      if (run.step.stride[kBias] == 0) {
+        double constant;
+        if (job_.n <= kColumns) constant = columns_[j];
+        else gather_any(job_.dtype[kBias], terms.bias, 0, 1, &constant);
+        terms.set_constant(constant);
+      } else {
+        terms.bias_is_constant = false;
+      }
     }
     if (job_.base[kWhere]) {
       terms.where = reinterpret_cast<const uint8_t*>(at(kWhere));
@@ -298,7 +314,17 @@ class Stager {
     const Combined<T> source = {x, &terms, 0};
     return rows == kLanes ? source.load(0) : source.load_n(0, rows, 0);
   }
-  Terms<V> terms_across(const RowRun& run) const { return Terms<V>(job_, run.place, arguments_); }
+  // For it; keeps the biases that are those of columns.
+  Terms<V> terms_across(const RowRun& run) {
+    const int64_t at = run.place.offset[kBias];
+    if (job_.base[kBias] && run.step.stride[kBias] == 0 && at != columns_at_ &&
+        job_.n <= kColumns) {
+      gather_any(job_.dtype[kBias], job_.base[kBias] + at, job_.inner[0].stride[kBias], job_.n,
+                 columns_);
+      columns_at_ = at;
+    }
+    return Terms<V>(job_, run.place, arguments_);
+  }
 
   // The first rows of an even run, one after the other.
   SOFTMAXLIB_NOINLINE void fetch_even(const RowRun& run, int rows, T* hi, T* lo, int* visible) {
@@ -310,7 +336,8 @@ class Stager {
       const bool as_it_is = x_.is_in_place();
       if (!as_it_is) x_.convert(x, n, hi);
       Terms<V> terms(job_, run.place, arguments_);
-      terms.bias_is_constant = terms.bias && run.step.stride[kBias] == 0;
+      if (run.step.stride[kBias] != 0) terms.bias_is_constant = false;
+      else if (terms.bias) terms.set_constant(row_operand(job_, run.place, kBias, 0));
       combine_all<T>({as_it_is ? reinterpret_cast<const T*>(x) : hi, &terms, 0}, n, hi, lo);
       for (int r = 0; visible && r < rows; ++r)
         visible[r] = terms.where ? count(terms.where + r * job_.n, job_.n)
@@ -349,7 +376,7 @@ class Stager {
 
   // The same of rows that lie side by side in all operands.
   SOFTMAXLIB_NOINLINE void fetch_across(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
-                                        int* visible) const {
+                                        int* visible) {
     const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
     Terms<V> terms = terms_across(run);
     Square<V> his, los;
@@ -422,6 +449,9 @@ class Stager {
   const Reader<V> x_;
   const Arguments<V> arguments_;  // of all rows, but where each has its own factor
   GatheredOptions<V> options_;
+  static constexpr int64_t kColumns = kVectorsPerGroup * kLanes;
+  double columns_[kColumns];
+  int64_t columns_at_ = -1;  // where they come from
 };
 
 template <class V>

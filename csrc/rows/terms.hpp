@@ -209,7 +209,7 @@ struct Scaled {
 template <class F, class D>
 inline void write_of(const Row<D>& row, const RowSum<F>& total) {
   using V = typename F::V;
-  row.map(0, Scaled<F>{F(total.reference), static_cast<typename V::elem>(reciprocal(total))});
+  row.map(Scaled<F>{F(total.reference), static_cast<typename V::elem>(reciprocal(total))});
 }
 
 // y = y / total for what store_of left there. Reads y, writes y.

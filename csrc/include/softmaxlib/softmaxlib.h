@@ -165,7 +165,10 @@ typedef struct softmaxlib_options {
   softmaxlib_parallel_for parallel_for; /* NULL: serial */
   void* parallel_context;
   void* scratch; /* softmaxlib_scratch_size() bytes, 64-byte aligned; NULL: a named algorithm must
-                    need none, ALGORITHM_AUTO takes one that does not, slower for some shapes */
+                    need none, ALGORITHM_AUTO takes one that does not, slower for some shapes. Of
+                    the calls below softmaxlib_run, those for states, losses and language models
+                    need none, and are faster with 256 (n + 64) bytes per thread, n being a row's
+                    elements, where rows are strided */
   size_t scratch_size;
   softmaxlib_report* report; /* NULL, or filled in */
 
@@ -290,7 +293,7 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_state_begin(softmaxlib_function func
                                                         softmaxlib_state* states);
 
 /* Adds the elements of x to states: one per row, in C order of the axes of x that are not named.
- * Options as for softmaxlib_run, without scratch and report. causal_offset counts from the chunk's
+ * Options as for softmaxlib_run, without report. causal_offset counts from the chunk's
  * first column; sinks are to be given once per row. */
 SOFTMAXLIB_API softmaxlib_status softmaxlib_state_update(const softmaxlib_array* x,
                                                          softmaxlib_state* states, int32_t naxes,
@@ -347,7 +350,7 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_orthogonal_gradient(const softmaxlib
 /* ---- Losses
  *
  * Rows are along one axis. Options: isa, threads, store (of grad), temperature and scale (also per
- * row), bias, where; not causal, alibi_slopes or sinks; no scratch, no report. */
+ * row), bias, where; not causal, alibi_slopes or sinks. */
 
 typedef int32_t softmaxlib_reduction;
 enum {
@@ -410,8 +413,8 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_take_log_softmax(
 /* ---- Language models
  *
  * Rows are along one axis. Options: isa, threads, temperature and scale (also per row), bias,
- * where; not causal, alibi_slopes or sinks; no scratch, no report. The same result on every ISA and
- * thread count, whatever the batch. */
+ * where; not causal, alibi_slopes or sinks. The same result on every ISA and thread count, whatever
+ * the batch. */
 
 typedef struct softmaxlib_filter {
   size_t struct_size;
