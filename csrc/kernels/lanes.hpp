@@ -10,11 +10,6 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// Whether a factor is all that arguments are beside the elements of x.
-inline bool is_only_scaled(const Job& job) {
-  return !job.elements_of_x && !job.base[kBias] && !job.base[kWhere] && !job.base[kSlope];
-}
-
 // Rows that lie side by side: vectors across them are read where they are. The groups of a batch
 // may come from several runs.
 template <class P, class X>

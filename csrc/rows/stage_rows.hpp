@@ -130,6 +130,11 @@ class RowRun {
   int64_t index_[SOFTMAXLIB_MAX_NDIM];
 };
 
+// Whether a factor is all that arguments are beside the elements of x.
+inline bool is_only_scaled(const Job& job) {
+  return !job.elements_of_x && !job.base[kBias] && !job.base[kWhere] && !job.base[kSlope];
+}
+
 // Elements of one operand on their way into tiles, as they are.
 template <class V>
 class Reader {
@@ -215,8 +220,10 @@ class Stager {
   // what hi lacks to lo. visible[r]: how many elements take part in row r, as far as 2.
   SOFTMAXLIB_NOINLINE void fetch(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
                                  int* visible) {
-    if (!job_.elements_of_x && is_across(run))
-      return fetch_across(run, rows, hi, lo, pitch, visible);
+    if (!job_.elements_of_x && x_.access().across) {
+      if (fetch_scaled_across(run, rows, hi, lo, pitch, visible)) return;
+      if (is_across(run)) return fetch_across(run, rows, hi, lo, pitch, visible);
+    }
     Place place = run.place;
     if (!x_.is_in_place()) x_.copy(run, rows, hi, pitch);
     Factors factors;
@@ -372,6 +379,43 @@ class Stager {
     for (int r = 0; r < kLanes; ++r)
       of.usual[r] = is_usual(above[r]) && is_usual(below[r]) && is_usual(of.hi[r]);
     return of;
+  }
+
+  // The same of rows that lie side by side, where a factor is all that x gets; false where one is
+  // not usual.
+  SOFTMAXLIB_NOINLINE bool fetch_scaled_across(const RowRun& run, int rows, T* hi, T* lo,
+                                               int64_t pitch, int* visible) const {
+    if (!is_only_scaled(job_) || job_.causal) return false;
+    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
+    const V limit = V::set1(static_cast<T>(kLargestLow<V>));
+    const char* const x = job_.base[kX] + run.place.offset[kX];
+    Square<V> his, los;
+    V bad = zero;
+    for (int r = 0; r < rows; r += kLanes) {
+      const int some = rows - r < kLanes ? rows - r : kLanes;
+      Pair<V> factor;
+      if (!factors(run, r, some, factor)) return false;
+      for (int64_t i = 0; i < pitch; i += kLanes) {
+        for (int j = 0; j < kLanes; ++j) {
+          V z = none, rest = zero;
+          if (i + j < job_.n) {
+            const char* const p = x + r * x_.access().item + (i + j) * job_.inner[0].stride[kX];
+            const V v = load_some(job_.dtype[kX], p, some, V());
+            z = v * factor.hi;
+            rest = fma(v, factor.lo, fma(v, factor.hi, zero - z));
+            rest = select(eq(v, none), zero, rest);
+            bad = select(gt(limit, max(rest, zero - rest)), bad, limit);
+          }
+          store(his.at[j], z);
+          store(los.at[j], rest);
+        }
+        his.put_transposed(hi + r * pitch + i, pitch, some);
+        los.put_transposed(lo + r * pitch + i, pitch, some);
+      }
+      for (int j = 0; visible && j < some; ++j)
+        visible[r + j] = job_.n < 2 ? static_cast<int>(job_.n) : 2;
+    }
+    return !any(gt(bad, zero));
   }
 
   // The same of rows that lie side by side in all operands.
