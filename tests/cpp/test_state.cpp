@@ -257,6 +257,37 @@ TEST_P(State, SinkOfAnEmptyChunk) {
   EXPECT_EQ(log_sum, sink);
 }
 
+// Which is all that scratch may change.
+TEST_P(State, StridedRowsAreFasterWithScratch) {
+  constexpr int64_t kN = 1500, kRows = 37;
+  std::vector<float> x(kN * kRows), with(x.size()), without(x.size());
+  std::mt19937 random(7);
+  std::normal_distribution<float> normal(0, 5);
+  for (float& v : x) v = normal(random);
+  const int64_t shape[] = {kN, kRows};
+  const int32_t axis = 0;
+  const softmaxlib_array xa = {x.data(), SOFTMAXLIB_F32, 2, shape, nullptr};
+  alignas(64) static char scratch[256 * (kN + 64)];
+  for (const softmaxlib_function function : {SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_LOG_STABLEMAX}) {
+    std::vector<softmaxlib_state> states[2];
+    for (const bool has : {false, true}) {
+      Options o(GetParam(), SOFTMAXLIB_ALGORITHM_AUTO);
+      o.temperature = 0.7;
+      o.scratch = has ? scratch : nullptr;
+      o.scratch_size = has ? sizeof(scratch) : 0;
+      auto& s = states[has];
+      s.resize(kRows);
+      const softmaxlib_array out = {(has ? with : without).data(), SOFTMAXLIB_F32, 2, shape,
+                                    nullptr};
+      ASSERT_EQ(softmaxlib_state_begin(function, SOFTMAXLIB_F32, kRows, s.data()), SOFTMAXLIB_OK);
+      ASSERT_EQ(softmaxlib_state_update(&xa, s.data(), 1, &axis, &o), SOFTMAXLIB_OK);
+      ASSERT_EQ(softmaxlib_state_scale(&xa, &out, s.data(), 1, &axis, &o), SOFTMAXLIB_OK);
+    }
+    EXPECT_EQ(memcmp(states[0].data(), states[1].data(), kRows * sizeof(softmaxlib_state)), 0);
+    EXPECT_EQ(memcmp(with.data(), without.data(), with.size() * sizeof(float)), 0);
+  }
+}
+
 // What a state of one ISA is, it is on every other.
 TEST(StateBytes, SameOnEveryIsa) {
   for (const softmaxlib_dtype dtype : {SOFTMAXLIB_F32, SOFTMAXLIB_F64})

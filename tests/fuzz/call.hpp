@@ -292,6 +292,24 @@ class Scratch {
   void* data_ = nullptr;
 };
 
+// Scratch of exactly the size that calls are faster with which need none (softmaxlib.h); every
+// other call gets it.
+class OfferedScratch {
+ public:
+  OfferedScratch(int64_t n, size_t call, softmaxlib_options* o)
+      : bytes_(256 * static_cast<size_t>(n + 64) *
+               static_cast<size_t>(std::max(o->num_threads, 1))),
+        scratch_(bytes_) {
+    if (call % 2) return;
+    o->scratch = scratch_.data();
+    o->scratch_size = bytes_;
+  }
+
+ private:
+  const size_t bytes_;
+  const Scratch scratch_;
+};
+
 // Copies of what a call must not write to.
 class Inputs {
  public:

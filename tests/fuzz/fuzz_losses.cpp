@@ -283,6 +283,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const Array kept = *l.target;
     softmaxlib_options o = l.options;
     o.isa = isa;
+    const OfferedScratch scratch(plain.columns(), static_cast<size_t>(rank), &o);
     Array r = *l.results;
     std::unique_ptr<Array> m = l.more ? std::make_unique<Array>(*l.more) : nullptr;
     std::unique_ptr<Array> t = l.total ? std::make_unique<Array>(*l.total) : nullptr;

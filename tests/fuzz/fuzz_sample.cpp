@@ -160,6 +160,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const Inputs inputs(rows);
     softmaxlib_options o = rows.options;
     o.isa = isa;
+    const OfferedScratch scratch(plain.columns(), static_cast<size_t>(rank), &o);
     Array n = *rows.numbers, i = *rows.indices;
     status = call_rows(rows, rows.x->view(), n.view(), i.view(), rows.axes[0], o);
     require(status == SOFTMAXLIB_OK, softmaxlib_status_text(status));

@@ -76,6 +76,7 @@ States update(const Stream& s, int64_t rows, size_t first_isa) {
   for (size_t i = 0; i < s.cuts.size(); from = s.cuts[i++]) {
     softmaxlib_options o = s.options;
     o.isa = isa_of(first_isa + i);
+    const OfferedScratch scratch(s.cuts[i] - from, i, &o);
     Shape shape, strides;
     const softmaxlib_array x = part_of(s, *s.x, from, s.cuts[i], &shape, &strides);
     if (s.merged[i])
@@ -159,6 +160,7 @@ void check_valid(const Stream& s) {
   for (size_t i = 0; i < s.cuts.size(); from = s.cuts[i++]) {
     softmaxlib_options o = s.options;
     o.isa = isa_of(i);
+    const OfferedScratch scratch(s.cuts[i] - from, i, &o);
     Shape shape, strides, out_shape, out_strides;
     const softmaxlib_array x = part_of(s, *s.x, from, s.cuts[i], &shape, &strides);
     const softmaxlib_array part = part_of(s, out, from, s.cuts[i], &out_shape, &out_strides);

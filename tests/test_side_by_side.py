@@ -1,0 +1,134 @@
+"""Rows along an axis that is not the last: the bits of the same rows where they are contiguous."""
+
+import numpy as np
+import oracle
+import pytest
+from test_short_rows import same
+
+import softmaxlib as sml
+
+FUNCTIONS = ("softmax", "log_softmax", "logsumexp", "stablemax", "log_stablemax")
+# (rows before, elements, rows beside): short and long, whole vectors of rows and less, runs of few.
+SHAPES = ((3, 2, 20), (9, 1, 33), (2, 64, 40), (5, 7, 3), (2, 65, 18), (1, 1025, 35), (2, 3000, 5))
+
+
+def elements(rng, shape, dtype):
+    """Return x with rows that are not usual: NaN, infinite, far from 0, steep."""
+    x = (4 * rng.standard_normal(shape)).astype(dtype)
+    x[0, -1, 0] = np.nan
+    x[0, 0, 1] = np.inf
+    x[0, :, 2] = -np.inf
+    x[-1, :, -1] *= np.dtype(dtype).type(250)
+    x[-1, 0, 0] = -60
+    return x
+
+
+def options_of(rng, shape):
+    before, n, beside = shape
+    where = rng.random(shape) < 0.6
+    where[0, :, 1] = False
+    bias = rng.standard_normal(shape).astype(np.float32)
+    return (
+        {},
+        {"temperature": 0.7},
+        {"temperature": rng.random((before, 1, beside)) + 0.5},
+        {"temperature": 1e-310},
+        {"where": where},
+        {"where": rng.random((1, n, 1)) < 0.8},
+        {"bias": bias},
+        {"bias": rng.standard_normal((1, n, 1))},
+        {"bias": rng.standard_normal((before, 1, beside)).astype(np.float16), "where": where},
+        {"bias": bias, "where": where, "temperature": 1.5},
+        {"bias": bias, "where": where, "temperature": rng.random((before, 1, beside)) + 0.5},
+    )
+
+
+def moved(options, shape):
+    """Return the options of the same rows along a last axis."""
+    found = {}
+    for key, value in options.items():
+        if np.ndim(value):
+            value = np.ascontiguousarray(np.moveaxis(np.broadcast_to(value, shape), 1, -1))
+            if key == "temperature":
+                value = value[..., :1]
+        found[key] = value
+    return found
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
+def test_any_function_and_option(isa, name, dtype):
+    function = getattr(sml, name)
+    rng = np.random.default_rng(3)
+    for shape in SHAPES:
+        x = elements(rng, shape, dtype)
+        rows = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+        for options in options_of(rng, shape):
+            wanted = function(rows, **moved(options, shape))
+            y = function(x, axis=1, **options)
+            if name != "logsumexp":
+                wanted = np.moveaxis(wanted, -1, 1)
+            assert same(y, wanted), (shape, list(options), sml.last_kernel())
+            if name == "logsumexp":
+                continue
+            in_place = x.copy()
+            function(in_place, axis=1, out=in_place, **options)
+            assert same(in_place, wanted), (shape, list(options), sml.last_kernel())
+            out = np.empty_like(rows)
+            function(x, axis=1, out=np.moveaxis(out, -1, 1), **options)
+            assert same(np.moveaxis(out, -1, 1), wanted), (shape, list(options))
+
+
+@pytest.mark.parametrize("algorithm", ("three_pass_recompute", "three_pass_reload", "two_pass"))
+def test_named_algorithms(isa, algorithm):
+    rng = np.random.default_rng(4)
+    for shape in SHAPES:
+        x = elements(rng, shape, np.float32)
+        for options in options_of(rng, shape):
+            wanted = sml.softmax(x, axis=1, **options)
+            assert same(sml.softmax(x, axis=1, algorithm=algorithm, **options), wanted)
+
+
+@pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
+@pytest.mark.parametrize("threads", (1, 3))
+def test_losses_samples_and_top_k(isa, dtype, threads):
+    rng = np.random.default_rng(5)
+    with sml.threads(threads):
+        for shape in ((2, 65, 18), (1, 1025, 35), (2, 3000, 5), (1, 70, 2000)):
+            x = elements(rng, shape, dtype)
+            x[0, :, 2] = 1  # a sum there is
+            rows = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+            n = shape[1]
+            target = rng.integers(0, n, (shape[0], shape[2]))
+            where = rng.random(shape) < 0.9
+            for options in (
+                {},
+                {"label_smoothing": 0.1},
+                {"activation": "stablemax"},
+                {"where": where, "label_smoothing": 0.1, "temperature": 0.6},
+            ):
+                along = moved({"where": where}, shape) if "where" in options else {}
+                loss, grad = sml.cross_entropy(
+                    x, target, axis=1, return_grad=True, reduction="none", **options
+                )
+                wanted, wanted_grad = sml.cross_entropy(
+                    rows, target, return_grad=True, reduction="none", **{**options, **along}
+                )
+                assert same(loss, wanted), (shape, list(options))
+                assert same(np.moveaxis(grad, 1, -1), wanted_grad), (shape, list(options))
+                assert same(
+                    sml.cross_entropy(x, target, axis=1, reduction="none", **options), wanted
+                )
+            taken = sml.take_log_softmax(x, target[:, None], axis=1)
+            wanted = sml.take_log_softmax(rows, target[..., None])
+            assert same(taken[:, 0], wanted[..., 0])
+            finite = np.where(np.isfinite(x.astype(np.float64)), x, 0).astype(dtype)
+            contiguous = np.ascontiguousarray(np.moveaxis(finite, 1, -1))
+            drawn = sml.sample(finite, np.random.default_rng(1), axis=1, top_p=0.9)
+            assert np.array_equal(
+                drawn, sml.sample(contiguous, np.random.default_rng(1), top_p=0.9)
+            )
+            weights, indices = sml.topk_softmax(finite, 3, axis=1)
+            wanted, wanted_indices = sml.topk_softmax(contiguous, 3)
+            assert same(np.moveaxis(weights, 1, -1), wanted)
+            assert np.array_equal(np.moveaxis(indices, 1, -1), wanted_indices)
