@@ -363,11 +363,12 @@ class Stager {
     Factors of;
     alignas(64) double above[kLanes], below[kLanes];
     const char* p = job_.base[kScale] + run.place.offset[kScale] + first * run.step.stride[kScale];
+    double own[kLanes];
+    gather_any(job_.dtype[kScale], p, run.step.stride[kScale], rows, own);
+    for (int r = rows; r < kLanes; ++r) own[r] = 1;
     for (int r = 0; r < kLanes; ++r) {
-      double own = 1;
-      if (r < rows) gather_any(job_.dtype[kScale], p + r * run.step.stride[kScale], 0, 1, &own);
-      above[r] = job_.divides ? job_.scale : own;
-      below[r] = job_.divides ? own : job_.temperature;
+      above[r] = job_.divides ? job_.scale : own[r];
+      below[r] = job_.divides ? own[r] : job_.temperature;
     }
     const f64x8 zero = f64x8::set1(0);
     for (int r = 0; r < kLanes; r += f64x8::lanes) {
