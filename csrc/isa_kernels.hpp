@@ -107,10 +107,6 @@ SOFTMAXLIB_GRADIENT_OF(stablemax)
 SOFTMAXLIB_GRADIENT_OF(log_stablemax)
 #undef SOFTMAXLIB_GRADIENT_OF
 template <class T>
-void orthogonal_gradient_of_array(const Job& job, int64_t, int64_t, char*) {
-  orthogonal_gradient<T>(job);
-}
-template <class T>
 void cross_entropy_of_softmax(const Job& job, int64_t start, int64_t stop, char* scratch) {
   cross_entropy_of_rows<SoftmaxOf, T>(job, start, stop, scratch);
 }
@@ -148,13 +144,13 @@ KernelTable make_table() {
   table.take[registry::storage] =                                                            \
       SOFTMAXLIB_REPORTED("take_log_softmax_" #storage, take_of_rows<arithmetic<storage>>);  \
   table.scale_rows[registry::storage] =                                                      \
-      SOFTMAXLIB_REPORTED("scale_rows_" #storage, scale_rows<storage>);                      \
+      SOFTMAXLIB_REPORTED("scale_rows_" #storage, scale_rows<arithmetic<storage>>);          \
   table.cross_entropy[0][registry::storage] = SOFTMAXLIB_REPORTED(                           \
       "cross_entropy_" #storage, cross_entropy_of_softmax<arithmetic<storage>>);             \
   table.cross_entropy[1][registry::storage] = SOFTMAXLIB_REPORTED(                           \
       "stablemax_cross_entropy_" #storage, cross_entropy_of_stablemax<arithmetic<storage>>); \
-  table.orthogonal[registry::storage] =                                                      \
-      SOFTMAXLIB_REPORTED("orthogonal_gradient_" #storage, orthogonal_gradient_of_array<storage>);
+  table.orthogonal[registry::storage] = SOFTMAXLIB_REPORTED(                                 \
+      "orthogonal_gradient_" #storage, orthogonal_gradient<arithmetic<storage>>);
 #define SOFTMAXLIB_GRADIENT(function, storage)                                 \
   table.gradient[registry::function][registry::storage] = SOFTMAXLIB_REPORTED( \
       #function "_backward_" #storage, gradient_of_##function<arithmetic<storage>>);

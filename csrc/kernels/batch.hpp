@@ -56,6 +56,16 @@ class LanesOfRows {
   alignas(64) double sums_[2][8][8];
 };
 
+// Arguments of one part or of two.
+template <class V, bool kLow>
+struct ArgumentOf {
+  using type = V;
+};
+template <class V>
+struct ArgumentOf<V, true> {
+  using type = Pair<V>;
+};
+
 // X: V, or Pair<V> for arguments of two parts.
 template <class P, class X>
 class Batch {
@@ -347,8 +357,12 @@ inline void run_batches(const Job& job, bool is_direct, int64_t row, int64_t sto
   [[maybe_unused]] T* const low = job.tile ? room(2) : some;
   B batches[2] = {B(job.n, room(0)), B(job.n, room(1))};
   B *now = batches, *before = batches + 1;
-  for (RowRun run(job, row); row < stop;) {
-    int64_t rows = run.rows < stop - row ? run.rows : stop - row;
+  // While the rows of one are computed, those of the one before leave; behind the last there is
+  // none.
+  RowRun run(job, row);
+  for (bool more = true; more;) {
+    more = row < stop;
+    int64_t rows = !more ? 0 : run.rows < stop - row ? run.rows : stop - row;
     if (rows > now->most()) rows = now->most();
     if (is_direct) now->begin(run, row, static_cast<int>(rows));
     else now->begin(run, row, static_cast<int>(rows), stager, low);
@@ -356,14 +370,15 @@ inline void run_batches(const Job& job, bool is_direct, int64_t row, int64_t sto
       if (r < now->rows()) now->compute(f, r);
       if (r < before->rows()) before->put(job, r, sender, alone);
     }
-    now->finish(sender.collects());
-    row += rows;
-    run.advance(rows);
+    if (more) {
+      now->finish(sender.collects());
+      row += rows;
+      run.advance(rows);
+    }
     B* const next = before;
     before = now;
     now = next;
   }
-  for (int r = 0; r < before->rows(); ++r) before->put(job, r, sender, alone);
   sender.finish();
 }
 

@@ -8,34 +8,41 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
+// Rows of any length; Storage: as GradientRow and GradientTiles have it.
+template <softmaxlib_function kFunction, class T, class Storage>
+void gradient_along(const Job& job, int64_t start, int64_t stop) {
+  constexpr int64_t kLanes = vector_of<T>::type::lanes;
+  if constexpr (kHasManyRows) {
+    const bool whole = sizeof(Storage) == sizeof(T) || (job.n % kLanes == 0 && !job.streaming);
+    if (job.n <= kVectorsPerChunk * kLanes) {
+      if (whole) GradientTiles<kFunction, T, Storage>(job).compute(start, stop);
+      else GradientTiles<kFunction, T>(job).compute(start, stop);
+      return stream_fence();
+    }
+  }
+  gradient_of_long_rows<kFunction, T, Storage>(job, start, stop);
+  stream_fence();
+}
+
 template <softmaxlib_function kFunction, class T>
 void gradient_rows(const Job& job, int64_t start, int64_t stop, char*) {
-  using V = typename vector_of<T>::type;
   const DefaultFloatingPoint environment;
   if (start == stop || job.n == 0) return;
   if constexpr (kHasManyRows) {
     if (GradientAcross<kFunction, T>::takes(job))
       return GradientAcross<kFunction, T>(job).compute(start, stop);
-    if (job.n <= kVectorsPerChunk * V::lanes) {
-      GradientTiles<kFunction, T>(job).compute(start, stop);
-      return stream_fence();
+    // What mixed precision trains with reads its halves where they are.
+    constexpr bool kIsUsual =
+        kFunction == SOFTMAXLIB_SOFTMAX || kFunction == SOFTMAXLIB_LOG_SOFTMAX;
+    if constexpr (kIsUsual && sizeof(T) == 4) {
+      const softmaxlib_dtype dtype = job.dtype[kOut];
+      if (job.direct && dtype == SOFTMAXLIB_F16)
+        return gradient_along<kFunction, T, f16>(job, start, stop);
+      if (job.direct && dtype == SOFTMAXLIB_BF16)
+        return gradient_along<kFunction, T, bf16>(job, start, stop);
     }
   }
-  using Row = GradientRow<kFunction, T>;
-  GradientStage<T> stage;
-  Edge<T> edge;
-  Rows rows(job, start);
-  Row before(job, rows.place(), &stage, &edge);
-  before.read_beside(nullptr);
-  for (int64_t r = start + 1; r < stop; ++r) {
-    rows.next();
-    Row row(job, rows.place(), &stage, &edge);
-    row.read_beside(&before);
-    before = row;
-  }
-  before.write();
-  edge.flush();
-  stream_fence();
+  gradient_along<kFunction, T, T>(job, start, stop);
 }
 
 }  // namespace

@@ -354,8 +354,10 @@ SOFTMAXLIB_INLINE V plus_element(V group, bool is_first, V g, V result) {
   }
 }
 
-// Part of a row, all of whose operands are contiguous. kOver: up to a vector may be read beyond it.
-template <softmaxlib_function kFunction, class Vector, bool kOver>
+// Part of a row, all of whose operands are contiguous and of one storage. kOver: up to a vector may
+// be read beyond it.
+template <softmaxlib_function kFunction, class Vector, bool kOver,
+          class Storage = typename Vector::elem>
 struct GradientPiece {
   using Of = GradientOf<kFunction>;
   using V = Vector;
@@ -363,8 +365,8 @@ struct GradientPiece {
   static constexpr int kLanes = V::lanes;
   static constexpr T kNone = static_cast<T>(Of::kLog ? -INFINITY : 0);
 
-  const T *grad, *y, *x;  // those that the function has
-  const uint8_t* where;   // NULL: all
+  const Storage *grad, *y, *x;  // those that the function has
+  const uint8_t* where;         // NULL: all
 
   // Every product and sum in double.
   SOFTMAXLIB_NOINLINE Lanes<V> careful_sum(int64_t n, double unit) const {
@@ -421,13 +423,14 @@ struct GradientPiece {
     return masked(d, result, i, count);
   }
   // out: n elements, streamed from the first aligned vector on; what is left at the ends: to edge.
-  void write(T* out, int64_t n, const ElementGradient<kFunction, V>& element, Edge<T>* edge) const {
+  void write(Storage* out, int64_t n, const ElementGradient<kFunction, V>& element,
+             Edge<Storage>* edge) const {
     element.with([&](auto f) SOFTMAXLIB_INLINE_LAMBDA { write_each(out, n, f, edge); });
   }
 
  private:
   template <class F>
-  SOFTMAXLIB_INLINE void write_each(T* out, int64_t n, F element, Edge<T>* edge) const {
+  SOFTMAXLIB_INLINE void write_each(Storage* out, int64_t n, F element, Edge<Storage>* edge) const {
     const auto at = [element, piece = *this](int64_t i, int count)
                         SOFTMAXLIB_INLINE_LAMBDA { return piece.results(i, count, element); };
     // A copy of at: the loop's own stays in registers only if its address goes nowhere.
@@ -435,7 +438,7 @@ struct GradientPiece {
                           SOFTMAXLIB_NOINLINE_LAMBDA { return at(i, static_cast<int>(count)); };
     const bool streaming = edge;
     int64_t i = 0;
-    constexpr int64_t kItem = sizeof(T), kVector = kLanes * kItem;
+    constexpr int64_t kItem = sizeof(Storage), kVector = kLanes * kItem;
     const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out)) % kVector;
     if (streaming && past) {
       i = (kVector - past) / kItem;
@@ -451,7 +454,7 @@ struct GradientPiece {
     if (streaming) edge->begin(out + i, some(i, count), count);
     else store_n(out + i, some(i, count), count);
   }
-  static V load_some(const T* p, int64_t i, int n, T fill) {
+  static V load_some(const Storage* p, int64_t i, int n, T fill) {
     if (n == kLanes) return load(p + i);
     if constexpr (!kOver) return load_n(p + i, n, fill);
     constexpr T kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};

@@ -15,14 +15,15 @@ struct GradientStage {
   uint8_t where[kSize];
 };
 
-template <softmaxlib_function kFunction, class T>
+// Storage: of all operands, which then are direct; or T, and they may be anything.
+template <softmaxlib_function kFunction, class T, class Storage = T>
 class GradientRow {
  public:
   using Of = GradientOf<kFunction>;
   using V = typename vector_of<T>::type;
   static constexpr int64_t kChunk = kVectorsPerChunk * V::lanes;
 
-  GradientRow(const Job& job, const Place& place, GradientStage<T>* stage, Edge<T>* edge)
+  GradientRow(const Job& job, const Place& place, GradientStage<T>* stage, Edge<Storage>* edge)
       : job_(&job), place_(place), stage_(stage), scale_(affine_of(job, place, {0, 0})) {
     const auto at = reinterpret_cast<uintptr_t>(job.base[kOut] + place.offset[kOut]);
     const int64_t past = static_cast<int64_t>(at) % kVector;
@@ -50,11 +51,13 @@ class GradientRow {
   }
 
  private:
-  static constexpr int64_t kItem = sizeof(T), kVector = V::lanes * kItem;
+  static constexpr bool kIsOwn = sizeof(Storage) == sizeof(T);
+  static constexpr int64_t kItem = sizeof(Storage), kVector = V::lanes * kItem;
 
   // Whether all operands are read and written where they are.
   bool is_direct() const {
-    return job_->direct && job_->dtype[kOut] == (kItem == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64);
+    constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
+    return !kIsOwn || (job_->direct && job_->dtype[kOut] == kOwn);
   }
 
   void sum_up(const GradientRow* before, bool quick) {
@@ -77,16 +80,20 @@ class GradientRow {
     if (n <= 0) return;
     const ElementGradient<kFunction, V> element(scale_, in_all(sum_, V()), result_);
     if (is_direct()) return piece(start, n).write(at(kOut) + start, n, element, edge_);
-    piece(start, n).write(stage_->out, n, element, nullptr);
-    for_stretches(*job_, place_, kOut, start, n,
-                  [&](char* p, int64_t stride, int64_t done, int64_t count) {
-                    store_all(job_->dtype[kOut], p, stride, count, stage_->out + done);
-                  });
+    if constexpr (kIsOwn) {
+      piece(start, n).write(stage_->out, n, element, nullptr);
+      for_stretches(*job_, place_, kOut, start, n,
+                    [&](char* p, int64_t stride, int64_t done, int64_t count) {
+                      store_all(job_->dtype[kOut], p, stride, count, stage_->out + done);
+                    });
+    }
   }
 
-  T* at(Operand k) const { return reinterpret_cast<T*>(job_->base[k] + place_.offset[k]); }
-  GradientPiece<kFunction, V, false> piece(int64_t start, int64_t n) const {
-    GradientPiece<kFunction, V, false> piece = {};
+  Storage* at(Operand k) const {
+    return reinterpret_cast<Storage*>(job_->base[k] + place_.offset[k]);
+  }
+  GradientPiece<kFunction, V, false, Storage> piece(int64_t start, int64_t n) const {
+    GradientPiece<kFunction, V, false, Storage> piece = {};
     if (job_->base[kWhere]) {
       for_stretches(*job_, place_, kWhere, start, n,
                     [&](const char* p, int64_t stride, int64_t done, int64_t count) {
@@ -101,23 +108,46 @@ class GradientRow {
     if constexpr (Of::kReadsX) piece.x = fetch(kX, start, n, stage_->x);
     return piece;
   }
-  const T* fetch(Operand k, int64_t start, int64_t n, T* to) const {
-    if (is_direct()) return at(k) + start;
-    for_stretches(*job_, place_, k, start, n,
-                  [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                    gather_any(job_->dtype[k], p, stride, count, to + done);
-                  });
-    return to;
+  const Storage* fetch(Operand k, int64_t start, int64_t n, T* to) const {
+    if constexpr (kIsOwn) {
+      if (!is_direct()) {
+        for_stretches(*job_, place_, k, start, n,
+                      [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                        gather_any(job_->dtype[k], p, stride, count, to + done);
+                      });
+        return to;
+      }
+    }
+    return at(k) + start;
   }
 
   const Job* job_;
   Place place_;
   GradientStage<T>* stage_;
-  Edge<T>* edge_ = nullptr;
+  Edge<Storage>* edge_ = nullptr;
   int64_t head_ = 0;
   GradientScale scale_;
   double sum_ = 0, result_ = 0;
 };
+
+// Rows one after the other.
+template <softmaxlib_function kFunction, class T, class Storage>
+SOFTMAXLIB_NOINLINE void gradient_of_long_rows(const Job& job, int64_t start, int64_t stop) {
+  using Row = GradientRow<kFunction, T, Storage>;
+  GradientStage<T> stage;
+  Edge<Storage> edge;
+  Rows rows(job, start);
+  Row before(job, rows.place(), &stage, &edge);
+  before.read_beside(nullptr);
+  for (int64_t r = start + 1; r < stop; ++r) {
+    rows.next();
+    Row row(job, rows.place(), &stage, &edge);
+    row.read_beside(&before);
+    before = row;
+  }
+  before.write();
+  edge.flush();
+}
 
 // One row by itself.
 template <softmaxlib_function kFunction, class T>

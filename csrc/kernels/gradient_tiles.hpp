@@ -8,7 +8,9 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-template <softmaxlib_function kFunction, class T>
+// Storage: of all operands, which then are direct, their rows whole vectors, results not streamed;
+// or T, and they may be anything.
+template <softmaxlib_function kFunction, class T, class Storage = T>
 class GradientTiles {
  public:
   using Of = GradientOf<kFunction>;
@@ -24,8 +26,8 @@ class GradientTiles {
         x_(job, kX),
         where_along_(is_contiguous(job, kWhere, 1)),
         sender_(job),
-        is_direct_(job.dtype[kOut] == (sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64) &&
-                   !sender_.collects() && (job.n == pitch_ || !job.in_place)) {}
+        is_direct_(!kIsOwn || (job.dtype[kOut] == kOwn && !sender_.collects() &&
+                               (job.n == pitch_ || !job.in_place))) {}
 
   void compute(int64_t row, int64_t stop) {
     const GradientScale of_all(affine_of(job_, RowRun(job_, 0).place, {0, 0}));
@@ -49,12 +51,14 @@ class GradientTiles {
 
  private:
   static constexpr int64_t kRoom = 2 * kVectorsPerChunk * kLanes;
+  static constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
+  static constexpr bool kIsOwn = sizeof(Storage) == sizeof(T);
 
   // An operand of some rows: in a tile, or where it is.
   struct Tile {
     Reader<V> reader;
     Operand operand;
-    alignas(64) T elements[kRoom + kLanes];
+    alignas(64) T elements[kIsOwn ? kRoom + kLanes : 1];
     const char* first;
     int64_t stride;
 
@@ -63,11 +67,14 @@ class GradientTiles {
       stride = spacing * static_cast<int64_t>(sizeof(T));
       first = reinterpret_cast<const char*>(elements);
       const char* const at = run.job.base[operand] + run.place.offset[operand];
-      if (in_place && reader.is_in_place()) first = at, stride = run.step.stride[operand];
+      if (!kIsOwn || (in_place && reader.is_in_place()))
+        first = at, stride = run.step.stride[operand];
       else if (dense) reader.convert(at, rows * run.job.n, elements);
       else reader.copy(run, static_cast<int>(rows), elements, spacing);
     }
-    const T* row(int64_t r) const { return reinterpret_cast<const T*>(first + r * stride); }
+    const Storage* row(int64_t r) const {
+      return reinterpret_cast<const Storage*>(first + r * stride);
+    }
   };
 
   // Whether the rows of a run follow each other without gaps in all operands.
@@ -108,7 +115,7 @@ class GradientTiles {
     where_stride_ = spacing_;
   }
 
-  SOFTMAXLIB_INLINE GradientPiece<kFunction, V, true> piece(int64_t r) const {
+  SOFTMAXLIB_INLINE GradientPiece<kFunction, V, true, Storage> piece(int64_t r) const {
     r += first_;
     const uint8_t* const where = where_ ? where_ + r * where_stride_ : nullptr;
     if constexpr (Of::kReduces) return {nullptr, nullptr, x_.row(r), where};
@@ -149,7 +156,8 @@ class GradientTiles {
     const int64_t step = run.step.stride[kOut];
     char* const y = job_.base[kOut] + run.place.offset[kOut] + first_ * step;
     const auto out = [&](int64_t r) SOFTMAXLIB_INLINE_LAMBDA {
-      return is_direct_ ? reinterpret_cast<T*>(y + r * step) : results + r * spacing_;
+      if constexpr (!kIsOwn) return reinterpret_cast<Storage*>(y + r * step);
+      else return is_direct_ ? reinterpret_cast<T*>(y + r * step) : results + r * spacing_;
     };
     bool is_plain = false;
     if constexpr (Element::kMayBePlain) {
@@ -173,7 +181,7 @@ class GradientTiles {
       if (all || !alone_[r]) sender_.put(y + r * step, results + r * spacing_, 1);
   }
   template <class F>
-  SOFTMAXLIB_INLINE void write(int64_t r, T* to, const F& element) const {
+  SOFTMAXLIB_INLINE void write(int64_t r, Storage* to, const F& element) const {
     const auto row = piece(r);
     const int64_t n = job_.n;
     int64_t i = 0;
@@ -231,7 +239,8 @@ class GradientTiles {
   LanesOfRows<V> lanes_;
   bool alone_[kLanes];
   uint8_t wheres_[kRoom + kLanes];
-  alignas(64) T results_[kLanes + kRoom + kLanes];  // an outbox reads around what it takes
+  alignas(64) T
+      results_[kIsOwn ? kLanes + kRoom + kLanes : kLanes];  // an outbox reads around what it takes
 };
 
 }  // namespace

@@ -26,36 +26,23 @@ struct LinesAhead {
   }
 };
 
-// Columns of several groups of rows, all n of each: column j of a group holds element j of its
-// rows. The groups go through the phases one after the other: the chain of a single group's
-// maximum, exponentials, sum and reciprocal would be too long.
-template <class P, class X>
-class LaneGroups {
+// Columns of several groups of rows: column j of a group holds element j of its rows, and later
+// their results. kLow: elements have a second part.
+template <class Vector, bool kLow>
+class LaneColumns {
  public:
-  using V = typename P::V;
+  using V = Vector;
   using T = typename V::elem;
-  using F = typename P::F;
   static constexpr int kLanes = V::lanes;
-  static constexpr bool kLow = sizeof(X) > sizeof(V);
   // Columns: of a batch, a part of the first level cache; and what there is room for.
   static constexpr int kMost = kLow ? 96 : 128;
   static constexpr int kSlots = 4, kRoom = kSlots * kVectorsPerGroup * kLanes;
   static_assert(kRoom >= kMost, "a batch fits");
 
-  // counts: a row may see but one of its elements, which takes all.
-  LaneGroups(int n, bool counts)
-      : n_(n),
-        pitch_((n + 3) / 4 * 4),
-        groups_(kMost / pitch_),
-        counts_(P::kOneIsOne && n > 1 && counts) {}
+  explicit LaneColumns(int n) : n_(n), pitch_((n + 3) / 4 * 4), groups_(kMost / pitch_) {}
 
   // Of a batch.
   int groups() const { return groups_; }
-
-  // What the rows of a group need beside their elements: those of a run from `first` on.
-  void begin(int group, const RowRun& run, int first, int rows) {
-    of_[group].begin(run, first, rows);
-  }
 
   // Where the elements of a group's rows are to go, a vector for each column;
   T* columns(int group) {
@@ -73,15 +60,14 @@ class LaneGroups {
     store(column(lo_, group, j), x.lo);
   }
   // All elements of a group's rows, `stride` apart; of less than four, up to three beyond are read.
-  SOFTMAXLIB_INLINE void load_rows(int group, const T* x, const T* low, int64_t stride) {
-    read_from(group, column(hi_, group, 0), kLanes);
-    transpose(hi_, group, x, stride);
+  SOFTMAXLIB_NOINLINE void load_rows(int group, const T* x, const T* low, int64_t stride) {
+    transpose(columns(group), x, stride);
     if constexpr (kLow)
-      if (low) transpose(lo_, group, low, stride);
+      if (low) transpose(column(lo_, group, 0), low, stride);
   }
   // Elements become arguments: times a factor per row, as combine() of rows/stage.hpp has it. False
   // where that is not enough for one.
-  bool scale(int group, Pair<V> factor) {
+  SOFTMAXLIB_NOINLINE bool scale(int group, Pair<V> factor) {
     const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
     const V limit = V::set1(static_cast<T>(kLargestLow<V>));
     V bad = zero;
@@ -93,6 +79,96 @@ class LaneGroups {
       set(group, j, Pair<V>{hi, lo});
     }
     return !any(gt(bad, zero));
+  }
+  // All columns times a factor per row, as rows. Of rows of less than four, up to three beyond are
+  // written, in order.
+  SOFTMAXLIB_NOINLINE void store_rows(int group, V factor, T* y, int64_t stride) const {
+    int j = 0;
+    for (; j + 8 <= n_; j += 8) store_block<8>(group, j, factor, y, stride);
+    for (; j + 4 <= n_; j += 4) store_block<4>(group, j, factor, y, stride);
+    if (j < n_) store_block<4>(group, n_ < 4 ? 0 : n_ - 4, factor, y, stride);
+  }
+
+ protected:
+  using X = typename ArgumentOf<V, kLow>::type;
+
+  T* column(T* of, int group, int j) const { return of + (group * pitch_ + j) * kLanes; }
+  const T* column(const T* of, int group, int j) const {
+    return of + (group * pitch_ + j) * kLanes;
+  }
+  SOFTMAXLIB_INLINE void argument_of(int group, int j, V& x) const {
+    x = load(from_[group] + j * stride_[group]);
+  }
+  SOFTMAXLIB_INLINE void argument_of(int group, int j, Pair<V>& x) const {
+    x = {load(column(hi_, group, j)), load(column(lo_, group, j))};
+  }
+  SOFTMAXLIB_INLINE X argument(int group, int j) const {
+    X x;
+    argument_of(group, j, x);
+    return x;
+  }
+  // That of one row.
+  Pair<T> argument_of_row(int group, int r, int64_t j) const {
+    if constexpr (kLow)
+      return {column(hi_, group, static_cast<int>(j))[r],
+              column(lo_, group, static_cast<int>(j))[r]};
+    else return {from_[group][j * stride_[group] + r], 0};
+  }
+
+  const int n_, pitch_, groups_;
+  alignas(64) T hi_[kRoom * kLanes];
+
+ private:
+  void transpose(T* to, const T* x, int64_t stride) const {
+    int j = 0;
+    for (; j + 8 <= n_; j += 8) load_block<8>(to + j * kLanes, x + j, stride);
+    for (; j + 4 <= n_; j += 4) load_block<4>(to + j * kLanes, x + j, stride);
+    if (j == n_) return;
+    const int last = n_ < 4 ? 0 : n_ - 4;
+    load_block<4>(to + last * kLanes, x + last, stride);
+  }
+  template <int kColumns>
+  static SOFTMAXLIB_INLINE void load_block(T* to, const T* x, int64_t stride) {
+    V block[kColumns];
+    load_columns(x, stride, block);
+    for (int k = 0; k < kColumns; ++k) store(to + k * kLanes, block[k]);
+  }
+  template <int kColumns>
+  SOFTMAXLIB_INLINE void store_block(int group, int j, V factor, T* y, int64_t stride) const {
+    V block[kColumns];
+    for (int k = 0; k < kColumns; ++k) block[k] = load(column(hi_, group, j + k)) * factor;
+    store_columns(y + j, stride, block);
+  }
+
+  const T* from_[kRoom / 4];   // the elements of each group, which may be in hi_
+  int64_t stride_[kRoom / 4];  // from one column of them to the next
+  alignas(64) T lo_[kLow ? kRoom * kLanes : 1];
+};
+
+// What a kind computes of them. The groups go through the phases one after the other: the chain of
+// a single group's maximum, exponentials, sum and reciprocal would be too long.
+template <class P, bool kLow>
+class LaneGroups : public LaneColumns<typename P::V, kLow> {
+  using Columns = LaneColumns<typename P::V, kLow>;
+  using Columns::argument;
+  using Columns::column;
+  using Columns::hi_;
+  using Columns::n_;
+  using typename Columns::X;
+
+ public:
+  using V = typename P::V;
+  using T = typename V::elem;
+  using F = typename P::F;
+  using Columns::kLanes;
+  using Columns::kRoom;
+
+  // counts: a row may see but one of its elements, which takes all.
+  LaneGroups(int n, bool counts) : Columns(n), counts_(P::kOneIsOne && n > 1 && counts) {}
+
+  // What the rows of a group need beside their elements: those of a run from `first` on.
+  void begin(int group, const RowRun& run, int first, int rows) {
+    of_[group].begin(run, first, rows);
   }
 
   // From arguments to terms, to sums and what follows from them, in steps: those of one group wait
@@ -151,51 +227,21 @@ class LaneGroups {
                  SOFTMAXLIB_INLINE_LAMBDA { return load(terms + j * kLanes) * scale; };
     }
   }
-  // All of them. Of rows of less than four, up to three beyond are written, in order.
-  SOFTMAXLIB_INLINE void store_rows(int group, T* y, int64_t stride) const {
-    int j = 0;
-    for (; j + 8 <= n_; j += 8) store_block<8>(group, j, y, stride);
-    for (; j + 4 <= n_; j += 4) store_block<4>(group, j, y, stride);
-    if (j < n_) store_block<4>(group, n_ < 4 ? 0 : n_ - 4, y, stride);
+  // All of them, as rows.
+  void store_results(int group, T* y, int64_t stride) {
+    if constexpr (P::kHolds) {
+      resolve(group);
+      this->store_rows(group, V::set1(1), y, stride);
+    } else {
+      this->store_rows(group, load(of_[group].scale), y, stride);
+    }
   }
 
  private:
-  T* column(T* of, int group, int j) const { return of + (group * pitch_ + j) * kLanes; }
-  const T* column(const T* of, int group, int j) const {
-    return of + (group * pitch_ + j) * kLanes;
-  }
-  SOFTMAXLIB_INLINE void argument_of(int group, int j, V& x) const {
-    x = load(from_[group] + j * stride_[group]);
-  }
-  SOFTMAXLIB_INLINE void argument_of(int group, int j, Pair<V>& x) const {
-    x = {load(column(hi_, group, j)), load(column(lo_, group, j))};
-  }
-  SOFTMAXLIB_INLINE X argument(int group, int j) const {
-    X x;
-    argument_of(group, j, x);
-    return x;
-  }
-
-  SOFTMAXLIB_INLINE void transpose(T* to, int group, const T* x, int64_t stride) {
-    int j = 0;
-    for (; j + 8 <= n_; j += 8) load_block<8>(column(to, group, j), x + j, stride, 8);
-    for (; j + 4 <= n_; j += 4) load_block<4>(column(to, group, j), x + j, stride, 4);
-    if (j == n_) return;
-    if (n_ < 4) load_block<4>(column(to, group, 0), x, stride, 4);
-    else load_block<4>(column(to, group, n_ - 4), x + n_ - 4, stride, 4);
-  }
-  template <int kColumns>
-  static SOFTMAXLIB_INLINE void load_block(T* to, const T* x, int64_t stride, int count) {
-    V block[kColumns];
-    load_columns(x, stride, block);
-    for (int k = 0; k < count; ++k) store(to + k * kLanes, block[k]);
-  }
-  template <int kColumns>
-  SOFTMAXLIB_INLINE void store_block(int group, int j, T* y, int64_t stride) const {
-    V block[kColumns];
+  // Results take the place of arguments.
+  SOFTMAXLIB_NOINLINE void resolve(int group) {
     const auto result = results(group);
-    for (int k = 0; k < kColumns; ++k) block[k] = result(j + k);
-    store_columns(y + j, stride, block);
+    for (int j = 0; j < n_; ++j) store(column(hi_, group, j), result(j));
   }
 
   // A row that sees one element, which then is 1: whether others are -inf or not seen is for it to
@@ -220,7 +266,7 @@ class LaneGroups {
 
   // Of a row of one element, which p times the rounded 1 / p need not be.
   void set_to_one(int group) {
-    store(hi_ + group * pitch_ * kLanes, V::set1(1));
+    store(column(hi_, group, 0), V::set1(1));
     store(of_[group].scale, V::set1(1));
   }
 
@@ -302,7 +348,7 @@ class LaneGroups {
 
   // Sums with the largest element held out: each virtual lane of a row, which are elements so many
   // after each other, holds its largest argument, and the largest of all stays out of the sum.
-  void finish_held(const F& f, int g) {
+  SOFTMAXLIB_NOINLINE void finish_held(const F& f, int g) {
     const int lanes = n_ < kLanes ? n_ : kLanes;
     X held[kLanes];
     V invalid = V::set1(0);  // a NaN is summed, not held
@@ -327,12 +373,8 @@ class LaneGroups {
     two_sum(sums.sum, sums.error, top.others);
     sums.sum = sums.sum + InLanes<V>::of(invalid);
     if constexpr (P::kTargets) {
-      const auto element = [&](int r, int64_t j) SOFTMAXLIB_INLINE_LAMBDA -> Pair<T> {
-        const int column = static_cast<int>(j);
-        if constexpr (kLow)
-          return {this->column(hi_, g, column)[r], this->column(lo_, g, column)[r]};
-        else return {from_[g][column * stride_[g] + r], 0};
-      };
+      const auto element = [&](int r, int64_t j)
+                               SOFTMAXLIB_INLINE_LAMBDA { return this->argument_of_row(g, r, j); };
       of_[g].finish(sums, top, alone_[g], element);
     } else {
       of_[g].finish(sums, top, alone_[g]);
@@ -377,12 +419,7 @@ class LaneGroups {
   SOFTMAXLIB_INLINE V magic(int g) const { return F::kFollows ? load(magic_[g]) : V::set1(0); }
   SOFTMAXLIB_INLINE V floor(int g) const { return F::kFollows ? load(floor_[g]) : V::set1(0); }
 
-  const int n_, pitch_, groups_;
-  const T* from_[kRoom / 4];   // the elements of each group, which may be in hi_
-  int64_t stride_[kRoom / 4];  // from one column of them to the next
   const bool counts_;
-  alignas(64) T hi_[kRoom * kLanes];
-  alignas(64) T lo_[kLow ? kRoom * kLanes : 1];
   alignas(64) T reference_[kRoom / 4][kLanes], magic_[kRoom / 4][kLanes];
   alignas(64) T floor_[kRoom / 4][kLanes];
   alignas(64) T seen_[kRoom / 4][kLanes];  // how many elements of a row are not -inf

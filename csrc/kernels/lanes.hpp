@@ -10,9 +10,33 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// Rows that lie side by side: vectors across them are read where they are. The groups of a batch
-// may come from several runs.
-template <class P, class X>
+// The rows of a run from `first` on, which lie side by side, to a group; false where the short
+// computation of their arguments does not do.
+template <class V, bool kLow>
+SOFTMAXLIB_NOINLINE bool fetch_across(const Job& job, Stager<V>& stager, const RowRun& run,
+                                      int first, int rows, LaneColumns<V, kLow>& to, int g) {
+  const int n = static_cast<int>(job.n);
+  if constexpr (kLow) {
+    if (!is_only_scaled(job)) {
+      Terms<V> terms = stager.terms_across(run);
+      for (int j = 0; j < n; ++j) to.set(g, j, stager.across(run, terms, first, rows, j));
+      return true;
+    }
+  }
+  const char* x = job.base[kX] + run.place.offset[kX] + first * run.step.stride[kX];
+  auto* const columns = to.columns(g);
+  for (int j = 0; j < n; ++j, x += job.inner[0].stride[kX])
+    store(columns + j * V::lanes, load_some(job.dtype[kX], x, rows, V()));
+  if constexpr (kLow) {
+    Pair<V> factor;
+    return stager.factors(run, first, rows, factor) && to.scale(g, factor);
+  }
+  return true;
+}
+
+// Rows that lie side by side: vectors across them are read where they are. Groups may come from
+// several runs.
+template <class P, bool kLow>
 class LanesAcross {
  public:
   // Whether all operands of elements lie so.
@@ -27,8 +51,7 @@ class LanesAcross {
         out_(job, kOut),
         columns_apart_(job.inner[0].stride[kX] / kItem),
         in_place_(x_.item == kItem && job.inner[0].stride[kX] % kItem == 0),
-        is_scaled_(kLow && is_only_scaled(job)),
-        groups_(static_cast<int>(job.n), kLow && !is_scaled_),
+        groups_(static_cast<int>(job.n), kLow && !is_only_scaled(job)),
         stager_(job),
         sender_(job) {}
 
@@ -56,8 +79,7 @@ class LanesAcross {
  private:
   using V = typename P::V;
   using T = typename V::elem;
-  using Groups = LaneGroups<P, X>;
-  static constexpr bool kLow = Groups::kLow;
+  using Groups = LaneGroups<P, kLow>;
   static constexpr int kLanes = V::lanes;
   static constexpr int64_t kItem = sizeof(T);
   static constexpr int kSlots = Groups::kSlots;  // of groups under way
@@ -105,31 +127,12 @@ class LanesAcross {
     if constexpr (P::kTargets) groups_.begin(g, now.run, now.first(), static_cast<int>(rows));
     if (!kLow && rows == kLanes && in_place_)
       groups_.read_from(g, reinterpret_cast<const T*>(now.x), columns_apart_);
-    else fetch(g, now, static_cast<int>(rows));
+    else
+      strips_[g].is_usual =
+          fetch_across(job_, stager_, now.run, now.first(), strips_[g].rows, groups_, g);
     now.skip(rows);
     return rows;
   }
-  SOFTMAXLIB_NOINLINE void fetch(int g, const Cursor& at, int rows) {
-    const int n = static_cast<int>(job_.n);
-    if constexpr (kLow) {
-      if (!is_scaled_) {
-        Terms<V> terms = stager_.terms_across(at.run);
-        for (int j = 0; j < n; ++j)
-          groups_.set(g, j, stager_.across(at.run, terms, at.first(), rows, j));
-        return;
-      }
-    }
-    const char* x = at.x;
-    T* const to = groups_.columns(g);
-    for (int j = 0; j < n; ++j, x += job_.inner[0].stride[kX])
-      store(to + j * kLanes, load_some(job_.dtype[kX], x, rows, V()));
-    if constexpr (kLow) {
-      Pair<V> factor;
-      strips_[g].is_usual =
-          stager_.factors(at.run, at.first(), rows, factor) && groups_.scale(g, factor);
-    }
-  }
-
   // Of the groups behind the next `width`.
   LinesAhead ahead_of(const Cursor& next, int64_t width) const {
     const int64_t line = kLanes * x_.item;
@@ -152,7 +155,7 @@ class LanesAcross {
       if (is_alone(r)) alone(job_, strip.row + r);
     if constexpr (!P::kReduces) {
       alignas(64) T results[(kVectorsPerGroup * kLanes + 2) * kLanes];
-      groups_.store_rows(g, results + kLanes, job_.n);
+      groups_.store_results(g, results + kLanes, job_.n);
       const int64_t step = job_.outer[job_.outer_ndim - 1].stride[kOut];
       for (int r = 0; r < strip.rows; ++r)
         if (!is_alone(r)) sender_.put(strip.y + r * step, results + kLanes + r * job_.n, 1);
@@ -162,37 +165,113 @@ class LanesAcross {
   const Job& job_;
   const Access x_, out_;
   const int64_t columns_apart_;
-  const bool in_place_, is_scaled_;
+  const bool in_place_;
   Groups groups_;
   Stager<V> stager_;
   Sender<V> sender_;
   Strip strips_[kSlots];
 };
 
-// Rows that are contiguous, or lie anyhow.
-template <class P, class X>
+// Brings rows that are contiguous, or lie anyhow, to columns.
+template <class Vector, bool kLow>
+class RowsToColumns {
+ public:
+  using V = Vector;
+  using T = typename V::elem;
+  using Columns = LaneColumns<V, kLow>;
+
+  explicit RowsToColumns(const Job& job)
+      : job_(job),
+        n_(static_cast<int>(job.n)),
+        pitch_((n_ + kLanes - 1) / kLanes * kLanes),
+        x_(job, kX),
+        only_scaled_(kLow && is_only_scaled(job)),
+        as_they_are_((!kLow || only_scaled_) && !job.causal),
+        stager_(job) {}
+
+  // Whether a row may see but one of its elements.
+  bool counts() const { return !as_they_are_; }
+
+  // The first rows of a run, at most so many, to groups from 0 on; returns how many, and where
+  // their like will be read.
+  SOFTMAXLIB_NOINLINE int fill(const RowRun& run, int64_t left, Columns& to, const char** ahead) {
+    const bool even = stager_.is_even(run);
+    int rows = to.groups() * kLanes;
+    if (!even && rows * pitch_ > kRoom) rows = static_cast<int>(kRoom / pitch_) / kLanes * kLanes;
+    if (rows > run.rows) rows = static_cast<int>(run.rows);
+    if (rows > left) rows = static_cast<int>(left);
+    const int count = (rows + kLanes - 1) / kLanes;
+    const char* const x = job_.base[kX] + run.place.offset[kX];
+    const int64_t step = run.step.stride[kX];
+    *ahead = nullptr;
+    // A block of a row of less than four reaches into the next row.
+    const bool can_reach = n_ >= 4 || (step == n_ * kItem && rows < run.rows);
+    if (as_they_are_ && x_.along && x_.item == kItem && rows == count * kLanes &&
+        step % kItem == 0 && can_reach) {
+      for (int g = 0; g < count; ++g)
+        to.load_rows(g, reinterpret_cast<const T*>(x + g * kLanes * step), nullptr, step / kItem);
+      *ahead = x + kBatchPrefetchBytes;
+    } else if (only_scaled_ && as_they_are_ && x_.fits) {
+      transpose(rows, stager_.fetch_elements(run, rows, hi(), pitch_), false, to);
+    } else {
+      stage(run, rows, even, to);
+      return rows;
+    }
+    if constexpr (kLow) {
+      for (int g = 0; g < count; ++g) {
+        Pair<V> factor;
+        const int in_group = rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes;
+        if (stager_.factors(run, g * kLanes, in_group, factor) && to.scale(g, factor)) continue;
+        stage(run, rows, even, to);
+        break;
+      }
+    }
+    return rows;
+  }
+
+ private:
+  static constexpr int kLanes = V::lanes, kRoom = Columns::kMost * kLanes;
+  static constexpr int64_t kItem = sizeof(T);
+
+  T* hi() { return room_[0] + kLanes; }
+  T* lo() { return room_[kLow] + kLanes; }
+  void stage(const RowRun& run, int rows, bool even, Columns& to) {
+    if (even) stager_.fetch_even(run, rows, hi(), lo(), nullptr);
+    else stager_.fetch(run, rows, hi(), lo(), pitch_, nullptr);
+    transpose(rows, even ? n_ : pitch_, true, to);
+  }
+  void transpose(int rows, int64_t between, bool low, Columns& to) {
+    const int count = (rows + kLanes - 1) / kLanes;
+    for (int64_t i = rows * between; i < count * kLanes * between + 4; ++i) hi()[i] = lo()[i] = 0;
+    for (int g = 0; g < count; ++g)
+      to.load_rows(g, hi() + g * kLanes * between, low ? lo() + g * kLanes * between : nullptr,
+                   between);
+  }
+
+  const Job& job_;
+  const int n_;
+  const int64_t pitch_;
+  const Access x_;
+  const bool only_scaled_, as_they_are_;
+  Stager<V> stager_;
+  alignas(64) T room_[kLow ? 2 : 1][kRoom + 2 * kLanes];
+};
+
+template <class P, bool kLow>
 inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
                          void (*alone)(const Job& job, int64_t row)) {
   using V = typename P::V;
   using T = typename V::elem;
-  using Groups = LaneGroups<P, X>;
-  constexpr bool kLow = Groups::kLow;
+  using Groups = LaneGroups<P, kLow>;
   constexpr int kLanes = V::lanes, kRoom = Groups::kMost * kLanes;
   constexpr int64_t kItem = sizeof(T);
   const int n = static_cast<int>(job.n);
-  const int64_t pitch = (n + kLanes - 1) / kLanes * kLanes;
-  const Access in(job, kX), out(job, kOut);
-  // Rows with options, or an end of their own, go through the stager.
-  const bool only_scaled = kLow && is_only_scaled(job);
-  const bool as_they_are = (!kLow || only_scaled) && !job.causal;
-  const bool plain_x = in.along && in.item == kItem && as_they_are;
-
-  Groups groups(n, (kLow && !only_scaled) || job.causal);
-  Stager<V> stager(job);
+  const Access out(job, kOut);
+  RowsToColumns<V, kLow> filler(job);
+  Groups groups(n, filler.counts());
   Sender<V> sender(job);
-  // Rows on their way in, and results on their way out: those of a batch wait while the next is
-  // computed, since what was just stored cannot be loaded in other pieces at once.
-  alignas(64) T room[kLow ? 2 : 1][kRoom + 2 * kLanes];
+  // Results on their way out: those of a batch wait while the next is computed, since what was just
+  // stored cannot be loaded in other pieces at once.
   alignas(64) T buffers[2][kRoom + 2 * kLanes];
   T *results = buffers[0] + kLanes, *before = buffers[1] + kLanes;
   char* waiting_for = nullptr;
@@ -203,81 +282,35 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
   };
 
   for (RowRun run(job, row); row < stop;) {
-    const bool even = stager.is_even(run);
-    int rows = groups.groups() * kLanes;
-    if (!even && rows * pitch > kRoom) rows = static_cast<int>(kRoom / pitch) / kLanes * kLanes;
-    if (rows > run.rows) rows = static_cast<int>(run.rows);
-    if (rows > stop - row) rows = static_cast<int>(stop - row);
+    const char* ahead;
+    const int rows = filler.fill(run, stop - row, groups, &ahead);
     const int count = (rows + kLanes - 1) / kLanes;
-    const bool whole = rows == count * kLanes;
-    const char* const x = job.base[kX] + run.place.offset[kX];
-    char* const y = job.base[kOut] + run.place.offset[kOut];
-    const int64_t x_step = run.step.stride[kX], y_step = run.step.stride[kOut];
-    const char* ahead = nullptr;
-    T *const hi = room[0] + kLanes, *const lo = room[kLow] + kLanes;
-    const auto transpose = [&](int64_t between, const T* low) {
-      for (int64_t i = rows * between; i < count * kLanes * between + 4; ++i) hi[i] = lo[i] = 0;
-      for (int g = 0; g < count; ++g)
-        groups.load_rows(g, hi + g * kLanes * between, low ? low + g * kLanes * between : nullptr,
-                         between);
-    };
-    const auto stage = [&] {
-      if (even) stager.fetch_even(run, rows, hi, lo, nullptr);
-      else stager.fetch(run, rows, hi, lo, pitch, nullptr);
-      transpose(even ? n : pitch, lo);
-    };
-    bool is_staged = true;
-    if (plain_x && whole && x_step % kItem == 0 &&
-        (n >= 4 || (x_step == n * kItem && rows < run.rows))) {
-      // A block of a row of less than four reaches into the next row.
-      is_staged = !only_scaled;
-      for (int g = 0; g < count; ++g)
-        groups.load_rows(g, reinterpret_cast<const T*>(x + g * kLanes * x_step), nullptr,
-                         x_step / kItem);
-      ahead = x + kBatchPrefetchBytes;
-    } else if (only_scaled && as_they_are && in.fits) {
-      is_staged = false;
-      transpose(stager.fetch_elements(run, rows, hi, pitch), nullptr);
-    } else {
-      stage();
-    }
-    if constexpr (kLow) {
-      for (int g = 0; !is_staged && g < count; ++g) {
-        Pair<V> factor;
-        const int in_group = rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes;
-        if (!stager.factors(run, g * kLanes, in_group, factor) || !groups.scale(g, factor)) {
-          stage();
-          is_staged = true;
-        }
-      }
-    }
     if constexpr (P::kTargets)
       for (int g = 0; g < count; ++g)
         groups.begin(g, run, g * kLanes, rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes);
     const bool good = groups.evaluate(count, LinesAhead{ahead, kLanes * kItem});
 
+    char* const y = job.base[kOut] + run.place.offset[kOut];
+    const int64_t y_step = run.step.stride[kOut];
     if constexpr (P::kReduces) {
       for (int r = 0; !good && r < rows; ++r)
         if (groups.is_alone(r)) alone(job, row + r);
-    } else if (good && out.across) {
-      for (int g = 0; g < count; ++g)
-        sender.put_strip(y + g * kLanes * y_step,
-                         rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes,
-                         groups.results(g));
-    } else if (good && whole && n >= 4 && !job.streaming && out.along && out.item == kItem &&
-               y_step % kItem == 0) {
-      for (int g = 0; g < count; ++g)
-        groups.store_rows(g, reinterpret_cast<T*>(y + g * kLanes * y_step), y_step / kItem);
     } else {
-      for (int g = 0; g < count; ++g) groups.store_rows(g, results + g * kLanes * n, n);
-      flush();
-      if (good && out.along && y_step == n * out.item) {
+      const bool directly = good && rows == count * kLanes && n >= 4 && !job.streaming &&
+                            out.along && out.item == kItem && y_step % kItem == 0;
+      for (int g = 0; g < count; ++g) {
+        if (directly)
+          groups.store_results(g, reinterpret_cast<T*>(y + g * kLanes * y_step), y_step / kItem);
+        else groups.store_results(g, results + g * kLanes * n, n);
+      }
+      if (!directly) flush();
+      if (!directly && good && out.along && y_step == n * out.item) {
         waiting = rows * n;
         waiting_for = y;
         T* const free = before;
         before = results;
         results = free;
-      } else {
+      } else if (!directly) {
         for (int r = 0; r < rows; ++r) {
           if (groups.is_alone(r)) {
             sender.finish();
@@ -295,17 +328,17 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
   sender.finish();
 }
 
+template <class P, bool kLow>
+inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
+                             void (*alone)(const Job& job, int64_t row)) {
+  if (LanesAcross<P, kLow>::takes(job)) LanesAcross<P, kLow>(job).compute(start, stop, alone);
+  else run_in_lanes<P, kLow>(job, start, stop, alone);
+}
 template <class P>
 inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
                              void (*alone)(const Job& job, int64_t row)) {
-  using V = typename P::V;
-  const auto run = [&](auto argument) {
-    using X = decltype(argument);
-    if (LanesAcross<P, X>::takes(job)) LanesAcross<P, X>(job).compute(start, stop, alone);
-    else run_in_lanes<P, X>(job, start, stop, alone);
-  };
-  if (job.elements_of_x) run(V());
-  else run(Pair<V>());
+  if (job.elements_of_x) run_any_in_lanes<P, false>(job, start, stop, alone);
+  else run_any_in_lanes<P, true>(job, start, stop, alone);
 }
 
 // Whether calls that have no schedule of their own compute rows many at a time, and how.

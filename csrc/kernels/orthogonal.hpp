@@ -47,29 +47,29 @@ inline InLanes<f32x16> in_units(f32x16 v, double) { return InLanes<f32x16>::of(v
 inline InLanes<f64x8> in_units(f64x8 v, double unit) { return {v * f64x8::set1(unit)}; }
 
 // Weights and gradient, element by element.
-template <class S>
+template <class T>
 struct WeightsAndGradient {
-  using V = typename vector_of<S>::type;
+  using V = typename vector_of<T>::type;
   struct Value {
     V w, g;
   };
-  const S *w, *g;
+  const T *w, *g;
 
   Value load(int64_t i) const {
     prefetch(reinterpret_cast<const char*>(w + i) + kPrefetchBytes);
     prefetch(reinterpret_cast<const char*>(g + i) + kPrefetchBytes);
     return {SOFTMAX_ISA::load(w + i), SOFTMAX_ISA::load(g + i)};
   }
-  Value load_n(int64_t i, int n, typename V::elem fill) const {
+  Value load_n(int64_t i, int n, T fill) const {
     return {SOFTMAX_ISA::load_n(w + i, n, fill), SOFTMAX_ISA::load_n(g + i, n, fill)};
   }
 };
 
-template <class D>
+// T: the arithmetic's type; arrays of another, or with gaps, pass through chunks.
+template <class T>
 class OrthogonalGradient {
  public:
-  using V = typename vector_of<D>::type;
-  using T = typename V::elem;
+  using V = typename vector_of<T>::type;
   using In = InLanes<V>;
 
   explicit OrthogonalGradient(const Job& job) : job_(job), place_() {
@@ -239,17 +239,13 @@ class OrthogonalGradient {
   void map(F f) const {
     for_parts([&](int64_t, int64_t start, int64_t stop) {
       for_pieces(start, stop, [&](const auto& source, int64_t i, int64_t n) {
-        if (job_.direct) {
-          map_elements(source, at<D>(kOut) + i, n, job_.streaming, f);
-        } else {
-          alignas(64) D y[kChunk];
-          map_elements(source, y, n, false, f);
-          for_stretches(job_, place_, kOut, i, n,
-                        [&](char* p, int64_t stride, int64_t done, int64_t count) {
-                          for (int64_t j = 0; j < count; ++j)
-                            memcpy(p + j * stride, y + done + j, sizeof(D));
-                        });
-        }
+        if (is_direct()) return map_elements(source, at(kOut) + i, n, job_.streaming, f);
+        alignas(64) T y[kChunk];
+        map_elements(source, y, n, false, f);
+        for_stretches(job_, place_, kOut, i, n,
+                      [&](char* p, int64_t stride, int64_t done, int64_t count) {
+                        store_all(job_.dtype[kOut], p, stride, count, y + done, job_.streaming);
+                      });
       });
     });
   }
@@ -257,9 +253,9 @@ class OrthogonalGradient {
   // visit(source, first element, count): once if direct, else chunk by chunk.
   template <class F>
   void for_pieces(int64_t start, int64_t stop, F visit) const {
-    if (job_.direct)
-      return visit(WeightsAndGradient<D>{at<const D>(kWeights) + start, at<const D>(kX) + start},
-                   start, stop - start);
+    if (is_direct())
+      return visit(WeightsAndGradient<T>{at(kWeights) + start, at(kX) + start}, start,
+                   stop - start);
     alignas(64) T w[kChunk], g[kChunk];
     for (int64_t i = start; i < stop; i += kChunk) {
       const int64_t n = stop - i < kChunk ? stop - i : kChunk;
@@ -295,10 +291,10 @@ class OrthogonalGradient {
         &parts);
   }
 
-  template <class S>
-  S* at(Operand k) const {
-    return reinterpret_cast<S*>(job_.base[k]);
+  bool is_direct() const {
+    return job_.direct && job_.dtype[kOut] == (sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64);
   }
+  T* at(Operand k) const { return reinterpret_cast<T*>(job_.base[k]); }
   void fetch(Operand k, int64_t start, int64_t n, T* to) const {
     for_stretches(job_, place_, k, start, n,
                   [&](const char* p, int64_t stride, int64_t done, int64_t count) {
@@ -312,10 +308,10 @@ class OrthogonalGradient {
   Units units_;
 };
 
-template <class D>
-void orthogonal_gradient(const Job& job) {
+template <class T>
+void orthogonal_gradient(const Job& job, int64_t, int64_t, char*) {
   const DefaultFloatingPoint environment;
-  OrthogonalGradient<D>(job).run();
+  OrthogonalGradient<T>(job).run();
 }
 
 }  // namespace

@@ -18,23 +18,25 @@ SOFTMAXLIB_INLINE V scaled_element(V x, InLanes<V> factor) {
   return select(eq(x, V::set1(0)), x, number);
 }
 
-template <class D>
+template <class T>
 void scale_rows(const Job& job, int64_t start, int64_t stop, char*) {
-  using V = typename vector_of<D>::type;
-  using T = typename V::elem;
+  using V = typename vector_of<T>::type;
   constexpr int64_t kChunk = kVectorsPerChunk * V::lanes;
+  constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
   const DefaultFloatingPoint environment;
   alignas(64) T x[kChunk];
   alignas(64) double factors[kChunk];
-  alignas(64) D y[kChunk];
   Rows rows(job, start);
-  const bool even = job.linear && (job.n == 1 || job.inner[0].stride[kBias] == 0);
+  const bool one_factor = job.inner_ndim == 1 && (job.n == 1 || job.inner[0].stride[kBias] == 0);
+  const bool is_direct =
+      one_factor && job.linear && job.dtype[kX] == kOwn && job.dtype[kOut] == kOwn;
   for (int64_t r = start; r < stop; ++r, rows.next()) {
     const Place& place = rows.place();
-    if (even) {  // one factor for a contiguous row
-      const InLanes<V> factor = in_all(row_operand(job, place, kBias, 1), V());
-      map_elements(Contiguous<D>{reinterpret_cast<const D*>(job.base[kX] + place.offset[kX])},
-                   reinterpret_cast<D*>(job.base[kOut] + place.offset[kOut]), job.n, job.streaming,
+    InLanes<V> factor = in_all(1, V());
+    if (one_factor) factor = in_all(row_operand(job, place, kBias, 1), V());
+    if (is_direct) {
+      map_elements(Contiguous<T>{reinterpret_cast<const T*>(job.base[kX] + place.offset[kX])},
+                   reinterpret_cast<T*>(job.base[kOut] + place.offset[kOut]), job.n, job.streaming,
                    [factor](V v) SOFTMAXLIB_INLINE_LAMBDA { return scaled_element(v, factor); });
       continue;
     }
@@ -44,20 +46,19 @@ void scale_rows(const Job& job, int64_t start, int64_t stop, char*) {
                     [&](const char* p, int64_t stride, int64_t done, int64_t count) {
                       gather_any(job.dtype[kX], p, stride, count, x + done);
                     });
-      for_stretches(job, place, kBias, i, n,
-                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                      gather_any(job.dtype[kBias], p, stride, count, factors + done);
-                    });
+      if (!one_factor)
+        for_stretches(job, place, kBias, i, n,
+                      [&](const char* p, int64_t stride, int64_t done, int64_t count) {
+                        gather_any(job.dtype[kBias], p, stride, count, factors + done);
+                      });
       for (int64_t j = n; j % V::lanes; ++j) x[j] = 0, factors[j] = 0;
       for (int64_t j = 0; j < n; j += V::lanes) {
-        InLanes<V> factor;
-        load_lanes(factors + j, factor);
-        store(y + j, scaled_element(load(x + j), factor));
+        if (!one_factor) load_lanes(factors + j, factor);
+        store(x + j, scaled_element(load(x + j), factor));
       }
       for_stretches(job, place, kOut, i, n,
                     [&](char* p, int64_t stride, int64_t done, int64_t count) {
-                      for (int64_t j = 0; j < count; ++j)
-                        memcpy(p + j * stride, y + done + j, sizeof(D));
+                      store_all(job.dtype[kOut], p, stride, count, x + done, job.streaming);
                     });
     }
   }

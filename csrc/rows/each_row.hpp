@@ -7,10 +7,26 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
+// What is done with a row, once compiled, whether rows come in a tile or not.
+template <class T>
+struct RowVisitor {
+  void (*visit)(const void* f, const Row<T>& row, const Place& place);
+  const void* f;
+
+  template <class F>
+  explicit RowVisitor(const F& function)
+      : visit([](const void* of, const Row<T>& row, const Place& place) {
+          (*static_cast<const F*>(of))(row, place);
+        }),
+        f(&function) {}
+  void operator()(const Row<T>& row, const Place& place) const { visit(f, row, place); }
+};
+
 // Rows that lie side by side come into a tile together, and their results leave it together: every
-// line of memory is read and written once. f(row, its place).
-template <class T, class F>
-inline void for_each_in_tiles(const Job& job, int64_t row, int64_t stop, char* scratch, F f) {
+// line of memory is read and written once.
+template <class T>
+SOFTMAXLIB_NOINLINE void visit_in_tiles(const Job& job, int64_t row, int64_t stop, char* scratch,
+                                        RowVisitor<T> visit) {
   using V = typename vector_of<T>::type;
   constexpr int64_t kItem = sizeof(T);
   const int64_t pitch = tile_pitch(job.n * kItem) / kItem;
@@ -29,14 +45,13 @@ inline void for_each_in_tiles(const Job& job, int64_t row, int64_t stop, char* s
     Place place = run.place;
     for (int r = 0; r < count; ++r) {
       const InTile<T> tile = {hi + r * pitch, lo + r * pitch};
-      f(Row<T>(job, place, scratch, one_block, &tile), place);
+      visit(Row<T>(job, place, scratch, one_block, &tile), place);
       for (int k = 0; k < kOperands; ++k) place.offset[k] += run.step.stride[k];
     }
     char* const y = job.base[kOut] + run.place.offset[kOut];
-    if (job.reduces) {
-    } else if (sender.sends_squares()) {
+    if (!job.reduces && sender.sends_squares()) {
       sender.put_square(y, hi, pitch, count, ones);
-    } else {
+    } else if (!job.reduces) {
       for (int r = 0; r < count; ++r) sender.put(y + r * run.step.stride[kOut], hi + r * pitch, 1);
     }
     row += rows;
@@ -44,19 +59,20 @@ inline void for_each_in_tiles(const Job& job, int64_t row, int64_t stop, char* s
   }
   sender.finish();
 }
+template <class T>
+SOFTMAXLIB_NOINLINE void visit_rows(const Job& job, int64_t row, int64_t stop, char* scratch,
+                                    RowVisitor<T> visit) {
+  int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
+  for (Rows rows(job, row); row < stop; ++row, rows.next())
+    visit(Row<T>(job, rows.place(), scratch, one_block), rows.place());
+}
 
 // f(row, its place) for rows [start, stop).
 template <class T, class F>
-inline void for_each_row(const Job& job, int64_t start, int64_t stop, char* scratch, F f) {
+inline void for_each_row(const Job& job, int64_t start, int64_t stop, char* scratch, const F& f) {
   const DefaultFloatingPoint environment;
-  if (job.tile) {
-    for_each_in_tiles<T>(job, start, stop, scratch, f);
-  } else {
-    int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
-    Rows rows(job, start);
-    for (int64_t r = start; r < stop; ++r, rows.next())
-      f(Row<T>(job, rows.place(), scratch, one_block), rows.place());
-  }
+  const auto visit_all = job.tile ? visit_in_tiles<T> : visit_rows<T>;
+  visit_all(job, start, stop, scratch, RowVisitor<T>(f));
   stream_fence();
 }
 

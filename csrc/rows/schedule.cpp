@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kElementsPerTask = 65536;
 
 // Rows that lie side by side come into tiles of at most so many bytes.
-constexpr int64_t kTileBytes = int64_t{1} << 25;
+constexpr int64_t kTileBytes = int64_t{1} << 28;
 
 // Plain rows of less than a group are computed in lanes, if there are enough of them to share the
 // work of a whole batch; then in batches, up to so many bytes in the kernel's own dtype. All others

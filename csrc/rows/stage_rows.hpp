@@ -519,17 +519,15 @@ class Sender {
   bool sends_squares() const { return out_.across; }
 
   // Whether results have to lie in a row of their own.
-  bool collects() const { return posts_ || !out_.along; }
+  bool collects() const { return posts_ || !out_.along || out_.item != sizeof(T); }
   // One row, where they need not; result(i): of elements from i on.
   template <class Result>
   SOFTMAXLIB_INLINE void put_each(char* y, Result result) const {
-    with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
-      auto* const to = reinterpret_cast<decltype(storage)>(y);
-      const int64_t n = job_.n;
-      int64_t i = 0;
-      for (; i + kLanes <= n; i += kLanes) store(to + i, result(i));
-      if (i < n) store_n(to + i, result(i), static_cast<int>(n - i));
-    });
+    T* const to = reinterpret_cast<T*>(y);
+    const int64_t n = job_.n;
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store(to + i, result(i));
+    if (i < n) store_n(to + i, result(i), static_cast<int>(n - i));
   }
   // Whether rows without gaps between them can be sent as one.
   bool takes_rows() const { return out_.along; }
@@ -576,7 +574,8 @@ class Sender {
       }
     });
   }
-  // Up to a vector of rows that lie side by side, of which result(j) has element j.
+  // Up to a vector of rows that lie side by side, of which result(j) has element j; n is at most a
+  // group.
   template <class Result>
   SOFTMAXLIB_INLINE void put_strip(char* y, int rows, Result result) {
     const int64_t stride = job_.inner[0].stride[kOut];
@@ -585,14 +584,12 @@ class Sender {
       for (int j = 0; j < n; ++j, y += stride) stream(reinterpret_cast<T*>(y), result(j));
       return;
     }
-    with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
-      if (rows == kLanes)
-        for (int j = 0; j < n; ++j, y += stride)
-          store(reinterpret_cast<decltype(storage)>(y), result(j));
-      else
-        for (int j = 0; j < n; ++j, y += stride)
-          store_n(reinterpret_cast<decltype(storage)>(y), result(j), rows);
-    });
+    alignas(64) T copy[kVectorsPerGroup * kLanes * kLanes];
+    const bool is_direct = rows == kLanes && out_.item == sizeof(T);
+    char* to = is_direct ? y : reinterpret_cast<char*>(copy);
+    const int64_t step = is_direct ? stride : kLanes * int64_t{sizeof(T)};
+    for (int j = 0; j < n; ++j, to += step) store(reinterpret_cast<T*>(to), result(j));
+    if (!is_direct) put_columns(y, rows, copy);
   }
   // Before somebody else writes results, and at the end.
   void finish() {
@@ -606,6 +603,17 @@ class Sender {
   Outbox<f16>& outbox_of(f16*) { return f16_; }
   Outbox<bf16>& outbox_of(bf16*) { return bf16_; }
 
+  // Of up to a vector of rows, which has a vector for each element.
+  SOFTMAXLIB_NOINLINE void put_columns(char* y, int rows, const T* columns) const {
+    const int64_t stride = job_.inner[0].stride[kOut];
+    with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      for (int64_t j = 0; j < job_.n; ++j, y += stride, columns += kLanes) {
+        auto* const to = reinterpret_cast<decltype(storage)>(y);
+        if (rows == kLanes) store(to, load(columns));
+        else store_n(to, load(columns), rows);
+      }
+    });
+  }
   SOFTMAXLIB_NOINLINE void scatter(char* y, const T* e, V factor) {
     Place place = {};
     place.offset[kOut] = y - job_.base[kOut];
