@@ -125,7 +125,8 @@ softmaxlib_status finish(Call& call, Kernel kernel, const softmaxlib_options& o)
   if (o.store == SOFTMAXLIB_STORE_AUTO &&
       call.job.n * item_size(call.job.dtype[kOut]) < kStreamedRow)
     call.schedule.streaming = false;
-  return run(call, kernel, {o.parallel_for, o.parallel_context, o.report, o.scratch, o.scratch_size});
+  return run(call, kernel,
+             {o.parallel_for, o.parallel_context, o.report, o.scratch, o.scratch_size});
 }
 
 }  // namespace

@@ -94,7 +94,8 @@ softmaxlib_status run_states(const softmaxlib_array* x, const softmaxlib_array* 
   const StateKernels& kernels = table_of(o.isa)->states[function];
   const Kernel kernel = (out ? kernels.scale : kernels.update)[call.job.dtype[kOut]];
   if (call.job.n == 0 && (out || !job_has(call.job, kSink))) return SOFTMAXLIB_OK;
-  return run(call, kernel, {o.parallel_for, o.parallel_context, nullptr, o.scratch, o.scratch_size});
+  return run(call, kernel,
+             {o.parallel_for, o.parallel_context, nullptr, o.scratch, o.scratch_size});
 }
 
 }  // namespace
