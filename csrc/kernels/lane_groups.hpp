@@ -9,20 +9,26 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// Lines of elements to come that are fetched while groups are computed, some of a column and then
-// of the next: hardware foresees lines that follow each other, but not where the next column is.
+// Lines that are fetched while groups are computed: of elements to come, some of a column and then
+// of the next, since hardware foresees lines that follow each other, but not where the next column
+// is; and those that results of a group go to.
 struct LinesAhead {
-  const char* p = nullptr;       // NULL: none
+  const char* x = nullptr;       // NULL: none
   int64_t line = 0, column = 0;  // bytes from one line to the next, from the end of a column's
   int64_t width = 1, at = 0;     // lines of a column
+  const char* y = nullptr;       // NULL: none
+  int64_t y_column = 0;
 
   SOFTMAXLIB_INLINE void step() {
-    if (!p) return;
-    SOFTMAXLIB_PREFETCH(p);
-    p += line;
-    if (++at < width) return;
-    at = 0;
-    p += column;
+    if (x) {
+      SOFTMAXLIB_PREFETCH(x);
+      x += line;
+      if (++at == width) at = 0, x += column;
+    }
+    if (y) {
+      prefetch(y);
+      y += y_column;
+    }
   }
 };
 

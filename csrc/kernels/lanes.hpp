@@ -51,6 +51,9 @@ class LanesAcross {
         out_(job, kOut),
         columns_apart_(job.inner[0].stride[kX] / kItem),
         in_place_(x_.item == kItem && job.inner[0].stride[kX] % kItem == 0),
+        // Columns at the same place of their pages would take each other's place in cache.
+        fetches_y_(!P::kReduces && out_.across && !job.in_place && !job.streaming &&
+                   (job.n <= 16 || job.inner[0].stride[kOut] % 4096)),
         groups_(static_cast<int>(job.n), kLow && !is_only_scaled(job)),
         stager_(job),
         sender_(job) {}
@@ -58,16 +61,17 @@ class LanesAcross {
   // The steps of a group wait for each other, so those of its neighbours come between them.
   void compute(int64_t row, int64_t stop, void (*alone)(const Job& job, int64_t row)) {
     const auto slot = [](int64_t v) { return static_cast<int>(v % kSlots); };
-    const int64_t width = kLinesAhead / job_.n > 16 ? kLinesAhead / job_.n : 16;
-    Cursor now(job_, row);
+    Cursor now(job_, row), later(job_, row);
     LinesAhead ahead;
-    int64_t filled = 0;
+    later.skip(groups_ahead(later) * kLanes);
+    int64_t filled = 0, next = 0;
     for (int64_t v = 0; v < filled + 3 || row < stop; ++v) {
       if (row < stop) {
-        if (v % width == 0) ahead = ahead_of(now, width);
+        if (v == next) next += fetch_ahead(later, ahead);
         row += fill(slot(v), now, row, stop);
         ++filled;
         groups_.start(slot(v));
+        ahead.y = fetches_y_ ? strips_[slot(v)].y : nullptr;
       }
       if (v >= 1 && v - 1 < filled) groups_.make_terms(slot(v - 1), ahead);
       if (v >= 2 && v - 2 < filled) strips_[slot(v - 2)].is_good = groups_.finish(slot(v - 2));
@@ -94,7 +98,9 @@ class LanesAcross {
 
     Cursor(const Job& job, int64_t row) : run(job, row) { begin(); }
     int first() const { return static_cast<int>(run.rows - left); }
+    // Up to so many rows of the run.
     SOFTMAXLIB_INLINE void skip(int64_t rows) {
+      if (rows > left) rows = left;
       left -= rows;
       x += rows * run.step.stride[kX];
       y += rows * run.step.stride[kOut];
@@ -133,10 +139,23 @@ class LanesAcross {
     now.skip(rows);
     return rows;
   }
-  // Of the groups behind the next `width`.
-  LinesAhead ahead_of(const Cursor& next, int64_t width) const {
-    const int64_t line = kLanes * x_.item;
-    return {next.x + width * line, line, job_.inner[0].stride[kX] - width * line, width, 0};
+  // How many groups of a run are fetched in one go.
+  int64_t groups_ahead(const Cursor& at) const {
+    const int64_t width = kLinesAhead / job_.n > 16 ? kLinesAhead / job_.n : 16;
+    const int64_t left = (at.left + kLanes - 1) / kLanes;
+    return width < left ? width : left;
+  }
+  // Those at a cursor, which goes on; returns how many they are.
+  int64_t fetch_ahead(Cursor& later, LinesAhead& ahead) const {
+    const int64_t width = groups_ahead(later), line = kLanes * x_.item;
+    ahead.x = later.x;
+    ahead.line = line;
+    ahead.column = job_.inner[0].stride[kX] - width * line;
+    ahead.width = width;
+    ahead.at = 0;
+    ahead.y_column = job_.inner[0].stride[kOut];
+    later.skip(width * kLanes);
+    return width;
   }
   SOFTMAXLIB_INLINE void put(int g, void (*alone)(const Job& job, int64_t row)) {
     const Strip& strip = strips_[g];
@@ -165,7 +184,7 @@ class LanesAcross {
   const Job& job_;
   const Access x_, out_;
   const int64_t columns_apart_;
-  const bool in_place_;
+  const bool in_place_, fetches_y_;
   Groups groups_;
   Stager<V> stager_;
   Sender<V> sender_;
