@@ -195,11 +195,13 @@ def available_memory() -> int:
 def default_sizes(quick: bool, max_bytes: int) -> tuple[int, ...]:
     """Return powers of two (of four when quick) down from the headline's size to L1."""
     known = tuple(caches().values()) or (32 << 10,)
-    size = 1 << (max(HEADLINE_BYTES, 4 * known[-1]) - 1).bit_length()
+    # Of the largest, x alone is four times the last cache; when quick, as large as that: some have
+    # hundreds of MiB, and --quick is the README's command.
+    size = 1 << (max(HEADLINE_BYTES, known[-1] * (1 if quick else 4)) - 1).bit_length()
     while 2 * size > max_bytes and size > known[0]:
         size //= 2
     sizes = [size // 4]
-    # The last but two of them, or the first of them, that fit in L1 with their results.
+    # Down to what fits in L1 with its results, or to a quarter of that.
     while size > known[0] // (2 if quick else 8):
         size //= 4 if quick else 2
         sizes.append(size // 4)
