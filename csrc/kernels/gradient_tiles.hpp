@@ -33,6 +33,7 @@ class GradientTiles {
     const GradientScale of_all(affine_of(job_, RowRun(job_, 0).place, {0, 0}));
     for (RowRun run(job_, row); row < stop;) {
       const bool dense = is_dense(run);
+      is_dense_ = dense;
       spacing_ = dense ? job_.n : pitch_;
       int64_t rows = run.rows < stop - row ? run.rows : stop - row;
       if (rows > kRoom / spacing_) rows = kRoom / spacing_;
@@ -170,7 +171,7 @@ class GradientTiles {
     }
     const bool all = is_plain || write_each(run, row, of_all, out);
     if (is_direct_) return;
-    if (all && spacing_ == job_.n && sender_.takes_rows())
+    if (all && is_dense_ && sender_.takes_rows())
       return sender_.put_adjacent(y, results, rows_ * job_.n);
     if (all && sender_.sends_squares()) {
       alignas(64) T ones[kLanes];
@@ -226,8 +227,9 @@ class GradientTiles {
 
   const Job& job_;
   const int64_t pitch_;
-  int64_t spacing_ = 0;  // of rows in tiles
-  int64_t first_ = 0;    // of these, at which the present ones begin
+  bool is_dense_ = false;  // rows follow each other without gaps, in memory and in tiles
+  int64_t spacing_ = 0;    // of rows in tiles
+  int64_t first_ = 0;      // of these, at which the present ones begin
   int64_t exact_from_ = 0;
   int rows_ = 0;
   Tile grad_, y_, x_;
