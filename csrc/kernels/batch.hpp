@@ -56,6 +56,14 @@ class LanesOfRows {
   alignas(64) double sums_[2][8][8];
 };
 
+// One element of memory that may not be aligned.
+template <class T>
+inline T element_at(const T* p, int64_t i) {
+  T x;
+  memcpy(&x, p + i, sizeof(x));
+  return x;
+}
+
 // Arguments of one part or of two.
 template <class V, bool kLow>
 struct ArgumentOf {
@@ -167,7 +175,7 @@ class Batch {
       two_sum(all.sum, all.error, held.others);
       if constexpr (P::kTargets) {
         const auto element = [&](int r, int64_t j) SOFTMAXLIB_INLINE_LAMBDA {
-          return Pair<T>{row(r)[j], kLow ? low_[r * pitch_ + j] : T(0)};
+          return Pair<T>{element_at(row(r), j), kLow ? low_[r * pitch_ + j] : T(0)};
         };
         of_.finish(all, held, alone_, element);
       } else {

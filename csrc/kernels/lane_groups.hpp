@@ -118,7 +118,7 @@ class LaneColumns {
     if constexpr (kLow)
       return {column(hi_, group, static_cast<int>(j))[r],
               column(lo_, group, static_cast<int>(j))[r]};
-    else return {from_[group][j * stride_[group] + r], 0};
+    else return {element_at(from_[group], j * stride_[group] + r), 0};
   }
 
   const int n_, pitch_, groups_;
