@@ -64,16 +64,6 @@ inline T element_at(const T* p, int64_t i) {
   return x;
 }
 
-// Arguments of one part or of two.
-template <class V, bool kLow>
-struct ArgumentOf {
-  using type = V;
-};
-template <class V>
-struct ArgumentOf<V, true> {
-  using type = Pair<V>;
-};
-
 // X: V, or Pair<V> for arguments of two parts.
 template <class P, class X>
 class Batch {

@@ -96,7 +96,7 @@ class LaneColumns {
   }
 
  protected:
-  using X = typename ArgumentOf<V, kLow>::type;
+  using X = typename OneOrPair<V, kLow>::type;
 
   T* column(T* of, int group, int j) const { return of + (group * pitch_ + j) * kLanes; }
   const T* column(const T* of, int group, int j) const {

@@ -68,12 +68,13 @@ inline V plus_low(V t, Pair<V> x, V floor) {
 // so that their last rounding happens in what they are part of.
 enum class Use { kResults, kLogarithms, kExact };
 
+// A number of one part or of two.
 template <class V, bool kPair>
-struct ExpTermOf {
+struct OneOrPair {
   using type = V;
 };
 template <class V>
-struct ExpTermOf<V, true> {
+struct OneOrPair<V, true> {
   using type = Pair<V>;
 };
 
@@ -84,7 +85,7 @@ template <Use kUse>
 class Exp<f32x16, kUse> {
  public:
   using V = f32x16;
-  using Term = typename ExpTermOf<V, kUse == Use::kExact>::type;
+  using Term = typename OneOrPair<V, kUse == Use::kExact>::type;
   static constexpr bool kFollows = true;  // the reference follows the row
   static constexpr bool kWide = false;
   static constexpr int kBias = kUse == Use::kResults ? 26 : 60;

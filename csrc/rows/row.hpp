@@ -379,9 +379,9 @@ class Row {
   // Elements [first, stop) of y; x is not read.
   void fill_from(int64_t first, T value, int64_t stop) const {
     if (first == stop) return;
-    alignas(64) T y[kLanes];
-    store(y, V::set1(value));
-    for (int64_t i = first; i < stop; i += kLanes) put(i, min_of(stop - i, kLanes), y);
+    alignas(64) T y[kChunk];
+    for (int64_t i = 0; i < kChunk && i < stop - first; i += kLanes) store(y + i, V::set1(value));
+    for (int64_t i = first; i < stop; i += kChunk) put(i, min_of(stop - i, kChunk), y);
   }
 
   // Results of elements [start, start + n), which `y` has.
