@@ -3,12 +3,17 @@
 include(CMakePackageConfigHelpers)
 if(SOFTMAXLIB_BUILD_PYTHON)
   set(CMAKE_INSTALL_LIBDIR softmaxlib/lib)
+  set(CMAKE_INSTALL_BINDIR softmaxlib)  # where Windows looks for what a module beside it needs
   set(CMAKE_INSTALL_INCLUDEDIR softmaxlib/include)
 endif()
 include(GNUInstallDirs)
 
+list(TRANSFORM softmaxlib_kinds REPLACE "(.+)" "set(softmaxlib_\\1_FOUND TRUE)"
+  OUTPUT_VARIABLE softmaxlib_found)
+list(JOIN softmaxlib_found "\n" softmaxlib_found)
 set(softmaxlib_cmake_dir ${CMAKE_INSTALL_LIBDIR}/cmake/softmaxlib)
-install(TARGETS softmaxlib_shared softmaxlib_static EXPORT softmaxlib-targets
+list(TRANSFORM softmaxlib_kinds PREPEND softmaxlib_ OUTPUT_VARIABLE softmaxlib_libraries)
+install(TARGETS ${softmaxlib_libraries} EXPORT softmaxlib-targets
   RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR}
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
   ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}

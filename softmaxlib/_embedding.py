@@ -9,6 +9,8 @@ from softmaxlib import _core
 
 # Beside the compiled module: in an editable install the Python sources are elsewhere.
 _ROOT = Path(_core.__file__).resolve().parent
+# Not the name that it has elsewhere: no other library in a process is taken for this one.
+LIBRARY = "softmaxlib_python"
 
 
 def get_include() -> str:
@@ -23,7 +25,7 @@ def get_include() -> str:
 
 
 def get_library_dir() -> str:
-    """Return the directory of the shared and the static C library, both named softmaxlib.
+    """Return the directory of the shared C library, libsoftmaxlib_python.so.
 
     Returns
     -------
@@ -57,4 +59,4 @@ def compiler_flags() -> str:
 def linker_flags() -> str:
     """Return what links the shared library, and has it found at run time."""
     directory = get_library_dir()
-    return shlex.join([f"-L{directory}", f"-Wl,-rpath,{directory}", "-lsoftmaxlib"])
+    return shlex.join([f"-L{directory}", f"-Wl,-rpath,{directory}", f"-l{LIBRARY}"])

@@ -16,7 +16,7 @@ import jax
 import jaxlib
 
 from softmaxlib import _core
-from softmaxlib._embedding import get_include, get_library_dir
+from softmaxlib._embedding import LIBRARY, get_include, get_library_dir
 
 _SOURCE = Path(__file__).with_name("_jax_ffi.cpp")
 # XLA's header names members after their types, which g++ only permits.
@@ -29,9 +29,9 @@ _DIGEST = hashlib.sha256().digest_size
 def load() -> ctypes.CDLL:
     """Return the compiled custom calls, from the user's cache if they are there, whole and load."""
     # Found by its name when the next is loaded, which therefore keeps no path of an installation.
-    ctypes.CDLL(str(Path(get_library_dir(), "libsoftmaxlib.so")))
+    ctypes.CDLL(str(Path(get_library_dir(), f"lib{LIBRARY}.so")))
     header = Path(get_include(), "softmaxlib", "softmaxlib.h")
-    versions = (_core.version(), jaxlib.__version__, platform.machine(), *_OPTIONS)
+    versions = (LIBRARY, _core.version(), jaxlib.__version__, platform.machine(), *_OPTIONS)
     key = hashlib.sha256(_SOURCE.read_bytes() + header.read_bytes() + repr(versions).encode())
     library = _cache() / f"jax-{jaxlib.__version__}-{key.hexdigest()[:20]}.so"
     kept = _kept(library, key.digest())
@@ -106,7 +106,7 @@ def _build(library: Path, key: bytes) -> None:
                 *_OPTIONS,
                 f"-isystem{jax.ffi.include_dir()}",
                 f"-I{get_include()}",
-                *("-o", str(compiled), str(_SOURCE), f"-L{get_library_dir()}", "-lsoftmaxlib"),
+                *("-o", str(compiled), str(_SOURCE), f"-L{get_library_dir()}", f"-l{LIBRARY}"),
             ],
             check=True,
             capture_output=True,

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import softmaxlib as sml
-from softmaxlib import cli
+from softmaxlib import _core, cli
 
 TESTS = Path(__file__).resolve().parent
 C11 = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror", str(TESTS / "c" / "smoke.c")]
@@ -39,6 +39,14 @@ def run(*command, **environment):
 
 def printed(*options):
     return run(sys.executable, "-m", "softmaxlib", *options)
+
+
+def declared():
+    """Return the names of the header's functions."""
+    header = Path(sml.get_include(), "softmaxlib", "softmaxlib.h").read_text()
+    names = re.findall(r"SOFTMAXLIB_API [^(;]*?(softmaxlib_\w+)\(", header)
+    assert len(names) >= 28
+    return names
 
 
 def test_documented_code_compiles(tmp_path):
@@ -68,9 +76,43 @@ def test_every_struct_that_grows_has_an_initializer():
 def test_directories():
     assert Path(sml.get_include(), "softmaxlib", "softmaxlib.h").is_file()
     assert Path(sml.get_cmake_dir(), "softmaxlib-config.cmake").is_file()
-    library = ctypes.CDLL(str(Path(sml.get_library_dir(), "libsoftmaxlib.so")))
+    library = ctypes.CDLL(str(Path(sml.get_library_dir(), "libsoftmaxlib_python.so")))
     library.softmaxlib_version.restype = ctypes.c_char_p
     assert library.softmaxlib_version().decode() == sml.__version__
+
+
+def test_kernels_are_in_the_package_once():
+    root = Path(_core.__file__).resolve().parent
+    compiled = [path for path in root.rglob("*") if path.suffix in (".a", ".so")]
+    holders = [path for path in compiled if b"softmax_two_pass_f32" in path.read_bytes()]
+    assert holders == [Path(sml.get_library_dir(), "libsoftmaxlib_python.so")]
+
+
+def test_no_other_library_is_taken_for_that_of_the_package(tmp_path):
+    # One that came first into the process, as where a program that embeds Python links its own.
+    names = declared()
+    source, script, other = (tmp_path / name for name in ("other.c", "map", "libsoftmaxlib.so"))
+    source.write_text("".join(f"void {n}(void) {{ __builtin_trap(); }}\n" for n in names))
+    script.write_text("SOFTMAXLIB_0.1 { softmaxlib_*; };\n")
+    link = [f"-Wl,--version-script={script}", "-Wl,-soname,libsoftmaxlib.so"]
+    run(tool("cc", "gcc"), "-shared", "-fPIC", *link, source, "-o", other)
+    code = "import softmaxlib as s; print(s.softmax([0.0, 0.0]), s.available_isas())"
+    assert "[0.5 0.5]" in run(sys.executable, "-c", code, LD_PRELOAD=str(other))
+
+
+def test_exports():
+    nm = tool("nm")
+    library = Path(sml.get_library_dir(), "libsoftmaxlib_python.so")
+    lines = run(nm, "-D", "-C", "--defined-only", library).splitlines()
+    named = [line.split(" ", 2)[2] for line in lines if " T " in line]
+    private = {name.split("(")[0] for name in named if name.startswith("softmaxlib::")}
+    assert private == {
+        f"softmaxlib::{name}"
+        for name in ("explain", "exp_sweep", "pass_scratch", "roofline", "run_pass")
+    }
+    version = re.match(r"\d+\.\d+", sml.__version__)[0]
+    public = {name for name in named if not name.startswith("softmaxlib::")}
+    assert public == {f"{name}@@SOFTMAXLIB_PYTHON_{version}" for name in declared()}
 
 
 def test_options_print_in_the_order_given(capsys):
@@ -83,8 +125,8 @@ def test_options_print_in_the_order_given(capsys):
 def test_find_package(tmp_path, project):
     cmake, ctest = tool("cmake"), tool("ctest")
     tool(*(["cc", "gcc"] if project == "c" else ["c++", "g++"]))
-    directory = printed("--cmake-dir").strip()
-    run(cmake, "-S", TESTS / "install" / project, "-B", tmp_path, f"-Dsoftmaxlib_DIR={directory}")
+    found = f"-Dsoftmaxlib_DIR={printed('--cmake-dir').strip()}"
+    run(cmake, "-S", TESTS / "install" / project, "-B", tmp_path, found, "-DKINDS=shared")
     run(cmake, "--build", tmp_path)
     assert "100% tests passed" in run(ctest, "--test-dir", tmp_path)
 

@@ -15,6 +15,7 @@
 #include <mutex>
 #include <new>
 #include <optional>
+#include <string>
 #include <vector>
 
 #if !defined(_WIN32)
@@ -786,6 +787,10 @@ py::array bfloat16_from_dlpack(const py::object& producer) {
 #define PyInit__core initialize_core  // PyInit__core itself comes first: see below
 PYBIND11_MODULE(_core, m) {
   using namespace py::literals;
+  if (std::strcmp(softmaxlib_version(), SOFTMAXLIB_VERSION_STRING) != 0)
+    throw py::import_error("softmaxlib._core is of version " SOFTMAXLIB_VERSION_STRING
+                           ", the library that it found of version " +
+                           std::string(softmaxlib_version()));
   reset_pool_slot();
 #if !defined(_WIN32)
   pthread_atfork(nullptr, nullptr, reset_pool_slot);
