@@ -314,22 +314,13 @@ class Batch {
   P of_;
 };
 
-inline bool sees_nothing(const Job& job, const Place& place) {
-  bool any = false;
-  for_stretches(job, place, kWhere, 0, job.n,
-                [&](const char* p, int64_t stride, int64_t, int64_t count) {
-                  for (int64_t i = 0; i < count; ++i) any |= p[i * stride] != 0;
-                });
-  return !any;
-}
-
 // By itself, as all rows can be computed; function(Row).
 template <class D, class F>
 SOFTMAXLIB_NOINLINE void compute_alone(const Job& job, int64_t row, F function, double masked) {
   int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
   const Rows at(job, row);
-  const Row<D> alone(job, at.place(), nullptr, one_block);
-  if (job.base[kWhere] && sees_nothing(job, at.place())) {
+  const Row<D> alone(job, at.place, nullptr, one_block);
+  if (job.base[kWhere] && count_visible(job, at.place, job.n, 1) == 0) {
     using T = typename Row<D>::T;
     if (job.reduces) return alone.put_first(static_cast<T>(-INFINITY));
     return alone.fill_from(0, static_cast<T>(masked), job.n);

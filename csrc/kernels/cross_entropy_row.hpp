@@ -166,11 +166,9 @@ class StablemaxOf {
 // ---- Targets
 
 inline bool is_visible(const Job& job, const Place& place, int64_t element) {
-  bool visible = true;
-  if (job.base[kWhere])
-    for_stretches(job, place, kWhere, element, 1,
-                  [&](const char* p, int64_t, int64_t, int64_t) { visible = *p != 0; });
-  return visible;
+  uint8_t visible = 1;
+  if (job.base[kWhere]) gather_visible(job, place, element, 1, &visible);
+  return visible != 0;
 }
 
 // One element of a row, in lane 0.
@@ -219,10 +217,7 @@ class ClassWeights {
     const int padded = (n + 15) / 16 * 16;
     if (job_.base[kWhere]) {
       uint8_t where[kChunk];
-      for_stretches(job_, place_, kWhere, start, n,
-                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                      gather<uint8_t>(p, stride, count, where + done);
-                    });
+      gather_visible(job_, place_, start, n, where);
       for (int i = 0; i < n; ++i) visible[i] = where[i] ? T(1) : T(0);
       for (int i = 0; i < n; ++i) q[i] = where[i] ? spread_ : 0;
     } else {
@@ -232,10 +227,7 @@ class ClassWeights {
     for (int i = n; i < padded; ++i) q[i] = visible[i] = 0;
     if (job_.loss->probabilities) {
       double p[kChunk];
-      for_stretches(job_, place_, kTarget, start, n,
-                    [&](const char* from, int64_t stride, int64_t done, int64_t count) {
-                      gather_any(job_.dtype[kTarget], from, stride, count, p + done);
-                    });
+      gather_elements(job_, place_, kTarget, start, n, p);
       for (int i = 0; i < n; ++i) q[i] += keep_ * p[i];
     } else if (target_ >= start && target_ < start + n) {
       q[target_ - start] += keep_;
@@ -249,12 +241,7 @@ class ClassWeights {
 
  private:
   double count_visible() const {
-    int64_t count = 0;
-    for_stretches(job_, place_, kWhere, 0, job_.n,
-                  [&](const char* p, int64_t stride, int64_t, int64_t n) {
-                    for (int64_t i = 0; i < n; ++i) count += p[i * stride] != 0;
-                  });
-    return static_cast<double>(count);
+    return static_cast<double>(softmaxlib::count_visible(job_, place_, job_.n, job_.n));
   }
 
   const Job& job_;
@@ -420,16 +407,10 @@ class CrossEntropyRow {
   SOFTMAXLIB_NOINLINE void find_impossible(int64_t start, int64_t n, Impossible* found) const {
     T x[Row<D>::kChunk];
     double bias[Row<D>::kChunk];
-    for_stretches(job_, place_, kX, start, n,
-                  [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                    gather_any(job_.dtype[kX], p, stride, count, x + done);
-                  });
+    gather_elements(job_, place_, kX, start, n, x);
     for (int64_t i = 0; i < n; ++i) found->at[i] = x[i] == -static_cast<T>(INFINITY);
     if (job_.base[kBias]) {
-      for_stretches(job_, place_, kBias, start, n,
-                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                      gather_any(job_.dtype[kBias], p, stride, count, bias + done);
-                    });
+      gather_elements(job_, place_, kBias, start, n, bias);
       for (int64_t i = 0; i < n; ++i) found->at[i] |= bias[i] == -INFINITY;
     }
     found->any = true;

@@ -82,10 +82,7 @@ class GradientRow {
     if (is_direct()) return piece(start, n).write(at(kOut) + start, n, element, edge_);
     if constexpr (kIsOwn) {
       piece(start, n).write(stage_->out, n, element, nullptr);
-      for_stretches(*job_, place_, kOut, start, n,
-                    [&](char* p, int64_t stride, int64_t done, int64_t count) {
-                      store_all(job_->dtype[kOut], p, stride, count, stage_->out + done);
-                    });
+      scatter_elements(*job_, place_, start, n, stage_->out);
     }
   }
 
@@ -95,10 +92,7 @@ class GradientRow {
   GradientPiece<kFunction, V, false, Storage> piece(int64_t start, int64_t n) const {
     GradientPiece<kFunction, V, false, Storage> piece = {};
     if (job_->base[kWhere]) {
-      for_stretches(*job_, place_, kWhere, start, n,
-                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                      gather<uint8_t>(p, stride, count, stage_->where + done);
-                    });
+      gather_visible(*job_, place_, start, n, stage_->where);
       piece.where = stage_->where;
     }
     if constexpr (!Of::kReduces) {
@@ -111,10 +105,7 @@ class GradientRow {
   const Storage* fetch(Operand k, int64_t start, int64_t n, T* to) const {
     if constexpr (kIsOwn) {
       if (!is_direct()) {
-        for_stretches(*job_, place_, k, start, n,
-                      [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                        gather_any(job_->dtype[k], p, stride, count, to + done);
-                      });
+        gather_elements(*job_, place_, k, start, n, to);
         return to;
       }
     }
@@ -137,11 +128,11 @@ SOFTMAXLIB_NOINLINE void gradient_of_long_rows(const Job& job, int64_t start, in
   GradientStage<T> stage;
   Edge<Storage> edge;
   Rows rows(job, start);
-  Row before(job, rows.place(), &stage, &edge);
+  Row before(job, rows.place, &stage, &edge);
   before.read_beside(nullptr);
   for (int64_t r = start + 1; r < stop; ++r) {
     rows.next();
-    Row row(job, rows.place(), &stage, &edge);
+    Row row(job, rows.place, &stage, &edge);
     row.read_beside(&before);
     before = row;
   }
@@ -154,7 +145,7 @@ template <softmaxlib_function kFunction, class T>
 SOFTMAXLIB_NOINLINE void gradient_of_row(const Job& job, int64_t row) {
   GradientStage<T> stage;
   Edge<T> edge;
-  GradientRow<kFunction, T> one(job, Rows(job, row).place(), &stage, &edge);
+  GradientRow<kFunction, T> one(job, Rows(job, row).place, &stage, &edge);
   one.read_beside(nullptr);
   one.write();
   edge.flush();

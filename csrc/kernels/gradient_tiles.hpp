@@ -107,10 +107,7 @@ class GradientTiles {
     for (int64_t r = 0; r < rows; ++r, place.offset[kWhere] += run.step.stride[kWhere]) {
       uint8_t* const to = wheres_ + r * spacing_;
       memset(to + job_.n, 0, kLanes);  // read along with the row's last elements
-      for_stretches(job_, place, kWhere, 0, job_.n,
-                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                      gather<uint8_t>(p, stride, count, to + done);
-                    });
+      gather_visible(job_, place, 0, job_.n, to);
     }
     where_ = wheres_;
     where_stride_ = spacing_;

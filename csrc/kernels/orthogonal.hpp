@@ -242,10 +242,7 @@ class OrthogonalGradient {
         if (is_direct()) return map_elements(source, at(kOut) + i, n, job_.streaming, f);
         alignas(64) T y[kChunk];
         map_elements(source, y, n, false, f);
-        for_stretches(job_, place_, kOut, i, n,
-                      [&](char* p, int64_t stride, int64_t done, int64_t count) {
-                        store_all(job_.dtype[kOut], p, stride, count, y + done, job_.streaming);
-                      });
+        scatter_elements(job_, place_, i, n, y, job_.streaming);
       });
     });
   }
@@ -296,10 +293,7 @@ class OrthogonalGradient {
   }
   T* at(Operand k) const { return reinterpret_cast<T*>(job_.base[k]); }
   void fetch(Operand k, int64_t start, int64_t n, T* to) const {
-    for_stretches(job_, place_, k, start, n,
-                  [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                    gather_any(job_.dtype[k], p, stride, count, to + done);
-                  });
+    gather_elements(job_, place_, k, start, n, to);
   }
 
   const Job& job_;

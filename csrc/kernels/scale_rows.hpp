@@ -31,7 +31,7 @@ void scale_rows(const Job& job, int64_t start, int64_t stop, char*) {
   const bool is_direct =
       one_factor && job.linear && job.dtype[kX] == kOwn && job.dtype[kOut] == kOwn;
   for (int64_t r = start; r < stop; ++r, rows.next()) {
-    const Place& place = rows.place();
+    const Place& place = rows.place;
     InLanes<V> factor = in_all(1, V());
     if (one_factor) factor = in_all(row_operand(job, place, kBias, 1), V());
     if (is_direct) {
@@ -42,24 +42,15 @@ void scale_rows(const Job& job, int64_t start, int64_t stop, char*) {
     }
     for (int64_t i = 0; i < job.n; i += kChunk) {
       const int64_t n = job.n - i < kChunk ? job.n - i : kChunk;
-      for_stretches(job, place, kX, i, n,
-                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                      gather_any(job.dtype[kX], p, stride, count, x + done);
-                    });
+      gather_elements(job, place, kX, i, n, x);
       if (!one_factor)
-        for_stretches(job, place, kBias, i, n,
-                      [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                        gather_any(job.dtype[kBias], p, stride, count, factors + done);
-                      });
+        gather_elements(job, place, kBias, i, n, factors);
       for (int64_t j = n; j % V::lanes; ++j) x[j] = 0, factors[j] = 0;
       for (int64_t j = 0; j < n; j += V::lanes) {
         if (!one_factor) load_lanes(factors + j, factor);
         store(x + j, scaled_element(load(x + j), factor));
       }
-      for_stretches(job, place, kOut, i, n,
-                    [&](char* p, int64_t stride, int64_t done, int64_t count) {
-                      store_all(job.dtype[kOut], p, stride, count, x + done, job.streaming);
-                    });
+      scatter_elements(job, place, i, n, x, job.streaming);
     }
   }
   stream_fence();

@@ -135,7 +135,7 @@ inline void softmax_pipelined(const Job& job, int64_t first, int64_t last, char*
   Outgoing<D> before(&edge);
   Rows rows(job, first);
   for (int64_t r = first; r < last; ++r, rows.next()) {
-    const Place& place = rows.place();
+    const Place& place = rows.place;
     const D* const x = reinterpret_cast<const D*>(job.base[kX] + place.offset[kX]);
     const auto sum = [&](auto beside) { return sum_into(buffer, x, n, references, beside); };
     before.write_head();

@@ -48,7 +48,7 @@ template <class D>
 SOFTMAXLIB_NOINLINE void take_alone(const Job& job, int64_t row) {
   int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
   const Rows at(job, row);
-  take_of_row<D>(job, Row<D>(job, at.place(), nullptr, one_block), at.place());
+  take_of_row<D>(job, Row<D>(job, at.place, nullptr, one_block), at.place);
 }
 
 template <class D>

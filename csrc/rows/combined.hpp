@@ -193,20 +193,14 @@ class GatheredOptions {
   void gather_into(Terms<V>& terms, const Job& job, const Place& place, int64_t start, int64_t n) {
     const bool same_bias = terms.bias_is_constant && job.inner_ndim == 1;
     if (terms.bias && !same_bias && !is_contiguous(job, kBias, float_item(job.dtype[kBias]))) {
-      for_stretches(job, place, kBias, start, n,
-                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                      gather_any(job.dtype[kBias], p, stride, count, bias_ + done);
-                    });
+      gather_elements(job, place, kBias, start, n, bias_);
       terms.bias = reinterpret_cast<const char*>(bias_);
       terms.bias_dtype = SOFTMAXLIB_F64;
       terms.bias_is_constant = false;
       terms.bias_from = start;
     }
     if (terms.where && !is_contiguous(job, kWhere, 1)) {
-      for_stretches(job, place, kWhere, start, n,
-                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                      gather<uint8_t>(p, stride, count, where_ + done);
-                    });
+      gather_visible(job, place, start, n, where_);
       terms.where = where_;
       terms.where_from = start;
     }
@@ -244,10 +238,7 @@ struct Stage {
 
   // Elements [start, start + n) as they are.
   SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int n) {
-    for_stretches(job, place, kX, start, n,
-                  [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                    gather_any(job.dtype[kX], p, stride, count, hi + done);
-                  });
+    gather_elements(job, place, kX, start, n, hi);
   }
   // Their arguments.
   SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int n,
@@ -287,10 +278,7 @@ struct Stage {
 
   // Brings y to out.
   SOFTMAXLIB_NOINLINE void put(const Job& job, const Place& place, int64_t start, int n) const {
-    for_stretches(job, place, kOut, start, n,
-                  [&](char* p, int64_t stride, int64_t done, int64_t count) {
-                    store_all(job.dtype[kOut], p, stride, count, y + done, job.streaming);
-                  });
+    scatter_elements(job, place, start, n, y, job.streaming);
   }
 
  private:

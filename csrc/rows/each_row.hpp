@@ -64,7 +64,7 @@ SOFTMAXLIB_NOINLINE void visit_rows(const Job& job, int64_t row, int64_t stop, c
                                     RowVisitor<T> visit) {
   int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
   for (Rows rows(job, row); row < stop; ++row, rows.next())
-    visit(Row<T>(job, rows.place(), scratch, one_block), rows.place());
+    visit(Row<T>(job, rows.place, scratch, one_block), rows.place);
 }
 
 // f(row, its place) for rows [start, stop).

@@ -16,35 +16,6 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// Where row `index` starts in every operand, and the step to the next row.
-class Rows {
- public:
-  Rows(const Job& job, int64_t row) : job_(job) {
-    for (int64_t& o : place_.offset) o = 0;
-    for (int d = job.outer_ndim - 1; d >= 0; --d) {
-      index_[d] = row % job.outer[d].size;
-      row /= job.outer[d].size;
-      for (int k = 0; k < kOperands; ++k) place_.offset[k] += index_[d] * job.outer[d].stride[k];
-    }
-  }
-  void next() {
-    for (int d = job_.outer_ndim - 1; d >= 0; --d) {
-      const Dim& dim = job_.outer[d];
-      const bool wraps = ++index_[d] == dim.size;
-      for (int k = 0; k < kOperands; ++k)
-        place_.offset[k] += wraps ? dim.stride[k] - dim.size * dim.stride[k] : dim.stride[k];
-      if (!wraps) return;
-      index_[d] = 0;
-    }
-  }
-  const Place& place() const { return place_; }
-
- private:
-  const Job& job_;
-  Place place_;
-  int64_t index_[SOFTMAXLIB_MAX_NDIM];
-};
-
 // Sources: where a pass reads its arguments.
 
 template <class D>
@@ -156,13 +127,6 @@ inline void map_elements(Source x, D* y, int64_t n, bool streaming, F f) {
   for (; i < n; i += kLanes) some(i, n - i < kLanes ? n - i : kLanes);
 }
 
-// How many elements a row sees: causal ones those up to column i + causal_offset.
-inline int64_t visible_elements(const Job& job, const Place& place) {
-  const int64_t i = place.offset[kQuery], offset = job.causal_offset;
-  if (!job.causal || offset >= job.n - 1 - i) return job.n;
-  return offset < -i ? 0 : i + offset + 1;
-}
-
 // Where a row waits that was brought there with others, its arguments as hi + lo (of elements of x:
 // hi alone). Its results replace them.
 template <class T>
@@ -216,14 +180,7 @@ class Row {
   int64_t terms() const {
     int64_t seen = sink() != -INFINITY;
     if (!job_.base[kWhere]) return min_of(seen + n_, 2);
-    for (int64_t i = 0; i < n_ && seen < 2; i += kChunk) {
-      const int64_t n = min_of(n_ - i, kChunk);
-      for_stretches(job_, place_, kWhere, i, n,
-                    [&](const char* p, int64_t stride, int64_t, int64_t count) {
-                      for (int64_t j = 0; j < count && seen < 2; ++j) seen += p[j * stride] != 0;
-                    });
-    }
-    return seen;
+    return seen + count_visible(job_, place_, n_, 2 - seen);
   }
 
   // From here on the passes see x - maximum.
@@ -362,13 +319,11 @@ class Row {
   void fill(T value, T masked) const {
     if (!job_.base[kWhere]) return fill_from(0, value, n_);
     alignas(64) T y[kChunk];
+    uint8_t seen[kChunk];
     for (int64_t i = 0; i < n_; i += kChunk) {
       const int64_t n = min_of(n_ - i, kChunk);
-      for_stretches(job_, place_, kWhere, i, n,
-                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                      for (int64_t j = 0; j < count; ++j)
-                        y[done + j] = p[j * stride] ? value : masked;
-                    });
+      gather_visible(job_, place_, i, n, seen);
+      for (int64_t j = 0; j < n; ++j) y[j] = seen[j] ? value : masked;
       put(i, n, y);
     }
   }
@@ -390,10 +345,7 @@ class Row {
       memcpy(y_ + start, y, static_cast<size_t>(n) * sizeof(T));
       return;
     }
-    for_stretches(job_, place_, kOut, start, n,
-                  [&](char* p, int64_t stride, int64_t done, int64_t count) {
-                    store_all(job_.dtype[kOut], p, stride, count, y + done);
-                  });
+    scatter_elements(job_, place_, start, n, y);
   }
 
   // The one element of logsumexp's result.

@@ -10,51 +10,11 @@
 #include "job.hpp"
 #include "macros.hpp"
 #include "math/exp.hpp"
+#include "rows/walk.hpp"
 
 namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
-
-// Byte offset of the current row in every operand.
-struct Place {
-  int64_t offset[kOperands];
-};
-
-// Calls f(pointer, stride, done, count) for every run of constant stride among elements
-// [start, start + n) of a row.
-template <class F>
-inline void for_stretches(const Job& job, const Place& place, Operand operand, int64_t start,
-                          int64_t n, F f) {
-  int64_t index[SOFTMAXLIB_MAX_NDIM];
-  char* p = job.base[operand] + place.offset[operand];
-  for (int d = job.inner_ndim - 1; d >= 0; --d) {
-    index[d] = start % job.inner[d].size;
-    start /= job.inner[d].size;
-    p += index[d] * job.inner[d].stride[operand];
-  }
-  const int last = job.inner_ndim - 1;
-  const int64_t stride = job.inner[last].stride[operand];
-  for (int64_t done = 0; done < n;) {
-    const int64_t room = job.inner[last].size - index[last];
-    const int64_t count = room < n - done ? room : n - done;
-    f(p, stride, done, count);
-    done += count;
-    p += count * stride;
-    index[last] += count;
-    for (int d = last; d > 0 && index[d] == job.inner[d].size; --d) {
-      p += job.inner[d - 1].stride[operand] - job.inner[d].size * job.inner[d].stride[operand];
-      index[d] = 0;
-      ++index[d - 1];
-    }
-  }
-}
-
-template <class T>
-constexpr bool kIsInteger = true;
-template <>
-constexpr bool kIsInteger<f16> = false;
-template <>
-constexpr bool kIsInteger<bf16> = false;
 
 template <class To, class From>
 inline void convert1(From x, To& to) {
@@ -80,15 +40,9 @@ template <class From, class To>
 inline void gather(const char* p, int64_t stride, int64_t count, To* to) {
   constexpr int64_t kItem = sizeof(From);
   int64_t i = 0;
-  if (stride == kItem) {
-    if constexpr (sizeof(From) == 2 && sizeof(To) > 2 && !kIsInteger<From>)
-      for (; i + 16 <= count; i += 16) store_as(to + i, load(reinterpret_cast<const From*>(p) + i));
-    for (; i < count; ++i) {
-      From x;
-      memcpy(&x, p + i * kItem, sizeof(From));
-      convert1(x, to[i]);
-    }
-  }
+  if constexpr (kItem == 2)
+    for (; stride == kItem && i + 16 <= count; i += 16)
+      store_as(to + i, load(reinterpret_cast<const From*>(p) + i));
   for (; i < count; ++i) {
     From x;
     memcpy(&x, p + i * stride, sizeof(From));
@@ -96,6 +50,7 @@ inline void gather(const char* p, int64_t stride, int64_t count, To* to) {
   }
 }
 
+// Elements of any dtype, so many bytes from each other.
 template <class To>
 SOFTMAXLIB_NOINLINE void gather_any(softmaxlib_dtype dtype, const char* p, int64_t stride,
                                     int64_t count, To* to) {
@@ -104,17 +59,15 @@ SOFTMAXLIB_NOINLINE void gather_any(softmaxlib_dtype dtype, const char* p, int64
     case SOFTMAXLIB_F64: return gather<double>(p, stride, count, to);
     case SOFTMAXLIB_F16: return gather<f16>(p, stride, count, to);
     case SOFTMAXLIB_BF16: return gather<bf16>(p, stride, count, to);
-    case SOFTMAXLIB_BOOL:
-    case SOFTMAXLIB_U8: return gather<uint8_t>(p, stride, count, to);
-    case SOFTMAXLIB_I8: return gather<int8_t>(p, stride, count, to);
-    case SOFTMAXLIB_I16: return gather<int16_t>(p, stride, count, to);
-    case SOFTMAXLIB_I32: return gather<int32_t>(p, stride, count, to);
-    case SOFTMAXLIB_I64: return gather<int64_t>(p, stride, count, to);
-    case SOFTMAXLIB_U16: return gather<uint16_t>(p, stride, count, to);
-    case SOFTMAXLIB_U32: return gather<uint32_t>(p, stride, count, to);
-    case SOFTMAXLIB_U64: return gather<uint64_t>(p, stride, count, to);
-    default: return;
+    default: return gather_integers(dtype, p, stride, count, to);
   }
+}
+// Elements [start, start + n) of a row's operand.
+template <class To>
+SOFTMAXLIB_NOINLINE void gather_elements(const Job& job, const Place& place, Operand operand,
+                                         int64_t start, int64_t n, To* to) {
+  for (Stretches s(job, place, operand, start, n); s.count; s.next())
+    gather_any(job.dtype[operand], s.p, s.stride, s.count, to + s.done);
 }
 
 template <class D, class T>
@@ -173,6 +126,14 @@ SOFTMAXLIB_NOINLINE void store_all(softmaxlib_dtype dtype, char* p, int64_t stri
       for (int64_t j = 0; j < n; ++j) memcpy(p + (i + j) * stride, some + j, kItem);
     }
   });
+}
+
+// Results [start, start + n) of a row.
+template <class T>
+SOFTMAXLIB_NOINLINE void scatter_elements(const Job& job, const Place& place, int64_t start,
+                                          int64_t n, const T* from, bool streaming = false) {
+  for (Stretches s(job, place, kOut, start, n); s.count; s.next())
+    store_all(job.dtype[kOut], s.p, s.stride, s.count, from + s.done, streaming);
 }
 
 inline double fma_scalar(double a, double b, double c) {

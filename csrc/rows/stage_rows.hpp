@@ -80,56 +80,6 @@ struct Access {
   }
 };
 
-// Rows at one distance from each other: those from one row on to the end of the last dimension.
-class RowRun {
- public:
-  const Job& job;
-  Place place;  // of the first
-  Dim step;     // to the next
-  int64_t rows;
-
-  RowRun(const Job& j, int64_t row) : job(j) {
-    const int last = job.outer_ndim - 1;
-    if (last < 0) step = {1, {}};
-    else step = job.outer[last];
-    for (int64_t& o : start_.offset) o = 0;
-    const int64_t in_run = last < 0 ? 0 : row % step.size;
-    if (last >= 0) row /= step.size;
-    for (int d = last - 1; d >= 0; row /= job.outer[d].size, --d) {
-      index_[d] = row % job.outer[d].size;
-      for (int k = 0; k < kOperands; ++k) start_.offset[k] += index_[d] * job.outer[d].stride[k];
-    }
-    begin(in_run);
-  }
-  // Past so many of these rows; behind the last, to the next run.
-  SOFTMAXLIB_INLINE void advance(int64_t count) {
-    rows -= count;
-    if (rows == 0) return next();
-    for (int k = 0; k < kOperands; ++k) place.offset[k] += count * step.stride[k];
-  }
-
- private:
-  void begin(int64_t in_run) {
-    rows = step.size - in_run;
-    for (int k = 0; k < kOperands; ++k)
-      place.offset[k] = start_.offset[k] + in_run * step.stride[k];
-  }
-  void next() {
-    for (int d = job.outer_ndim - 2; d >= 0; --d) {
-      const Dim& dim = job.outer[d];
-      const bool wraps = ++index_[d] == dim.size;
-      for (int k = 0; k < kOperands; ++k)
-        start_.offset[k] += wraps ? dim.stride[k] - dim.size * dim.stride[k] : dim.stride[k];
-      if (!wraps) break;
-      index_[d] = 0;
-    }
-    begin(0);
-  }
-
-  Place start_;  // of the run
-  int64_t index_[SOFTMAXLIB_MAX_NDIM];
-};
-
 // Whether a factor is all that arguments are beside the elements of x.
 inline bool is_only_scaled(const Job& job) {
   return !job.elements_of_x && !job.base[kBias] && !job.base[kWhere] && !job.base[kSlope];
@@ -165,10 +115,7 @@ class Reader {
         convert(at(place), job_.n, to + r * pitch);
         continue;
       }
-      for_stretches(job_, place, operand_, 0, job_.n,
-                    [&](const char* p, int64_t stride, int64_t done, int64_t count) {
-                      gather_any(job_.dtype[operand_], p, stride, count, to + r * pitch + done);
-                    });
+      gather_elements(job_, place, operand_, 0, job_.n, to + r * pitch);
     }
   }
   // Contiguous elements.
@@ -620,10 +567,7 @@ class Sender {
     alignas(64) T results[kLanes];
     for (int64_t i = 0; i < job_.n; i += kLanes) {
       store(results, load(e + i) * factor);
-      for_stretches(job_, place, kOut, i, job_.n - i < kLanes ? job_.n - i : kLanes,
-                    [&](char* p, int64_t stride, int64_t done, int64_t count) {
-                      store_all(job_.dtype[kOut], p, stride, count, results + done);
-                    });
+      scatter_elements(job_, place, i, job_.n - i < kLanes ? job_.n - i : kLanes, results);
     }
   }
 
