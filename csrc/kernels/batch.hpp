@@ -64,13 +64,14 @@ inline T element_at(const T* p, int64_t i) {
   return x;
 }
 
-// X: V, or Pair<V> for arguments of two parts.
-template <class P, class X>
-class Batch {
+// Rows of a batch and their terms, as a function of arguments has them. X: V, or Pair<V> for
+// arguments of two parts. kHold: each lane holds its largest argument out of its sum.
+template <class Function, class X, bool kHold>
+class BatchTerms {
  public:
-  using V = typename P::V;
+  using F = Function;
+  using V = typename F::V;
   using T = typename V::elem;
-  using F = typename P::F;
   static constexpr int kLanes = V::lanes, kGroup = kVectorsPerGroup * kLanes;
   static constexpr bool kLow = sizeof(X) > sizeof(V);
   // A part of the first level cache.
@@ -78,7 +79,7 @@ class Batch {
 
   // room: for as many rows as a vector has lanes (batch_room() of job.hpp), where a part of the
   // first level cache does not do: rows that are transposed come so many at a time. Or NULL.
-  Batch(int64_t n, T* room)
+  BatchTerms(int64_t n, T* room)
       : n_(n),
         pitch_((n + kLanes - 1) / kLanes * kLanes),
         most_(room || kRoom / pitch_ >= kLanes ? kLanes : static_cast<int>(kRoom / pitch_)),
@@ -87,24 +88,23 @@ class Batch {
   int most() const { return most_; }
   int rows() const { return rows_; }
 
-  // Rows from `first` on, all at one distance from each other; as they are,
-  void begin(const RowRun& run, int64_t first, int rows) {
-    place(run, first, rows);
+  // Rows from `first` on, all at one distance from each other: as they are, where there is no
+  // stager, or through the tile. one_is_one: those of one element are computed alone.
+  SOFTMAXLIB_NOINLINE void begin(const RowRun& run, int64_t first, int rows, bool one_is_one,
+                                 Stager<V>* stager, T* low) {
+    first_ = first, rows_ = rows;
+    y_ = run.job.base[kOut] + run.place.offset[kOut], y_stride_ = run.step.stride[kOut];
+    is_staged_ = stager != nullptr;
     x_ = run.job.base[kX] + run.place.offset[kX], stride_ = run.step.stride[kX];
-    is_staged_ = false;
-    for (int r = 0; r < rows; ++r) alone_[r] = P::kOneIsOne && n_ == 1;
-    start();
-  }
-  // or through the tile.
-  void begin(const RowRun& run, int64_t first, int rows, Stager<V>& stager, T* low) {
-    place(run, first, rows);
-    x_ = reinterpret_cast<const char*>(e_), low_ = low;
-    is_staged_ = true;
-    stride_ = pitch_ * static_cast<int64_t>(sizeof(T));
     int visible[kLanes];
-    if (pitch_ == n_ && stager.is_even(run)) stager.fetch_even(run, rows, e_, low, visible);
-    else stager.fetch(run, rows, e_, low, pitch_, visible);
-    for (int r = 0; r < rows; ++r) alone_[r] = P::kOneIsOne && visible[r] == 1;
+    for (int& v : visible) v = n_ == 1 ? 1 : 2;
+    if (stager) {
+      x_ = reinterpret_cast<const char*>(e_), low_ = low;
+      stride_ = pitch_ * static_cast<int64_t>(sizeof(T));
+      if (pitch_ == n_ && stager->is_even(run)) stager->fetch_even(run, rows, e_, low, visible);
+      else stager->fetch(run, rows, e_, low, pitch_, visible);
+    }
+    for (int r = 0; r < rows; ++r) alone_[r] = one_is_one && visible[r] == 1;
     start();
   }
 
@@ -123,10 +123,10 @@ class Batch {
       for (int j = 0; j < 4; ++j) v[j] = at(r, i + j * kLanes);
       if (F::kFollows && i > 0)
         top = max(max_of(high(v[0]), high(v[1]), high(v[2]), high(v[3])), top);
-      if constexpr (P::kHolds)
+      if constexpr (kHold)
         for (int j = 0; j < 4; ++j) v[j] = hold(held, v[j]);
       for (int j = 0; j < 4; j += kInStep) evaluate<kInStep>(f, v + j, magic, floor, t + j);
-      if constexpr (!P::kHolds)
+      if constexpr (!kHold)
         for (int j = 0; j < 4; ++j) store(e + i + j * kLanes, t[j]);
       add_terms<F>(lanes, t[0], t[1], t[2], t[3]);
     }
@@ -137,79 +137,22 @@ class Batch {
         if (i >= n_) continue;
         X v = up_to_end(r, i);
         top = max(high(v), top);
-        if constexpr (P::kHolds) v = hold(held, v);
+        if constexpr (kHold) v = hold(held, v);
         evaluate<1>(f, &v, magic, floor, t + j);
-        if constexpr (!P::kHolds) store(e + i, t[j]);
+        if constexpr (!kHold) store(e + i, t[j]);
       }
       add_terms<F>(lanes, t[0], t[1], t[2], t[3]);
     }
     // A later group may exceed the reference.
     if (F::kFollows && n_ > kGroup) alone_[r] |= any(gt(top, V::set1(limit_[r])));
-    if constexpr (P::kHolds) {
+    if constexpr (kHold) {
       store(held_[r], high(held));
       if constexpr (kLow) store(held_low_[r], held.lo);
     }
     lanes_.keep(r, lanes);
   }
 
-  // collects: the sender takes results from the tile alone.
-  SOFTMAXLIB_NOINLINE void finish(bool collects) {
-    BatchSums<V> sums;
-    sums.reference = load(reference_);
-    lanes_.fold(sums.sum, sums.error);
-    if constexpr (P::kHolds) {
-      X columns[kLanes];
-      columns_of_held(columns);
-      const BatchHeld<V> held(F(0), columns, kLanes, load(magic_), load(floor_));
-      BatchSums<V> all = sums;
-      two_sum(all.sum, all.error, held.others);
-      if constexpr (P::kTargets) {
-        const auto element = [&](int r, int64_t j) SOFTMAXLIB_INLINE_LAMBDA {
-          return Pair<T>{element_at(row(r), j), kLow ? low_[r * pitch_ + j] : T(0)};
-        };
-        of_.finish(all, held, alone_, element);
-      } else {
-        of_.finish(all, held, alone_);
-      }
-      resolved_ = kLow || collects;
-      for (int r = 0; !P::kReduces && resolved_ && r < rows_; ++r)
-        if (!alone_[r]) resolve(r);
-    } else {
-      of_.finish(sums, alone_);
-    }
-    any_alone_ = false;
-    for (int r = 0; r < rows_; ++r) any_alone_ |= alone_[r];
-  }
-
-  // What is left to do once row r is summed; alone(row) computes one by itself.
-  template <class Alone>
-  SOFTMAXLIB_INLINE void put(const Job& job, int r, Sender<V>& sender, Alone alone) {
-    if (SOFTMAXLIB_UNLIKELY(alone_[r])) {
-      sender.finish();
-      alone(job, first_ + r);
-    } else if constexpr (P::kReduces) {
-      return;  // finish() has written it
-    } else if (P::kHolds && !resolved_) {
-      if constexpr (P::kHolds)
-        sender.put_each(y_ + r * y_stride_,
-                        [&, f = of_.result(r)](int64_t i)
-                            SOFTMAXLIB_INLINE_LAMBDA { return f(up_to_end(r, i)); });
-      if constexpr (P::kTargets) of_.put_target(r);
-    } else if (!sender.sends_squares() || any_alone_) {
-      sender.put(y_ + r * y_stride_, e_ + r * pitch_, scale(r));
-    } else if (r == 0) {
-      alignas(64) T scales[kLanes];
-      for (int i = 0; i < rows_; ++i) scales[i] = scale(i);
-      sender.put_square(y_, e_, pitch_, rows_, scales);
-    }
-  }
-
- private:
-  void place(const RowRun& run, int64_t first, int rows) {
-    first_ = first, rows_ = rows;
-    y_ = run.job.base[kOut] + run.place.offset[kOut], y_stride_ = run.step.stride[kOut];
-    if constexpr (P::kTargets) of_.begin(run, 0, rows);
-  }
+ protected:
   const T* row(int r) const { return reinterpret_cast<const T*>(x_ + r * stride_); }
   SOFTMAXLIB_INLINE V joined(const T* hi, const T*, V) const { return load(hi); }
   SOFTMAXLIB_INLINE Pair<V> joined(const T* hi, const T* lo, Pair<V>) const {
@@ -228,6 +171,34 @@ class Batch {
     from_pair(Pair<V>{some, V::set1(0)}, x);
     return x;
   }
+  Pair<T> element(int r, int64_t j) const {
+    return {element_at(row(r), j), kLow ? low_[r * pitch_ + j] : T(0)};
+  }
+  SOFTMAXLIB_NOINLINE BatchSums<V> sums() const {
+    BatchSums<V> sums;
+    sums.reference = load(reference_);
+    lanes_.fold(sums.sum, sums.error);
+    return sums;
+  }
+  SOFTMAXLIB_NOINLINE HeldSums<V> held_sums() const {
+    X columns[kLanes];
+    columns_of_held(columns);
+    HeldSums<V> all = {sums(), {F(0), columns, kLanes, load(magic_), load(floor_)}};
+    two_sum(all.sums.sum, all.sums.error, all.top.others);
+    return all;
+  }
+
+  const int64_t n_, pitch_;
+  const int most_;
+  T* const e_;
+  int64_t first_ = 0, stride_ = 0, y_stride_ = 0;
+  int rows_ = 0;
+  const char* x_ = nullptr;
+  char* y_ = nullptr;
+  const T* low_ = nullptr;
+  bool alone_[kLanes], is_staged_ = false;
+
+ private:
   template <int N>
   static SOFTMAXLIB_INLINE void evaluate(const F& f, const X* x, V magic, V floor, V* t) {
     if constexpr (F::kFollows) f.template evaluate<N>(x, magic, floor, t);
@@ -235,7 +206,7 @@ class Batch {
   }
 
   // The references of all rows, from the maximum of each first group.
-  SOFTMAXLIB_NOINLINE void start() {
+  void start() {
     for (int r = rows_; r < kLanes; ++r) {  // lanes without a row
       alone_[r] = false;
       Lanes<V> one;
@@ -283,6 +254,84 @@ class Batch {
     }
   }
 
+  alignas(64) T room_[kLanes + kRoom + kLanes];  // an outbox reads around what it takes
+  alignas(64) T reference_[kLanes], magic_[kLanes], floor_[kLanes], limit_[kLanes];
+  LanesOfRows<V> lanes_;
+  alignas(64) T held_[kLanes][kLanes];
+  alignas(64) T held_low_[kLow ? kLanes : 1][kLanes];
+};
+
+// What a kind computes of them.
+template <class P, class X>
+class Batch : public BatchTerms<typename P::F, X, P::kHolds> {
+  using Terms = BatchTerms<typename P::F, X, P::kHolds>;
+  using Terms::alone_;
+  using Terms::e_;
+  using Terms::n_;
+  using Terms::pitch_;
+  using Terms::rows_;
+  using Terms::up_to_end;
+  using Terms::y_;
+  using Terms::y_stride_;
+
+ public:
+  using typename Terms::F;
+  using typename Terms::T;
+  using typename Terms::V;
+  using Terms::kLanes;
+  using Terms::kLow;
+  using Terms::Terms;
+
+  void begin(const RowRun& run, int64_t first, int rows, Stager<V>* stager, T* low) {
+    Terms::begin(run, first, rows, P::kOneIsOne, stager, low);
+    if constexpr (P::kTargets) of_.begin(run, 0, rows);
+  }
+
+  // collects: the sender takes results from the tile alone.
+  SOFTMAXLIB_NOINLINE void finish(bool collects) {
+    if constexpr (P::kHolds) {
+      const HeldSums<V> all = this->held_sums();
+      if constexpr (P::kTargets) {
+        const auto element = [this](int r, int64_t j)
+                                 SOFTMAXLIB_INLINE_LAMBDA { return this->element(r, j); };
+        of_.finish(all.sums, all.top, alone_, element);
+      } else {
+        of_.finish(all.sums, all.top, alone_);
+      }
+      resolved_ = kLow || collects;
+      for (int r = 0; !P::kReduces && resolved_ && r < rows_; ++r)
+        if (!alone_[r]) resolve(r);
+    } else {
+      of_.finish(this->sums(), alone_);
+    }
+    any_alone_ = false;
+    for (int r = 0; r < rows_; ++r) any_alone_ |= alone_[r];
+  }
+
+  // What is left to do once row r is summed; alone(row) computes one by itself.
+  template <class Alone>
+  SOFTMAXLIB_INLINE void put(const Job& job, int r, Sender<V>& sender, Alone alone) {
+    if (SOFTMAXLIB_UNLIKELY(alone_[r])) {
+      sender.finish();
+      alone(job, this->first_ + r);
+    } else if constexpr (P::kReduces) {
+      return;  // finish() has written it
+    } else if (P::kHolds && !resolved_) {
+      if constexpr (P::kHolds)
+        sender.put_each(y_ + r * y_stride_,
+                        [&, f = of_.result(r)](int64_t i)
+                            SOFTMAXLIB_INLINE_LAMBDA { return f(up_to_end(r, i)); });
+      if constexpr (P::kTargets) of_.put_target(r);
+    } else if (!sender.sends_squares() || any_alone_) {
+      sender.put(y_ + r * y_stride_, e_ + r * pitch_, scale(r));
+    } else if (r == 0) {
+      alignas(64) T scales[kLanes];
+      for (int i = 0; i < rows_; ++i) scales[i] = scale(i);
+      sender.put_square(y_, e_, pitch_, rows_, scales);
+    }
+  }
+
+ private:
   // The results of row r, in the tile.
   SOFTMAXLIB_INLINE void resolve(int r) {
     T* const e = e_ + r * pitch_;
@@ -297,20 +346,7 @@ class Batch {
     else return of_.scale[r];
   }
 
-  const int64_t n_, pitch_;
-  const int most_;
-  T* const e_;
-  int64_t first_ = 0, stride_ = 0, y_stride_ = 0;
-  int rows_ = 0;
-  const char* x_ = nullptr;
-  char* y_ = nullptr;
-  const T* low_ = nullptr;
-  alignas(64) T room_[kLanes + kRoom + kLanes];  // an outbox reads around what it takes
-  alignas(64) T reference_[kLanes], magic_[kLanes], floor_[kLanes], limit_[kLanes];
-  LanesOfRows<V> lanes_;
-  alignas(64) T held_[kLanes][kLanes];
-  alignas(64) T held_low_[kLow ? kLanes : 1][kLanes];
-  bool alone_[kLanes], any_alone_ = false, resolved_ = false, is_staged_ = false;
+  bool any_alone_ = false, resolved_ = false;
   P of_;
 };
 
@@ -337,7 +373,7 @@ inline void run_batches(const Job& job, bool is_direct, int64_t row, int64_t sto
   using V = typename B::V;
   const typename B::F f(0);
   Sender<V> sender(job);
-  [[maybe_unused]] Stager<V> stager(job);
+  Stager<V> stager(job);
   using T = typename B::T;
   [[maybe_unused]] alignas(64) T some[B::kLow ? B::kRoom : 1];
   const auto room = [&](int i) {
@@ -353,8 +389,7 @@ inline void run_batches(const Job& job, bool is_direct, int64_t row, int64_t sto
     more = row < stop;
     int64_t rows = !more ? 0 : run.rows < stop - row ? run.rows : stop - row;
     if (rows > now->most()) rows = now->most();
-    if (is_direct) now->begin(run, row, static_cast<int>(rows));
-    else now->begin(run, row, static_cast<int>(rows), stager, low);
+    now->begin(run, row, static_cast<int>(rows), is_direct ? nullptr : &stager, low);
     for (int r = 0; r < now->rows() || r < before->rows(); ++r) {
       if (r < now->rows()) now->compute(f, r);
       if (r < before->rows()) before->put(job, r, sender, alone);

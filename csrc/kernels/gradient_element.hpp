@@ -41,7 +41,7 @@ struct GradientOf {
 struct WideProduct {
   double value, more;
 
-  WideProduct(double a, double b, int exponent) {
+  SOFTMAXLIB_NOINLINE WideProduct(double a, double b, int exponent) {
     constexpr int kMost = 1000;
     int of_a, of_b;
     const double m = split_exponent(a, &of_a) * split_exponent(b, &of_b);
@@ -166,7 +166,7 @@ struct GradientScale {
   // range, the one with the rest may not be. Products of floats are in the range of double anyhow.
   double early;
 
-  explicit GradientScale(const Affine& a, double of_gradient = 1)
+  SOFTMAXLIB_NOINLINE explicit GradientScale(const Affine& a, double of_gradient = 1)
       : affine(a), unit(of_gradient), factor(a.factor, 1 / unit, a.exponent) {
     int exponent;
     split_exponent(factor.value, &exponent);
@@ -203,7 +203,7 @@ inline bool needs_smaller_unit(double sum) {
 template <class V>
 class StableSlope {
  public:
-  explicit StableSlope(const GradientScale& s) {
+  SOFTMAXLIB_NOINLINE explicit StableSlope(const GradientScale& s) {
     const double scale = s.affine.rounded();
     if (scale >= 0x1p-900) {  // d / (1 / scale + |x|), where neither product can leave the range
       const double half = s.unit == 1 ? 1 : 0x1p32;

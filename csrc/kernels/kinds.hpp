@@ -89,6 +89,13 @@ struct BatchHeld {
   }
 };
 
+// Sums without what each row holds, and that.
+template <class V>
+struct HeldSums {
+  BatchSums<V> sums;
+  BatchHeld<V> top;
+};
+
 // 1 / sum. A float's sum has no error.
 inline InLanes<f32x16> reciprocals_of(const BatchSums<f32x16>& sums) { return inverse(sums.sum); }
 inline InLanes<f64x8> reciprocals_of(const BatchSums<f64x8>& sums) {

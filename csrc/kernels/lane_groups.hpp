@@ -19,16 +19,14 @@ struct LinesAhead {
   const char* y = nullptr;       // NULL: none
   int64_t y_column = 0;
 
-  SOFTMAXLIB_INLINE void step() {
-    if (x) {
+  // Those of so many elements.
+  SOFTMAXLIB_INLINE void step(int count) {
+    for (int i = 0; x && i < count; ++i) {
       SOFTMAXLIB_PREFETCH(x);
       x += line;
       if (++at == width) at = 0, x += column;
     }
-    if (y) {
-      prefetch(y);
-      y += y_column;
-    }
+    for (int i = 0; y && i < count; ++i, y += y_column) prefetch(y);
   }
 };
 
@@ -151,11 +149,11 @@ class LaneColumns {
   alignas(64) T lo_[kLow ? kRoom * kLanes : 1];
 };
 
-// What a kind computes of them. The groups go through the phases one after the other: the chain of
-// a single group's maximum, exponentials, sum and reciprocal would be too long.
-template <class P, bool kLow>
-class LaneGroups : public LaneColumns<typename P::V, kLow> {
-  using Columns = LaneColumns<typename P::V, kLow>;
+// Their terms and sums, as a function F of arguments has them.
+template <class Function, bool kLow>
+class LaneSums : public LaneColumns<typename Function::V, kLow> {
+ protected:
+  using Columns = LaneColumns<typename Function::V, kLow>;
   using Columns::argument;
   using Columns::column;
   using Columns::hi_;
@@ -163,121 +161,16 @@ class LaneGroups : public LaneColumns<typename P::V, kLow> {
   using typename Columns::X;
 
  public:
-  using V = typename P::V;
+  using F = Function;
+  using V = typename F::V;
   using T = typename V::elem;
-  using F = typename P::F;
   using Columns::kLanes;
   using Columns::kRoom;
 
-  // counts: a row may see but one of its elements, which takes all.
-  LaneGroups(int n, bool counts) : Columns(n), counts_(P::kOneIsOne && n > 1 && counts) {}
-
-  // What the rows of a group need beside their elements: those of a run from `first` on.
-  void begin(int group, const RowRun& run, int first, int rows) {
-    of_[group].begin(run, first, rows);
-  }
-
-  // From arguments to terms, to sums and what follows from them, in steps: those of one group wait
-  // for each other. False where some row has to be computed alone.
-  SOFTMAXLIB_NOINLINE bool evaluate(int groups, LinesAhead ahead) {
-    for (int g = 0; g < groups; ++g) start(g);
-    for (int g = 0; g < groups; ++g) make_terms(g, ahead);
-    bool good = true;
-    for (int g = 0; g < groups; ++g) good &= finish(g);
-    return good;
-  }
-  SOFTMAXLIB_INLINE void start(int g) {
-    if constexpr (F::kFollows) set_references(g);
-    if (counts_) store(seen_[g], count(g));
-  }
-  SOFTMAXLIB_INLINE void make_terms(int g, LinesAhead& ahead) {
-    int j = 0;
-    for (; j + 4 <= n_; j += 4) {
-      if constexpr (!P::kHolds) terms_of<4>(g, j);
-      for (int k = 0; k < 4; ++k) ahead.step();
-    }
-    for (; j < n_; ++j) {
-      if constexpr (!P::kHolds) terms_of<1>(g, j);
-      ahead.step();
-    }
-  }
-  SOFTMAXLIB_INLINE bool finish(int g) {
-    memset(alone_[g], 0, sizeof(alone_[g]));
-    if constexpr (P::kHolds) {
-      finish_held(F(0), g);
-    } else {
-      of_[g].finish(with_reference(sum_of_terms(column(hi_, g, 0)), g), alone_[g]);
-      if constexpr (P::kOneIsOne) {
-        if (n_ == 1) set_to_one(g);
-        if (counts_ && any(eq(load(seen_[g]), V::set1(1)))) check_ones(g, load(seen_[g]));
-      }
-    }
-    return !is_any_alone(g);
-  }
-  bool is_alone(int row) const { return alone_[row / kLanes][row % kLanes]; }
-  bool is_any_alone(int group) const {
-    uint64_t all[kLanes / 8], any = 0;
-    static_assert(sizeof(all) == sizeof(alone_[0]), "a byte per lane");
-    memcpy(all, alone_[group], sizeof(all));
-    for (const uint64_t some : all) any |= some;
-    return any != 0;
-  }
-
-  // A function of j: result j of a group's rows.
-  SOFTMAXLIB_INLINE auto results(int group) const {
-    if constexpr (P::kHolds) {
-      return [this, group](int j)
-                 SOFTMAXLIB_INLINE_LAMBDA { return of_[group].results(argument(group, j), j); };
-    } else {
-      return [terms = column(hi_, group, 0), scale = load(of_[group].scale)](int j)
-                 SOFTMAXLIB_INLINE_LAMBDA { return load(terms + j * kLanes) * scale; };
-    }
-  }
-  // All of them, as rows.
-  void store_results(int group, T* y, int64_t stride) {
-    if constexpr (P::kHolds) {
-      resolve(group);
-      this->store_rows(group, V::set1(1), y, stride);
-    } else {
-      this->store_rows(group, load(of_[group].scale), y, stride);
-    }
-  }
-
- private:
-  // Results take the place of arguments.
-  SOFTMAXLIB_NOINLINE void resolve(int group) {
-    const auto result = results(group);
-    for (int j = 0; j < n_; ++j) store(column(hi_, group, j), result(j));
-  }
-
-  // A row that sees one element, which then is 1: whether others are -inf or not seen is for it to
-  // say where p times the rounded 1 / p is not.
-  SOFTMAXLIB_NOINLINE void check_ones(int g, V seen) {
-    V top = V::set1(0);
-    const auto result = results(g);
-    for (int j = 0; j < n_; ++j) top = max(top, result(j));
-    T counts[kLanes], largest[kLanes];
-    store(counts, seen);
-    store(largest, top);
-    for (int i = 0; i < kLanes; ++i) alone_[g][i] |= counts[i] == 1 && largest[i] != 1;
-  }
-
-  SOFTMAXLIB_INLINE V count(int g) const {
-    V seen = V::set1(0);
-    for (int j = 0; j < n_; ++j)
-      seen = seen + select(eq(high(argument(g, j)), V::set1(static_cast<T>(-INFINITY))), V::set1(0),
-                           V::set1(1));
-    return seen;
-  }
-
-  // Of a row of one element, which p times the rounded 1 / p need not be.
-  void set_to_one(int group) {
-    store(column(hi_, group, 0), V::set1(1));
-    store(of_[group].scale, V::set1(1));
-  }
+  explicit LaneSums(int n) : Columns(n) {}
 
   // The references of a group, from the maxima of its rows.
-  SOFTMAXLIB_INLINE void set_references(int g) {
+  SOFTMAXLIB_NOINLINE void set_references(int g) {
     V a = V::set1(static_cast<T>(-INFINITY)), b = a;
     int j = 0;
     for (; j + 2 <= n_; j += 2) {
@@ -291,11 +184,59 @@ class LaneGroups : public LaneColumns<typename P::V, kLow> {
     store(magic_[g], exp.magic());
     store(floor_[g], exp.floor());
   }
+  // Arguments become terms, while lines are fetched.
+  SOFTMAXLIB_NOINLINE void make_terms(int g, LinesAhead& ahead) {
+    int j = 0;
+    for (; j + 4 <= n_; j += 4) {
+      terms_of<4>(g, j);
+      ahead.step(4);
+    }
+    for (; j < n_; ++j) {
+      terms_of<1>(g, j);
+      ahead.step(1);
+    }
+  }
+  // The sums of a group's rows, once their arguments are terms;
+  SOFTMAXLIB_NOINLINE BatchSums<V> sum(int g) const {
+    return with_reference(sum_of_terms(column(hi_, g, 0)), g);
+  }
+  // or those without what each row holds, and that. Each virtual lane of a row, which are elements
+  // so many after each other, holds its largest argument, and the largest of all stays out of the
+  // sum.
+  SOFTMAXLIB_NOINLINE HeldSums<V> sum_held(int g) const {
+    const F f(0);
+    const int lanes = n_ < kLanes ? n_ : kLanes;
+    X held[kLanes];
+    V invalid = V::set1(0);  // a NaN is summed, not held
+    for (int i = 0; i < lanes; ++i) {
+      X none;
+      from_pair(Pair<V>{V::set1(static_cast<T>(-INFINITY)), V::set1(0)}, none);
+      const X x = argument(g, i);
+      invalid = select(eq(high(x), high(x)), invalid, high(x));
+      hold(none, x);
+      held[i] = none;
+    }
+    BatchSums<V> sums = with_reference({in_all(0, V()), in_all(0, V()), V::set1(0)}, g);
+    if (n_ > kLanes) {
+      InLanes<V> rests[kLanes];
+      const int more = n_ - kLanes < kLanes ? n_ - kLanes : kLanes;
+      int i = 0;
+      for (; i + 4 <= more; i += 4) rest_of_lanes<4>(f, g, i, held, rests);
+      for (; i < more; ++i) rest_of_lanes<1>(f, g, i, held, rests);
+      sums = summed(rests, more, sums);
+    }
+    const BatchHeld<V> top(f, held, lanes, magic(g), floor(g));
+    two_sum(sums.sum, sums.error, top.others);
+    sums.sum = sums.sum + InLanes<V>::of(invalid);
+    return {sums, top};
+  }
+
+ private:
   BatchSums<V> with_reference(BatchSums<V> sums, int g) const {
     sums.reference = F::kFollows ? load(reference_[g]) : V::set1(0);
     return sums;
   }
-  // Arguments become terms, some at once.
+  // Some at once.
   template <int N>
   SOFTMAXLIB_INLINE void terms_of(int g, int j) {
     X x[N];
@@ -352,43 +293,9 @@ class LaneGroups : public LaneColumns<typename P::V, kLow> {
     }
   }
 
-  // Sums with the largest element held out: each virtual lane of a row, which are elements so many
-  // after each other, holds its largest argument, and the largest of all stays out of the sum.
-  SOFTMAXLIB_NOINLINE void finish_held(const F& f, int g) {
-    const int lanes = n_ < kLanes ? n_ : kLanes;
-    X held[kLanes];
-    V invalid = V::set1(0);  // a NaN is summed, not held
-    for (int i = 0; i < lanes; ++i) {
-      X none;
-      from_pair(Pair<V>{V::set1(static_cast<T>(-INFINITY)), V::set1(0)}, none);
-      const X x = argument(g, i);
-      invalid = select(eq(high(x), high(x)), invalid, high(x));
-      hold(none, x);
-      held[i] = none;
-    }
-    BatchSums<V> sums = with_reference({in_all(0, V()), in_all(0, V()), V::set1(0)}, g);
-    if (n_ > kLanes) {
-      InLanes<V> rests[kLanes];
-      const int more = n_ - kLanes < kLanes ? n_ - kLanes : kLanes;
-      int i = 0;
-      for (; i + 4 <= more; i += 4) rest_of_lanes<4>(f, g, i, held, rests);
-      for (; i < more; ++i) rest_of_lanes<1>(f, g, i, held, rests);
-      sums = summed(rests, more, sums);
-    }
-    const BatchHeld<V> top(f, held, lanes, magic(g), floor(g));
-    two_sum(sums.sum, sums.error, top.others);
-    sums.sum = sums.sum + InLanes<V>::of(invalid);
-    if constexpr (P::kTargets) {
-      const auto element = [&](int r, int64_t j)
-                               SOFTMAXLIB_INLINE_LAMBDA { return this->argument_of_row(g, r, j); };
-      of_[g].finish(sums, top, alone_[g], element);
-    } else {
-      of_[g].finish(sums, top, alone_[g]);
-    }
-  }
   // What lanes i and after have beside what they hold: up to three elements each, a vector apart.
   template <int N>
-  SOFTMAXLIB_INLINE void rest_of_lanes(const F& f, int g, int i, X* held, InLanes<V>* rests) {
+  SOFTMAXLIB_INLINE void rest_of_lanes(const F& f, int g, int i, X* held, InLanes<V>* rests) const {
     V t[3][N];
     for (int q = 0; q < 3; ++q) {
       const int from = i + (q + 1) * kLanes;
@@ -425,9 +332,138 @@ class LaneGroups : public LaneColumns<typename P::V, kLow> {
   SOFTMAXLIB_INLINE V magic(int g) const { return F::kFollows ? load(magic_[g]) : V::set1(0); }
   SOFTMAXLIB_INLINE V floor(int g) const { return F::kFollows ? load(floor_[g]) : V::set1(0); }
 
-  const bool counts_;
+
   alignas(64) T reference_[kRoom / 4][kLanes], magic_[kRoom / 4][kLanes];
   alignas(64) T floor_[kRoom / 4][kLanes];
+};
+
+// What a kind computes of them. The groups go through the phases one after the other: the chain of
+// a single group's maximum, exponentials, sum and reciprocal would be too long.
+template <class P, bool kLow>
+class LaneGroups : public LaneSums<typename P::F, kLow> {
+  using Sums = LaneSums<typename P::F, kLow>;
+  using Sums::argument;
+  using Sums::column;
+  using Sums::hi_;
+  using Sums::n_;
+
+ public:
+  using typename Sums::F;
+  using typename Sums::T;
+  using typename Sums::V;
+  using Sums::kLanes;
+  using Sums::kRoom;
+
+  // counts: a row may see but one of its elements, which takes all.
+  LaneGroups(int n, bool counts) : Sums(n), counts_(P::kOneIsOne && n > 1 && counts) {}
+
+  // What the rows of a group need beside their elements: those of a run from `first` on.
+  void begin(int group, const RowRun& run, int first, int rows) {
+    of_[group].begin(run, first, rows);
+  }
+
+  // From arguments to terms, to sums and what follows from them, in steps: those of one group wait
+  // for each other. False where some row has to be computed alone.
+  SOFTMAXLIB_NOINLINE bool evaluate(int groups, LinesAhead ahead) {
+    for (int g = 0; g < groups; ++g) start(g);
+    for (int g = 0; g < groups; ++g) make_terms(g, ahead);
+    bool good = true;
+    for (int g = 0; g < groups; ++g) good &= finish(g);
+    return good;
+  }
+  SOFTMAXLIB_INLINE void start(int g) {
+    if constexpr (F::kFollows) this->set_references(g);
+    if constexpr (P::kOneIsOne)
+      if (counts_) store(seen_[g], count(g));
+  }
+  SOFTMAXLIB_INLINE void make_terms(int g, LinesAhead& ahead) {
+    if constexpr (P::kHolds) ahead.step(n_);
+    else Sums::make_terms(g, ahead);
+  }
+  SOFTMAXLIB_NOINLINE bool finish(int g) {
+    memset(alone_[g], 0, sizeof(alone_[g]));
+    if constexpr (P::kHolds) {
+      const HeldSums<V> held = this->sum_held(g);
+      if constexpr (P::kTargets) {
+        const auto element = [&](int r, int64_t j) SOFTMAXLIB_INLINE_LAMBDA {
+          return this->argument_of_row(g, r, j);
+        };
+        of_[g].finish(held.sums, held.top, alone_[g], element);
+      } else {
+        of_[g].finish(held.sums, held.top, alone_[g]);
+      }
+    } else {
+      of_[g].finish(this->sum(g), alone_[g]);
+      if constexpr (P::kOneIsOne) {
+        if (n_ == 1) set_to_one(g);
+        if (counts_ && any(eq(load(seen_[g]), V::set1(1)))) check_ones(g, load(seen_[g]));
+      }
+    }
+    return !is_any_alone(g);
+  }
+  bool is_alone(int row) const { return alone_[row / kLanes][row % kLanes]; }
+  bool is_any_alone(int group) const {
+    uint64_t all[kLanes / 8], any = 0;
+    static_assert(sizeof(all) == sizeof(alone_[0]), "a byte per lane");
+    memcpy(all, alone_[group], sizeof(all));
+    for (const uint64_t some : all) any |= some;
+    return any != 0;
+  }
+
+  // A function of j: result j of a group's rows.
+  SOFTMAXLIB_INLINE auto results(int group) const {
+    if constexpr (P::kHolds) {
+      return [this, group](int j)
+                 SOFTMAXLIB_INLINE_LAMBDA { return of_[group].results(argument(group, j), j); };
+    } else {
+      return [terms = column(hi_, group, 0), scale = load(of_[group].scale)](int j)
+                 SOFTMAXLIB_INLINE_LAMBDA { return load(terms + j * kLanes) * scale; };
+    }
+  }
+  // All of them, as rows.
+  void store_results(int group, T* y, int64_t stride) {
+    if constexpr (P::kHolds) {
+      resolve(group);
+      this->store_rows(group, V::set1(1), y, stride);
+    } else {
+      this->store_rows(group, load(of_[group].scale), y, stride);
+    }
+  }
+
+ private:
+  // Results take the place of arguments.
+  SOFTMAXLIB_NOINLINE void resolve(int group) {
+    const auto result = results(group);
+    for (int j = 0; j < n_; ++j) store(column(hi_, group, j), result(j));
+  }
+
+  // A row that sees one element, which then is 1: whether others are -inf or not seen is for it to
+  // say where p times the rounded 1 / p is not.
+  SOFTMAXLIB_NOINLINE void check_ones(int g, V seen) {
+    V top = V::set1(0);
+    const auto result = results(g);
+    for (int j = 0; j < n_; ++j) top = max(top, result(j));
+    T counts[kLanes], largest[kLanes];
+    store(counts, seen);
+    store(largest, top);
+    for (int i = 0; i < kLanes; ++i) alone_[g][i] |= counts[i] == 1 && largest[i] != 1;
+  }
+
+  SOFTMAXLIB_NOINLINE V count(int g) const {
+    V seen = V::set1(0);
+    for (int j = 0; j < n_; ++j)
+      seen = seen + select(eq(high(argument(g, j)), V::set1(static_cast<T>(-INFINITY))), V::set1(0),
+                           V::set1(1));
+    return seen;
+  }
+
+  // Of a row of one element, which p times the rounded 1 / p need not be.
+  void set_to_one(int group) {
+    store(column(hi_, group, 0), V::set1(1));
+    store(of_[group].scale, V::set1(1));
+  }
+
+  const bool counts_;
   alignas(64) T seen_[kRoom / 4][kLanes];  // how many elements of a row are not -inf
   bool alone_[kRoom / 4][kLanes];
   P of_[kRoom / 4];

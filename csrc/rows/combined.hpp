@@ -27,7 +27,7 @@ struct Terms {
   double query, offset;           // and from where it counts
   Arguments<V> arguments;
 
-  Terms(const Job& job, const Place& place, const Arguments<V>& how)
+  SOFTMAXLIB_NOINLINE Terms(const Job& job, const Place& place, const Arguments<V>& how)
       : bias(job.base[kBias] ? job.base[kBias] + place.offset[kBias] : nullptr),
         bias_dtype(job.dtype[kBias]),
         bias_is_constant(bias && job.inner[0].stride[kBias] == 0),
@@ -46,7 +46,7 @@ struct Terms {
     if (bias_is_constant) set_constant(row_operand(job, place, kBias, 0));
   }
 
-  void set_constant(double value) {
+  SOFTMAXLIB_NOINLINE void set_constant(double value) {
     bias_is_constant = true;
     constant = value;
     constant_hi = static_cast<T>(value);

@@ -79,7 +79,7 @@ inline D narrow_one(T x) {
 }
 
 // x in a dtype that is known at run time only, rounded to it.
-inline void put_as(softmaxlib_dtype dtype, char* to, double x) {
+SOFTMAXLIB_NOINLINE void put_as(softmaxlib_dtype dtype, char* to, double x) {
   const auto put = [to](auto value) { memcpy(to, &value, sizeof(value)); };
   const auto narrow = static_cast<float>(x);
   if (dtype == SOFTMAXLIB_F64) put(x);
@@ -169,7 +169,7 @@ struct Affine {
 };
 
 // The row's own value of an operand that is constant along the row.
-inline double row_operand(const Job& job, const Place& place, Operand operand, double missing) {
+SOFTMAXLIB_NOINLINE double row_operand(const Job& job, const Place& place, Operand operand, double missing) {
   double value = missing;
   if (job.base[operand])
     gather_any(job.dtype[operand], job.base[operand] + place.offset[operand], 0, 1, &value);
@@ -177,7 +177,7 @@ inline double row_operand(const Job& job, const Place& place, Operand operand, d
 }
 
 // `far`: for a row whose arguments leave the range of double.
-inline Affine affine_of(const Job& job, const Place& place, Pair<double> shift, bool far = false) {
+SOFTMAXLIB_NOINLINE Affine affine_of(const Job& job, const Place& place, Pair<double> shift, bool far = false) {
   constexpr int kMost = 1000;
   const double temperature =
       job.divides ? row_operand(job, place, kScale, job.temperature) : job.temperature;

@@ -67,7 +67,7 @@ struct Access {
   bool along = false;   // contiguous within a row
   bool across = false;  // rows lie side by side: for those of one element either may be said
 
-  Access(const Job& job, Operand k) {
+  SOFTMAXLIB_NOINLINE Access(const Job& job, Operand k) {
     if (!job.base[k] || job.dtype[k] > SOFTMAXLIB_BF16) return;
     item = float_item(job.dtype[k]);
     // Doubles for rows of floats, or the other way round, are gathered one by one.
@@ -160,7 +160,7 @@ class Stager {
   static constexpr int kLanes = V::lanes;
   static constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
 
-  explicit Stager(const Job& job)
+  SOFTMAXLIB_NOINLINE explicit Stager(const Job& job)
       : job_(job), x_(job, kX), arguments_(affine_of(job, RowRun(job, 0).place, {0, 0})) {}
 
   // The first rows of a run to hi, `pitch` elements apart, with -inf up to the pitch; with options,
@@ -194,7 +194,7 @@ class Stager {
     x_.copy(run, rows, to, pitch);
     return pitch;
   }
-  bool factors(const RowRun& run, int first, int rows, Pair<V>& to) const {
+  SOFTMAXLIB_NOINLINE bool factors(const RowRun& run, int first, int rows, Pair<V>& to) const {
     if (!job_.base[kScale]) {
       to = {V::set1(arguments_.hi), V::set1(arguments_.lo)};
       return arguments_.is_usual;
@@ -213,7 +213,7 @@ class Stager {
 
   // Whether the rows of a run follow each other without gaps in all their operands, so that they
   // are staged as if they were one.
-  bool is_even(const RowRun& run) const {
+  SOFTMAXLIB_NOINLINE bool is_even(const RowRun& run) const {
     const auto follow = [&](Operand k, int64_t item) {
       const int64_t along = job_.inner[0].stride[k], across = run.step.stride[k];
       return job_.inner_ndim == 1 && across == job_.n * item && (job_.n == 1 || along == item);
@@ -226,7 +226,7 @@ class Stager {
            (!job_.base[kWhere] || follow(kWhere, 1));
   }
   // Whether vectors across the rows of a run are read where they are, in all operands.
-  bool is_across(const RowRun& run) const {
+  SOFTMAXLIB_NOINLINE bool is_across(const RowRun& run) const {
     const auto crosses = [&](Operand k, int64_t item) {
       const int64_t across = run.step.stride[k];
       return !job_.base[k] || across == item || across == 0;
@@ -452,7 +452,7 @@ class Sender {
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes;
 
-  explicit Sender(const Job& job)
+  SOFTMAXLIB_NOINLINE explicit Sender(const Job& job)
       : job_(job), out_(job, kOut), own_(true), f16_(true), bf16_(true) {
     const auto at = reinterpret_cast<uintptr_t>(job.base[kOut]);
     posts_ = job.streaming && out_.along && at % static_cast<size_t>(out_.item) == 0;
@@ -539,7 +539,7 @@ class Sender {
     if (!is_direct) put_columns(y, rows, copy);
   }
   // Before somebody else writes results, and at the end.
-  void finish() {
+  SOFTMAXLIB_NOINLINE void finish() {
     if (next_)
       with_storage(job_.dtype[kOut], V(), [&](auto* storage) { outbox_of(storage).finish(); });
     next_ = nullptr;
