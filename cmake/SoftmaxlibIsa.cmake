@@ -18,6 +18,11 @@ function(softmaxlib_add_isa name)
   else()
     set(flags ${ARGN})
     list(TRANSFORM flags PREPEND "-m")
+    if(NOT ARGN AND softmaxlib_isa_entries)
+      # CPUs that have none of the other ISAs are rare, and slow without fma anyhow: what counts of
+      # the code for them is its size, which this halves.
+      list(APPEND flags $<$<CONFIG:Release>:-Os>)
+    endif()
     list(APPEND flags -fno-exceptions)  # the personality routine would be a weak symbol
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND name STREQUAL "avx512")
       # GCC's own AVX-512 headers (bug 105593).

@@ -95,17 +95,6 @@ SOFTMAXLIB_NOINLINE void run_rows(const Job& job, int64_t start, int64_t stop, c
     if (start == 0 && job.report) fill_report(job, kIsa, registry::automatic, name); \
     kernel(job, start, stop, scratch);                                               \
   }
-#define SOFTMAXLIB_GRADIENT_OF(function)                                                    \
-  template <class T>                                                                        \
-  void gradient_of_##function(const Job& job, int64_t start, int64_t stop, char* scratch) { \
-    gradient_rows<softmaxlib_function{registry::function}, T>(job, start, stop, scratch);   \
-  }
-SOFTMAXLIB_GRADIENT_OF(softmax)
-SOFTMAXLIB_GRADIENT_OF(log_softmax)
-SOFTMAXLIB_GRADIENT_OF(logsumexp)
-SOFTMAXLIB_GRADIENT_OF(stablemax)
-SOFTMAXLIB_GRADIENT_OF(log_stablemax)
-#undef SOFTMAXLIB_GRADIENT_OF
 template <class T>
 void cross_entropy_of_softmax(const Job& job, int64_t start, int64_t stop, char* scratch) {
   cross_entropy_of_rows<SoftmaxOf, T>(job, start, stop, scratch);
@@ -151,15 +140,15 @@ KernelTable make_table() {
       "stablemax_cross_entropy_" #storage, cross_entropy_of_stablemax<arithmetic<storage>>); \
   table.orthogonal[registry::storage] = SOFTMAXLIB_REPORTED(                                 \
       "orthogonal_gradient_" #storage, orthogonal_gradient<arithmetic<storage>>);
-#define SOFTMAXLIB_GRADIENT(function, storage)                                 \
+#define SOFTMAXLIB_GRADIENT(function, log, storage)                                 \
   table.gradient[registry::function][registry::storage] = SOFTMAXLIB_REPORTED( \
-      #function "_backward_" #storage, gradient_of_##function<arithmetic<storage>>);
+      #function "_backward_" #storage, (gradient_rows<log, arithmetic<storage>>));
 #define SOFTMAXLIB_GRADIENTS(storage)       \
-  SOFTMAXLIB_GRADIENT(softmax, storage)     \
-  SOFTMAXLIB_GRADIENT(log_softmax, storage) \
-  SOFTMAXLIB_GRADIENT(logsumexp, storage)   \
-  SOFTMAXLIB_GRADIENT(stablemax, storage)   \
-  SOFTMAXLIB_GRADIENT(log_stablemax, storage)
+  SOFTMAXLIB_GRADIENT(softmax, false, storage)     \
+  SOFTMAXLIB_GRADIENT(log_softmax, true, storage) \
+  SOFTMAXLIB_GRADIENT(logsumexp, false, storage)   \
+  SOFTMAXLIB_GRADIENT(stablemax, false, storage)   \
+  SOFTMAXLIB_GRADIENT(log_stablemax, true, storage)
   SOFTMAXLIB_GRADIENTS(f32)
   SOFTMAXLIB_GRADIENTS(f64)
   SOFTMAXLIB_GRADIENTS(f16)

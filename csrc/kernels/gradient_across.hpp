@@ -7,24 +7,23 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-template <softmaxlib_function kFunction, class T>
+template <bool kLog, class T>
 class GradientAcross {
  public:
-  using Of = GradientOf<kFunction>;
   using V = typename vector_of<T>::type;
   static constexpr int kLanes = V::lanes;
 
   static bool takes(const Job& job) {
-    if constexpr (Of::kReduces) return false;
+    const GradientKind kind(job.function);
     const auto crosses = [&](Operand k) { return Access(job, k).across; };
-    return job.inner_ndim == 1 && crosses(kGrad) && crosses(kResult) && crosses(kOut) &&
-           (!Of::kReadsX || crosses(kX)) && !job.base[kScale] &&
+    return !kind.reduces && job.inner_ndim == 1 && crosses(kGrad) && crosses(kResult) && crosses(kOut) &&
+           (!kind.stable || crosses(kX)) && !job.base[kScale] &&
            (!job.base[kWhere] || job.outer[job.outer_ndim - 1].stride[kWhere] == 1);
   }
 
   explicit GradientAcross(const Job& job)
       : job_(job),
-        scale_(affine_of(job, RowRun(job, 0).place, {0, 0})),
+        scale_(GradientKind(job.function), affine_of(job, RowRun(job, 0).place, {0, 0})),
         grad_(job, kGrad),
         y_(job, kResult),
         x_(job, kX),
@@ -49,7 +48,7 @@ class GradientAcross {
       if (sum_up()) {
         write();
       } else {
-        for (int64_t r = 0; r < rows; ++r) gradient_of_row<kFunction, T>(job_, row + r);
+        for (int64_t r = 0; r < rows; ++r) gradient_of_row<kLog, T>(job_, row + r);
       }
       row += rows;
       run.advance(rows);
@@ -86,7 +85,7 @@ class GradientAcross {
   };
   SOFTMAXLIB_INLINE V masked(V v, V result, int group, int64_t j) const {
     using Mask = typename V::Mask;
-    if (!job_.base[kWhere]) return of_visible<kFunction>(v, result, static_cast<Mask*>(nullptr));
+    if (!job_.base[kWhere]) return of_visible<kLog>(v, result, static_cast<Mask*>(nullptr));
     const auto* const where =
         reinterpret_cast<const uint8_t*>(job_.base[kWhere] + place_.offset[kWhere] +
                                          j * job_.inner[0].stride[kWhere] + group * kLanes);
@@ -98,14 +97,14 @@ class GradientAcross {
       memcpy(bytes, where, static_cast<size_t>(rows_of(group)));
       in = load_mask(bytes, v);
     }
-    return of_visible<kFunction>(v, result, &in);
+    return of_visible<kLog>(v, result, &in);
   }
 
   // What one element adds to a sum, and what that rounds away.
   SOFTMAXLIB_INLINE InLanes<V> term(int group, int64_t j, InLanes<V>& error) const {
     const V result = y_.load(group, j, rows_of(group));
     const V g = masked(grad_.load(group, j, rows_of(group)), result, group, j);
-    if constexpr (Of::kLog) return InLanes<V>::of(g);
+    if constexpr (kLog) return InLanes<V>::of(g);
     else return product(g, result, error);
   }
   static SOFTMAXLIB_INLINE InLanes<f32x16> product(f32x16 a, f32x16 b, InLanes<f32x16>&) {
@@ -125,7 +124,7 @@ class GradientAcross {
       y_.prefetch_next(group, i, job_.n);
       grad_.prefetch_next(group, i, job_.n);
       if (job_.base[kWhere]) g = masked(g, result, group, i);
-      sum = plus_element<kFunction>(sum, i == j, g, result);
+      sum = plus_element<kLog>(sum, i == j, g, result);
     }
     return InLanes<V>::of(sum);
   }
@@ -151,7 +150,7 @@ class GradientAcross {
     }
     good = true;
     for (int g = 0; g < groups_; ++g) {
-      element_[g] = ElementGradient<kFunction, V>(scale_, in_rows(sum[g], g));
+      element_[g] = ElementGradient<kLog, V>(scale_, in_rows(sum[g], g));
       if constexpr (sizeof(T) == 8) {
         double each[kLanes];
         store_lanes(each, sum[g]);
@@ -230,7 +229,7 @@ class GradientAcross {
       char* const out = out_.first + j * out_.stride;
       for (int g = 0; g < groups_; ++g) {
         const int rows = rows_of(g);
-        const V y = y_.load(g, j, rows), x = Of::kReadsX ? x_.load(g, j, rows) : V::set1(0);
+        const V y = y_.load(g, j, rows), x = scale_.kind.stable ? x_.load(g, j, rows) : V::set1(0);
         const V d = masked(element_[g](grad_.load(g, j, rows), y, x), y, g, j);
         if (out_.dtype == kOwn && rows == kLanes) store(reinterpret_cast<T*>(out) + g * kLanes, d);
         else store(results + g * kLanes, d);
@@ -248,7 +247,7 @@ class GradientAcross {
   Place place_;
   int rows_ = 0, groups_ = 0;
   InLanes<V> sums_[kGroups][kParts], errors_[kGroups][kParts];
-  ElementGradient<kFunction, V> element_[kGroups];
+  ElementGradient<kLog, V> element_[kGroups];
 };
 
 }  // namespace

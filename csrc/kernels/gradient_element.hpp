@@ -27,14 +27,16 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-template <softmaxlib_function kFunction>
-struct GradientOf {
-  static constexpr bool kReduces = kFunction == SOFTMAXLIB_LOGSUMEXP;
-  static constexpr bool kLog =
-      kFunction == SOFTMAXLIB_LOG_SOFTMAX || kFunction == SOFTMAXLIB_LOG_STABLEMAX;
-  static constexpr bool kStable =
-      kFunction == SOFTMAXLIB_STABLEMAX || kFunction == SOFTMAXLIB_LOG_STABLEMAX;
-  static constexpr bool kReadsX = kStable || kReduces;
+// What a function's gradient is made of. Whether results are logarithms is compiled, as kLog.
+struct GradientKind {
+  bool reduces = false;  // one result per row: its gradient is the row's x under that
+  bool stable = false;
+
+  GradientKind() = default;
+  explicit GradientKind(softmaxlib_function function)
+      : reduces(function == SOFTMAXLIB_LOGSUMEXP),
+        stable(function == SOFTMAXLIB_STABLEMAX || function == SOFTMAXLIB_LOG_STABLEMAX) {}
+  bool reads_x() const { return stable || reduces; }
 };
 
 // a b 2^exponent = value more; more is a power of two, and 1 where value alone is in range.
@@ -86,47 +88,17 @@ SOFTMAXLIB_INLINE InLanes<f64x8> exp_wide(Pair<f64x8> x) {
 }
 
 // g - e^x total; e^x as a pair, so that near 1 what it lacks is not lost.
-template <class V>
-class LessExp;
-template <>
-class LessExp<f32x16> {
- public:
-  explicit LessExp(InLanes<f32x16> total) : total_(total) {}
-
-  SOFTMAXLIB_INLINE InLanes<f32x16> operator()(f32x16 g, f32x16 x) const {
-    const Pair<f32x16> e = Exp<f32x16, Use::kExact>(0)(Pair<f32x16>{x, f32x16::set1(0)});
-    const f64x8 unit = f64x8::set1(exp_unit<f32x16>());
-    const f64x8 low = total_.low * unit, high = total_.high * unit;
-    const InLanes<f32x16> d = {
-        fnma(widen_low(e.lo), low, fnma(widen_low(e.hi), low, widen_low(g))),
-        fnma(widen_high(e.lo), high, fnma(widen_high(e.hi), high, widen_high(g)))};
-    return if_small(x, d, [&](InLanes<f32x16> of_small) {
-      return InLanes<f32x16>{fnma(of_small.low, total_.low, widen_low(g)),
-                             fnma(of_small.high, total_.high, widen_high(g))};
-    });
-  }
-
- private:
-  InLanes<f32x16> total_;
-};
-template <>
-class LessExp<f64x8> {
- public:
-  // The unit of the exponential goes to whichever of the two it does not carry below the range.
-  explicit LessExp(InLanes<f64x8> total) {
-    const f64x8 unit = f64x8::set1(exp_unit<f64x8>()), one = f64x8::set1(1);
-    const auto is_small = gt(f64x8::set1(0x1p-900), magnitude(total.all).hi);
-    of_exp_ = select(is_small, unit, one);
-    total_ = total.all * select(is_small, one, unit);
-  }
-  SOFTMAXLIB_INLINE InLanes<f64x8> operator()(f64x8 g, f64x8 x) const {
-    const f64x8 e = Exp<f64x8>(0)(Pair<f64x8>{x, f64x8::set1(0)}) * of_exp_;
-    return {fnma(e, total_, g)};
-  }
-
- private:
-  f64x8 of_exp_, total_;
-};
+SOFTMAXLIB_INLINE InLanes<f32x16> less_exp(f32x16 g, f32x16 x, InLanes<f32x16> total) {
+  const Pair<f32x16> e = Exp<f32x16, Use::kExact>(0)(Pair<f32x16>{x, f32x16::set1(0)});
+  const f64x8 unit = f64x8::set1(exp_unit<f32x16>());
+  const f64x8 low = total.low * unit, high = total.high * unit;
+  const InLanes<f32x16> d = {fnma(widen_low(e.lo), low, fnma(widen_low(e.hi), low, widen_low(g))),
+                             fnma(widen_high(e.lo), high, fnma(widen_high(e.hi), high, widen_high(g)))};
+  return if_small(x, d, [&](InLanes<f32x16> of_small) {
+    return InLanes<f32x16>{fnma(of_small.low, total.low, widen_low(g)),
+                           fnma(of_small.high, total.high, widen_high(g))};
+  });
+}
 
 // e^z times the gradient that comes in, which is one of the row, and the scale. Where e^z alone is
 // below the range of double their product may be in it.
@@ -159,6 +131,7 @@ inline void add_values(Lanes<f64x8>& lanes, f64x8 a) { lanes.add(a); }
 
 // What gradients are multiplied by: the same in all rows, but where each has its own temperature.
 struct GradientScale {
+  GradientKind kind;
   Affine affine;
   double unit;  // of the gradient that comes in, and so of its sum
   WideProduct factor;
@@ -166,14 +139,14 @@ struct GradientScale {
   // range, the one with the rest may not be. Products of floats are in the range of double anyhow.
   double early;
 
-  SOFTMAXLIB_NOINLINE explicit GradientScale(const Affine& a, double of_gradient = 1)
-      : affine(a), unit(of_gradient), factor(a.factor, 1 / unit, a.exponent) {
+  SOFTMAXLIB_NOINLINE GradientScale(GradientKind of, const Affine& a, double of_gradient = 1)
+      : kind(of), affine(a), unit(of_gradient), factor(a.factor, 1 / unit, a.exponent) {
     int exponent;
     split_exponent(factor.value, &exponent);
     early = exponent < 1 ? 1 : power_of_two(exponent - 1);
   }
 
-  bool is_one() const { return affine.factor == 1 && affine.exponent == 0; }
+  bool is_one() const { return affine.factor == 1 && affine.exponent == 0 && unit == 1; }
 };
 
 // Sums of floats are of groups of four in float, those in double (quick_sum() below). Whether that
@@ -197,6 +170,13 @@ constexpr double kSmallUnit = 0x1p-64, kLargeSum = 0x1p960;
 inline bool needs_smaller_unit(double sum) {
   const double size = sum < 0 ? -sum : sum;
   return !(size <= kLargeSum);
+}
+
+inline bool all_in_unit(InLanes<f32x16>) { return true; }
+inline bool all_in_unit(InLanes<f64x8> sum) {
+  const f64x8 one = f64x8::set1(1), none = f64x8::set1(0);
+  const auto fits = gt(f64x8::set1(kLargeSum), magnitude(sum.all).hi);  // a NaN does not
+  return !any(gt(select(fits, none, one), none));
 }
 
 // d scale / (1 + |x scale|), d being in the row's unit.
@@ -231,39 +211,34 @@ class StableSlope {
 };
 
 // The gradient of an element, from the sum of its row: one row's, or that of a row per lane.
-template <softmaxlib_function kFunction, class Vector>
+template <bool kLog, class Vector>
 class ElementGradient {
  public:
-  using Of = GradientOf<kFunction>;
   using V = Vector;
   using T = typename V::elem;
+  static constexpr bool kIsPlain = false;
 
   ElementGradient() = default;
   // sum: for logsumexp the gradient that comes in, and `result` its result.
   ElementGradient(const GradientScale& scale, InLanes<V> sum, double result = 0)
       : scale_(&scale), sum_(sum), result_(result) {
-    if constexpr (kMayBePlain) {
-      hi_ = sum.value();
-      lo_ = (sum - InLanes<V>::of(hi_)).value();
-      if (Of::kLog) hi_ = hi_ * V::set1(kUnit), lo_ = lo_ * V::set1(kUnit);
-      is_plain_ = scale.is_one() && all_trusted(sum);
-    }
+    set_parts(sum);
+    is_plain_ = !scale.kind.reads_x() && scale.is_one() && all_trusted(sum) && all_in_unit(sum);
   }
 
   SOFTMAXLIB_INLINE V operator()(V g, V result, V z) const {
-    if constexpr (kMayBePlain)
-      if (is_plain_) return in_floats(g, result);
+    if (is_plain_) return number(plain(g, result, hi_, lo_));
     V d = in_doubles(g, result, z);
-    if constexpr (kMayBePlain)
-      if (scale_->is_one()) d = select(is_trusted(sum_), in_floats(g, result), d);
+    if constexpr (sizeof(T) == 4)
+      if (!scale_->kind.reads_x() && scale_->is_one())
+        d = select(is_trusted(sum_), plain(g, result, hi_, lo_), d);
     return number(d);
   }
   // f(what computes an element): for loops, which have the choice behind them.
   template <class F>
   SOFTMAXLIB_INLINE void with(F f) const {
-    if constexpr (kMayBePlain)
-      if (is_plain_) return f(InFloats{hi_, lo_});
-    f(*this);
+    if (is_plain_) f(Plain{hi_, lo_});
+    else f(*this);
   }
   // All rows at once.
   bool is_plain() const { return is_plain_; }
@@ -272,54 +247,79 @@ class ElementGradient {
   V hi() const { return hi_; }
   V lo() const { return lo_; }
 
-  // The sum in two parts; of logarithms in units of an exponential.
-  struct InFloats {
+  // Of softmax and log_softmax, where there is nothing to multiply by and the sum is trusted: what
+  // cancels does so exactly. hi, lo: the sum in two parts.
+  struct Plain {
+    static constexpr bool kIsPlain = true;
     V hi, lo;
-    SOFTMAXLIB_INLINE V operator()(V g, V result, V) const { return in_floats(g, result, hi, lo); }
+    SOFTMAXLIB_INLINE V operator()(V g, V result) const { return number(plain(g, result, hi, lo)); }
   };
-
-  // Floats will do where there is nothing to multiply by and the sum is trusted: what cancels does
-  // so exactly.
-  static constexpr bool kMayBePlain = sizeof(T) == 4 && !Of::kStable && !Of::kReduces;
 
  private:
   static constexpr bool kDouble = sizeof(T) == 8;
-  static constexpr T kUnit = static_cast<T>(0x1p-60);
 
-  static SOFTMAXLIB_INLINE V in_floats(V g, V result, V hi, V lo) {
-    if constexpr (Of::kLog) {
-      static_assert(Exp<f32x16, Use::kExact>::kBias == 60, "kUnit");
-      const Pair<V> e = Exp<V, Use::kExact>(0)(Pair<V>{result, V::set1(0)});
-      return number(fnma(e.hi, hi, g) - fma(e.lo, hi, e.hi * lo));
+  // Of floats: two floats; of logarithms in units of an exponential.
+  void set_parts(InLanes<f32x16> sum) {
+    constexpr float kUnit = 0x1p-60f;
+    static_assert(Exp<f32x16, Use::kExact>::kBias == 60, "kUnit");
+    hi_ = sum.value();
+    lo_ = (sum - InLanes<V>::of(hi_)).value();
+    if (kLog) hi_ = hi_ * V::set1(kUnit), lo_ = lo_ * V::set1(kUnit);
+  }
+  // Of doubles the sum itself. With a logarithm it is a product, of which the unit of the
+  // exponential goes to whichever factor it does not carry below the range.
+  void set_parts(InLanes<f64x8> sum) {
+    hi_ = sum.all, lo_ = V::set1(0);
+    if (!kLog) return;
+    const V unit = V::set1(exp_unit<f64x8>()), one = V::set1(1);
+    const auto is_small = gt(V::set1(0x1p-900), magnitude(sum.all).hi);
+    hi_ = sum.all * select(is_small, one, unit);
+    lo_ = select(is_small, unit, one);
+  }
+  static SOFTMAXLIB_INLINE f32x16 plain(f32x16 g, f32x16 result, f32x16 hi, f32x16 lo) {
+    if constexpr (kLog) {
+      const Pair<f32x16> e =
+          Exp<f32x16, Use::kExact>(0)(Pair<f32x16>{result, f32x16::set1(0)});
+      return fnma(e.hi, hi, g) - fma(e.lo, hi, e.hi * lo);
     } else {
-      return number(result * ((g - hi) - lo));
+      return result * ((g - hi) - lo);
     }
   }
-  SOFTMAXLIB_INLINE V in_floats(V g, V result) const { return in_floats(g, result, hi_, lo_); }
+  static SOFTMAXLIB_INLINE f64x8 plain(f64x8 g, f64x8 result, f64x8 hi, f64x8 lo) {
+    if constexpr (kLog) {
+      const f64x8 e = Exp<f64x8>(0)(Pair<f64x8>{result, f64x8::set1(0)});
+      return fnma(e * lo, hi, g);
+    } else {
+      return result * (g - hi);
+    }
+  }
   static SOFTMAXLIB_INLINE V number(V d) {  // the sign of a NaN is not ours
     return select(eq(d, d), d, V::set1(static_cast<T>(NAN)));
   }
   static SOFTMAXLIB_INLINE f32x16 in_unit(f32x16 g, double) { return g; }
   static SOFTMAXLIB_INLINE f64x8 in_unit(f64x8 g, double unit) { return g * f64x8::set1(unit); }
-  SOFTMAXLIB_INLINE V in_doubles(V g, V result, V z) const {
+  SOFTMAXLIB_INLINE InLanes<f32x16> less_exp(f32x16 g, f32x16 x) const {
+    return SOFTMAX_ISA::less_exp(g, x, sum_);
+  }
+  SOFTMAXLIB_INLINE InLanes<f64x8> less_exp(f64x8 g, f64x8 x) const {
+    return {plain(g, x, hi_, lo_)};
+  }
+  SOFTMAXLIB_NOINLINE V in_doubles(V g, V result, V z) const {
     const GradientScale& s = *scale_;
-    if constexpr (Of::kReduces) {
+    if (!kLog && s.kind.reduces) {
       Affine affine = s.affine;
       affine.shift = result_;
       const Pair<V> under = combine_wide(z, in_all(0, V()), affine);
       return RowGradient(low_of(sum_), affine).times_exp(under, affine.rounded()).value();
-    } else {
-      InLanes<V> d;
-      g = in_unit(g, s.unit);
-      const InLanes<V> y = InLanes<V>::of(result);
-      if constexpr (Of::kLog) d = LessExp<V>(sum_)(g, result);
-      else if constexpr (Of::kStable || !kDouble) d = y * (InLanes<V>::of(g) - sum_);
-      else d = y * in_all(s.early, V()) * (InLanes<V>::of(g) - sum_);
-      if constexpr (Of::kStable) return StableSlope<V>(s)(d, InLanes<V>::of(z)).value();
-      const double early = !kDouble || Of::kLog ? 1 : s.early;
-      d = d * in_all(s.factor.value / early, V());
-      return kDouble ? (d * in_all(s.factor.more, V())).value() : d.value();
     }
+    g = in_unit(g, s.unit);
+    const double early = !kDouble || kLog || s.kind.stable ? 1 : s.early;
+    InLanes<V> d;
+    if constexpr (kLog) d = less_exp(g, result);
+    else d = InLanes<V>::of(result) * in_all(early, V()) * (InLanes<V>::of(g) - sum_);
+    if (s.kind.stable) return StableSlope<V>(s)(d, InLanes<V>::of(z)).value();
+    d = d * in_all(s.factor.value / early, V());
+    return kDouble ? (d * in_all(s.factor.more, V())).value() : d.value();
   }
   static double low_of(InLanes<f32x16> x) { return first(x.low); }
   static double low_of(InLanes<f64x8> x) { return first(x.all); }
@@ -333,20 +333,20 @@ class ElementGradient {
 
 // What an element takes part with. Zeros where it takes none: where `where` is false or, but for
 // logsumexp, its probability is 0.
-template <softmaxlib_function kFunction, class V, class Mask>
+template <bool kLog, class V, class Mask>
 SOFTMAXLIB_INLINE V of_visible(V v, V result, const Mask* in) {
   using T = typename V::elem;
-  const V none = V::set1(static_cast<T>(GradientOf<kFunction>::kLog ? -INFINITY : 0));
+  const V none = V::set1(static_cast<T>(kLog ? -INFINITY : 0));
   v = select(eq(result, none), V::set1(0), v);
   return in ? select(*in, v, V::set1(0)) : v;
 }
 
 // The sum of a group of elements and one more, in float. Where a probability is 0 and what comes in
 // infinite or NaN the sum is NaN, and not trusted.
-template <softmaxlib_function kFunction, class V>
+template <bool kLog, class V>
 SOFTMAXLIB_INLINE V plus_element(V group, bool is_first, V g, V result) {
   using T = typename V::elem;
-  if constexpr (GradientOf<kFunction>::kLog) {
+  if constexpr (kLog) {
     g = select(eq(result, V::set1(static_cast<T>(-INFINITY))), V::set1(0), g);
     return is_first ? g : group + g;
   } else {
@@ -356,16 +356,14 @@ SOFTMAXLIB_INLINE V plus_element(V group, bool is_first, V g, V result) {
 
 // Part of a row, all of whose operands are contiguous and of one storage. kOver: up to a vector may
 // be read beyond it.
-template <softmaxlib_function kFunction, class Vector, bool kOver,
-          class Storage = typename Vector::elem>
+template <bool kLog, class Vector, bool kOver, class Storage = typename Vector::elem>
 struct GradientPiece {
-  using Of = GradientOf<kFunction>;
   using V = Vector;
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes;
-  static constexpr T kNone = static_cast<T>(Of::kLog ? -INFINITY : 0);
+  static constexpr T kNone = static_cast<T>(kLog ? -INFINITY : 0);
 
-  const Storage *grad, *y, *x;  // those that the function has
+  const Storage *grad, *y, *x;  // NULL: those that the function does not have
   const uint8_t* where;         // NULL: all
 
   // Every product and sum in double.
@@ -409,21 +407,21 @@ struct GradientPiece {
   // The results of up to a vector of elements.
   template <class F>
   SOFTMAXLIB_INLINE V results(int64_t i, int count, const F& element) const {
-    V g = V::set1(0), result = g, z = g;
-    if constexpr (!Of::kReduces) {
-      g = load_some(grad, i, count, 0);
-      result = load_some(y, i, count, 0);
-    }
-    if constexpr (Of::kReadsX) z = load_some(x, i, count, 0);
-    const V d = element(g, result, z);
-    if constexpr (Of::kReduces) {
+    if constexpr (F::kIsPlain) {
+      const V result = load_some(y, i, count, 0);
+      return masked(element(load_some(grad, i, count, 0), result), result, i, count);
+    } else {
+      V g = V::set1(0), result = g, z = g;
+      if (y) g = load_some(grad, i, count, 0), result = load_some(y, i, count, 0);
+      if (x) z = load_some(x, i, count, 0);
+      const V d = element(g, result, z);
       const auto none = eq(z, V::set1(static_cast<T>(-INFINITY)));
-      result = select(none, V::set1(0), V::set1(1));
+      if (!y) result = select(none, V::set1(0), V::set1(1));
+      return masked(d, result, i, count);
     }
-    return masked(d, result, i, count);
   }
   // out: n elements, streamed from the first aligned vector on; what is left at the ends: to edge.
-  void write(Storage* out, int64_t n, const ElementGradient<kFunction, V>& element,
+  void write(Storage* out, int64_t n, const ElementGradient<kLog, V>& element,
              Edge<Storage>* edge) const {
     element.with([&](auto f) SOFTMAXLIB_INLINE_LAMBDA { write_each(out, n, f, edge); });
   }
@@ -462,7 +460,7 @@ struct GradientPiece {
   }
   SOFTMAXLIB_INLINE V masked(V v, V result, int64_t i, int n) const {
     using Mask = typename V::Mask;
-    if (!where) return of_visible<kFunction>(v, result, static_cast<const Mask*>(nullptr));
+    if (!where) return of_visible<kLog>(v, result, static_cast<const Mask*>(nullptr));
     Mask in;
     if (kOver || n == kLanes) {
       in = load_mask(where + i, v);
@@ -471,7 +469,7 @@ struct GradientPiece {
       memcpy(bytes, where + i, static_cast<size_t>(n));
       in = load_mask(bytes, v);
     }
-    return of_visible<kFunction>(v, result, &in);
+    return of_visible<kLog>(v, result, &in);
   }
   static SOFTMAXLIB_INLINE f32x16 in_unit(f32x16 g, double) { return g; }
   static SOFTMAXLIB_INLINE f64x8 in_unit(f64x8 g, double unit) { return g * f64x8::set1(unit); }
@@ -480,16 +478,16 @@ struct GradientPiece {
     constexpr int64_t kAhead = kPrefetchBytes / static_cast<int64_t>(sizeof(T));
     prefetch(y + i + kAhead);
     prefetch(grad + i + kAhead);
-    if constexpr (Of::kReadsX) prefetch(x + i + kAhead);
+    if (x) prefetch(x + i + kAhead);
   }
   SOFTMAXLIB_INLINE V plus_vector(V group, bool is_first, int64_t i, int n) const {
     const V g = load_some(grad, i, n, 0), result = load_some(y, i, n, kNone);
-    return plus_element<kFunction>(group, is_first, where ? masked(g, result, i, n) : g, result);
+    return plus_element<kLog>(group, is_first, where ? masked(g, result, i, n) : g, result);
   }
   SOFTMAXLIB_INLINE void add_vector(Lanes<V>& lanes, int64_t i, int n, double unit) const {
     const V result = load_some(y, i, n, kNone);
     const V g = masked(in_unit(load_some(grad, i, n, 0), unit), result, i, n);
-    if constexpr (Of::kLog) add_values(lanes, g);
+    if constexpr (kLog) add_values(lanes, g);
     else add_products(lanes, g, result);
   }
 };

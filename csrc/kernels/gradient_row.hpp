@@ -16,15 +16,14 @@ struct GradientStage {
 };
 
 // Storage: of all operands, which then are direct; or T, and they may be anything.
-template <softmaxlib_function kFunction, class T, class Storage = T>
+template <bool kLog, class T, class Storage = T>
 class GradientRow {
  public:
-  using Of = GradientOf<kFunction>;
   using V = typename vector_of<T>::type;
   static constexpr int64_t kChunk = kVectorsPerChunk * V::lanes;
 
   GradientRow(const Job& job, const Place& place, GradientStage<T>* stage, Edge<Storage>* edge)
-      : job_(&job), place_(place), stage_(stage), scale_(affine_of(job, place, {0, 0})) {
+      : job_(&job), place_(place), stage_(stage), scale_(GradientKind(job.function), affine_of(job, place, {0, 0})) {
     const auto at = reinterpret_cast<uintptr_t>(job.base[kOut] + place.offset[kOut]);
     const int64_t past = static_cast<int64_t>(at) % kVector;
     if (!is_direct() || !job.streaming || job.n < V::lanes || past % kItem) return;
@@ -34,17 +33,16 @@ class GradientRow {
 
   // Chunk by chunk, so that this row is read while the one before is written.
   void read_beside(const GradientRow* before) {
-    if constexpr (Of::kReduces) {
+    if (scale_.kind.reduces) {
       result_ = row_operand(*job_, place_, kResult, 0);
       sum_ = row_operand(*job_, place_, kGrad, 0);
     }
     sum_up(before, true);
-    if constexpr (!Of::kReduces) {
-      if (sizeof(T) == 8 && needs_smaller_unit(sum_))
-        scale_ = GradientScale(scale_.affine, kSmallUnit);
-      else if (all_trusted(in_all(sum_, V()))) return;
-      sum_up(nullptr, false);
-    }
+    if (scale_.kind.reduces) return;
+    if (sizeof(T) == 8 && needs_smaller_unit(sum_))
+      scale_ = GradientScale(scale_.kind, scale_.affine, kSmallUnit);
+    else if (all_trusted(in_all(sum_, V()))) return;
+    sum_up(nullptr, false);
   }
   void write() const {
     for (int64_t start = 0; start < job_->n; start += kChunk) write_chunk(start);
@@ -65,12 +63,12 @@ class GradientRow {
     total.reference = 0;
     for (int64_t start = 0; start < job_->n; start += kChunk) {
       const int64_t n = job_->n - start < kChunk ? job_->n - start : kChunk;
-      if constexpr (!Of::kReduces)
+      if (!scale_.kind.reduces)
         (quick ? piece(start, n).sum(n) : piece(start, n).careful_sum(n, scale_.unit))
             .fold_into(total);
       if (before) before->write_chunk(start);
     }
-    if constexpr (!Of::kReduces) sum_ = total.value();
+    if (!scale_.kind.reduces) sum_ = total.value();
   }
 
   void write_chunk(int64_t start) const {
@@ -78,7 +76,7 @@ class GradientRow {
     if (start) start += head_;
     const int64_t n = end - start;
     if (n <= 0) return;
-    const ElementGradient<kFunction, V> element(scale_, in_all(sum_, V()), result_);
+    const ElementGradient<kLog, V> element(scale_, in_all(sum_, V()), result_);
     if (is_direct()) return piece(start, n).write(at(kOut) + start, n, element, edge_);
     if constexpr (kIsOwn) {
       piece(start, n).write(stage_->out, n, element, nullptr);
@@ -89,17 +87,17 @@ class GradientRow {
   Storage* at(Operand k) const {
     return reinterpret_cast<Storage*>(job_->base[k] + place_.offset[k]);
   }
-  GradientPiece<kFunction, V, false, Storage> piece(int64_t start, int64_t n) const {
-    GradientPiece<kFunction, V, false, Storage> piece = {};
+  SOFTMAXLIB_NOINLINE GradientPiece<kLog, V, false, Storage> piece(int64_t start, int64_t n) const {
+    GradientPiece<kLog, V, false, Storage> piece = {};
     if (job_->base[kWhere]) {
       gather_visible(*job_, place_, start, n, stage_->where);
       piece.where = stage_->where;
     }
-    if constexpr (!Of::kReduces) {
+    if (!scale_.kind.reduces) {
       piece.grad = fetch(kGrad, start, n, stage_->grad);
       piece.y = fetch(kResult, start, n, stage_->y);
     }
-    if constexpr (Of::kReadsX) piece.x = fetch(kX, start, n, stage_->x);
+    if (scale_.kind.reads_x()) piece.x = fetch(kX, start, n, stage_->x);
     return piece;
   }
   const Storage* fetch(Operand k, int64_t start, int64_t n, T* to) const {
@@ -122,9 +120,9 @@ class GradientRow {
 };
 
 // Rows one after the other.
-template <softmaxlib_function kFunction, class T, class Storage>
+template <bool kLog, class T, class Storage>
 SOFTMAXLIB_NOINLINE void gradient_of_long_rows(const Job& job, int64_t start, int64_t stop) {
-  using Row = GradientRow<kFunction, T, Storage>;
+  using Row = GradientRow<kLog, T, Storage>;
   GradientStage<T> stage;
   Edge<Storage> edge;
   Rows rows(job, start);
@@ -141,11 +139,11 @@ SOFTMAXLIB_NOINLINE void gradient_of_long_rows(const Job& job, int64_t start, in
 }
 
 // One row by itself.
-template <softmaxlib_function kFunction, class T>
+template <bool kLog, class T>
 SOFTMAXLIB_NOINLINE void gradient_of_row(const Job& job, int64_t row) {
   GradientStage<T> stage;
   Edge<T> edge;
-  GradientRow<kFunction, T> one(job, Rows(job, row).place, &stage, &edge);
+  GradientRow<kLog, T> one(job, Rows(job, row).place, &stage, &edge);
   one.read_beside(nullptr);
   one.write();
   edge.flush();

@@ -10,16 +10,16 @@ namespace {
 
 // Storage: of all operands, which then are direct, their rows whole vectors, results not streamed;
 // or T, and they may be anything.
-template <softmaxlib_function kFunction, class T, class Storage = T>
+template <bool kLog, class T, class Storage = T>
 class GradientTiles {
  public:
-  using Of = GradientOf<kFunction>;
   using V = typename vector_of<T>::type;
-  using Element = ElementGradient<kFunction, V>;
+  using Element = ElementGradient<kLog, V>;
   static constexpr int kLanes = V::lanes;
 
   explicit GradientTiles(const Job& job)
       : job_(job),
+        kind_(job.function),
         pitch_((job.n + kLanes - 1) / kLanes * kLanes),
         grad_(job, kGrad),
         y_(job, kResult),
@@ -30,7 +30,7 @@ class GradientTiles {
                                (job.n == pitch_ || !job.in_place))) {}
 
   void compute(int64_t row, int64_t stop) {
-    const GradientScale of_all(affine_of(job_, RowRun(job_, 0).place, {0, 0}));
+    const GradientScale of_all(kind_, affine_of(job_, RowRun(job_, 0).place, {0, 0}));
     for (RowRun run(job_, row); row < stop;) {
       const bool dense = is_dense(run);
       is_dense_ = dense;
@@ -83,21 +83,21 @@ class GradientTiles {
     const auto follows = [&](const Access& a, Operand k) {
       return a.along && run.step.stride[k] == job_.n * a.item;
     };
-    if (!Of::kReduces &&
+    if (!kind_.reduces &&
         !(follows(grad_.reader.access(), kGrad) && follows(y_.reader.access(), kResult)))
       return false;
-    return (!Of::kReadsX || follows(x_.reader.access(), kX)) && follows(Access(job_, kOut), kOut) &&
+    return (!kind_.reads_x() || follows(x_.reader.access(), kX)) && follows(Access(job_, kOut), kOut) &&
            (!job_.base[kWhere] || (where_along_ && run.step.stride[kWhere] == job_.n));
   }
   void fetch(const RowRun& run, int64_t rows, bool dense) {
     // Of rows that do not end with a vector, what is behind them is read too.
     const bool in_place =
         job_.n == pitch_ || (dense && (run.rows - rows) * job_.n >= int64_t{kLanes});
-    if constexpr (!Of::kReduces) {
+    if (!kind_.reduces) {
       grad_.fetch(run, rows, spacing_, dense, in_place);
       y_.fetch(run, rows, spacing_, dense, in_place);
     }
-    if constexpr (Of::kReadsX) x_.fetch(run, rows, spacing_, dense, in_place);
+    if (kind_.reads_x()) x_.fetch(run, rows, spacing_, dense, in_place);
     where_ = nullptr;
     if (!job_.base[kWhere]) return;
     Place place = run.place;
@@ -113,17 +113,17 @@ class GradientTiles {
     where_stride_ = spacing_;
   }
 
-  SOFTMAXLIB_INLINE GradientPiece<kFunction, V, true, Storage> piece(int64_t r) const {
+  SOFTMAXLIB_INLINE GradientPiece<kLog, V, true, Storage> piece(int64_t r) const {
     r += first_;
     const uint8_t* const where = where_ ? where_ + r * where_stride_ : nullptr;
-    if constexpr (Of::kReduces) return {nullptr, nullptr, x_.row(r), where};
-    else return {grad_.row(r), y_.row(r), Of::kReadsX ? x_.row(r) : nullptr, where};
+    if (kind_.reduces) return {nullptr, nullptr, x_.row(r), where};
+    return {grad_.row(r), y_.row(r), kind_.stable ? x_.row(r) : nullptr, where};
   }
 
   // The sums of some rows, a row per lane.
   Element begin(const GradientScale& of_all) {
     InLanes<V> sums = in_all(0, V());
-    if constexpr (!Of::kReduces) {
+    if (!kind_.reduces) {
       for (int r = 0; r < rows_; ++r) lanes_.keep(r, piece(r).sum(job_.n));
       Lanes<V> one;  // of lanes without a row
       one.sum = f64x8::set1(1);
@@ -157,16 +157,12 @@ class GradientTiles {
       if constexpr (!kIsOwn) return reinterpret_cast<Storage*>(y + r * step);
       else return is_direct_ ? reinterpret_cast<T*>(y + r * step) : results + r * spacing_;
     };
-    bool is_plain = false;
-    if constexpr (Element::kMayBePlain) {
-      is_plain = of_all.is_plain();
-      T hi[kLanes], lo[kLanes];
-      store(hi, of_all.hi());
-      store(lo, of_all.lo());
-      for (int r = 0; is_plain && r < rows_; ++r)
-        write(r, out(r), typename Element::InFloats{V::set1(hi[r]), V::set1(lo[r])});
-    }
-    const bool all = is_plain || write_each(run, row, of_all, out);
+    T hi[kLanes], lo[kLanes];
+    store(hi, of_all.hi());
+    store(lo, of_all.lo());
+    for (int r = 0; of_all.is_plain() && r < rows_; ++r)
+      write(r, out(r), typename Element::Plain{V::set1(hi[r]), V::set1(lo[r])});
+    const bool all = of_all.is_plain() || write_each(run, row, of_all, out);
     if (is_direct_) return;
     if (all && is_dense_ && sender_.takes_rows())
       return sender_.put_adjacent(y, results, rows_ * job_.n);
@@ -200,21 +196,21 @@ class GradientTiles {
     for (int k = 0; k < kOperands; ++k) place.offset[k] += first_ * run.step.stride[k];
     bool all = true;
     for (int r = 0; r < rows_; ++r) {
-      alone_[r] = !Of::kReduces && sizeof(T) == 8 && needs_smaller_unit(sums[r]);
+      alone_[r] = !kind_.reduces && sizeof(T) == 8 && needs_smaller_unit(sums[r]);
       if (alone_[r]) {
         all = false;
         sender_.finish();
-        gradient_of_row<kFunction, T>(job_, row + first_ + r);
+        gradient_of_row<kLog, T>(job_, row + first_ + r);
       } else {
         double result = 0;
-        if constexpr (Of::kReduces) {
+        if (kind_.reduces) {
           sums[r] = row_operand(job_, place, kGrad, 0);
           result = row_operand(job_, place, kResult, 0);
         }
         const auto write_under = [&](const GradientScale& scale) {
           write(r, out(r), Element(scale, in_all(sums[r], V()), result));
         };
-        if (job_.base[kScale]) write_under(GradientScale(affine_of(job_, place, {0, 0})));
+        if (job_.base[kScale]) write_under(GradientScale(kind_, affine_of(job_, place, {0, 0})));
         else write_under(of_all.scale());
       }
       for (int k = 0; k < kOperands; ++k) place.offset[k] += run.step.stride[k];
@@ -223,6 +219,7 @@ class GradientTiles {
   }
 
   const Job& job_;
+  const GradientKind kind_;
   const int64_t pitch_;
   bool is_dense_ = false;  // rows follow each other without gaps, in memory and in tiles
   int64_t spacing_ = 0;    // of rows in tiles
