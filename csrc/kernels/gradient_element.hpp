@@ -413,7 +413,10 @@ struct GradientPiece {
     } else {
       V g = V::set1(0), result = g, z = g;
       if (y) g = load_some(grad, i, count, 0), result = load_some(y, i, count, 0);
-      if (x) z = load_some(x, i, count, 0);
+      if (x) {
+        prefetch(reinterpret_cast<const char*>(x + i) + kPrefetchBytes);
+        z = load_some(x, i, count, 0);
+      }
       const V d = element(g, result, z);
       const auto none = eq(z, V::set1(static_cast<T>(-INFINITY)));
       if (!y) result = select(none, V::set1(0), V::set1(1));
@@ -478,7 +481,6 @@ struct GradientPiece {
     constexpr int64_t kAhead = kPrefetchBytes / static_cast<int64_t>(sizeof(T));
     prefetch(y + i + kAhead);
     prefetch(grad + i + kAhead);
-    if (x) prefetch(x + i + kAhead);
   }
   SOFTMAXLIB_INLINE V plus_vector(V group, bool is_first, int64_t i, int n) const {
     const V g = load_some(grad, i, n, 0), result = load_some(y, i, n, kNone);
