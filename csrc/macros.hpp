@@ -11,7 +11,9 @@
 #define SOFTMAXLIB_NOINLINE_LAMBDA __attribute__((noinline))
 #define SOFTMAXLIB_UNLIKELY(x) __builtin_expect(!!(x), 0)
 #define SOFTMAXLIB_PREFETCH(p) __builtin_prefetch(p, 0, 2)  // into the second level
+#define SOFTMAXLIB_NO_UNROLL _Pragma("GCC unroll 1")
 #else
+#define SOFTMAXLIB_NO_UNROLL
 #define SOFTMAXLIB_NOINLINE __declspec(noinline)
 #define SOFTMAXLIB_INLINE_LAMBDA
 #define SOFTMAXLIB_NOINLINE_LAMBDA

@@ -30,7 +30,7 @@ struct BatchSums {
 // Lanes of a row, a vector of rows each, as sum_lanes() folds those of one vector; what is missing
 // to all of them is +0.
 template <class V>
-SOFTMAXLIB_INLINE InLanes<V> fold_lanes(const InLanes<V>* lanes, int count) {
+SOFTMAXLIB_NOINLINE InLanes<V> fold_lanes(const InLanes<V>* lanes, int count) {
   InLanes<V> eight[8];
   for (int i = 0; i < 8; ++i) {
     eight[i] = i < count ? lanes[i] : in_all(0, V());
@@ -57,7 +57,7 @@ struct BatchHeld {
   // take_largest() of rows/terms.hpp for a vector of rows, which hold one element in each of so
   // many lanes.
   template <class F, class X>
-  BatchHeld(const F& f, const X* held, int lanes, V magic, V floor) {
+  SOFTMAXLIB_NOINLINE BatchHeld(const F& f, const X* held, int lanes, V magic, V floor) {
     using T = typename V::elem;
     const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
     V place = zero;

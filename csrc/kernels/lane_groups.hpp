@@ -297,6 +297,7 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
   template <int N>
   SOFTMAXLIB_INLINE void rest_of_lanes(const F& f, int g, int i, X* held, InLanes<V>* rests) const {
     V t[3][N];
+    SOFTMAXLIB_NO_UNROLL
     for (int q = 0; q < 3; ++q) {
       const int from = i + (q + 1) * kLanes;
       for (int k = 0; k < N; ++k) t[q][k] = V::set1(0);
@@ -306,6 +307,7 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
         SOFTMAX_ISA::make_terms<N>(f, x, magic(g), floor(g), t[q]);
         continue;
       }
+      SOFTMAXLIB_NO_UNROLL
       for (int k = 0; k < N; ++k) {
         if (from + k >= n_) break;
         const X x[1] = {hold(held[i + k], argument(g, from + k))};

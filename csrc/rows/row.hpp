@@ -211,31 +211,19 @@ class Row {
   // visit(source, first element, count) over [start, stop), in pieces of whole chunks.
   template <class F>
   void read(int64_t start, int64_t stop, F visit) const {
-    if (reads_x_ && !shifted_) return visit(Contiguous<T>{x_ + start}, start, stop - start);
     Stage<T> stage;
-    with_chunks(start, stop, stage, [&](auto source, int64_t i, int n) { visit(source, i, n); });
+    with_pieces(start, stop, true, stage, visit);
   }
 
   // visit(source, destination, first element, count). What it makes of -inf is the result where
   // `where` is false.
   template <class F>
   void read_write(int64_t start, int64_t stop, F visit) const {
-    if (writes_y_) return read_write_contiguous(start, stop, visit);
     Stage<T> stage;
-    with_chunks(start, stop, stage, [&](auto source, int64_t i, int n) {
-      visit(source, stage.y, i, n);
-      stage.put(job_, place_, i, n);
+    with_pieces(start, stop, writes_y_, stage, [&](auto source, int64_t i, int64_t n) {
+      visit(source, writes_y_ ? y_ + i : stage.y, i, n);
+      if (!writes_y_) stage.put(job_, place_, i, static_cast<int>(n));
     });
-  }
-
-  // The same where it writes to out itself.
-  template <class F>
-  void read_write_contiguous(int64_t start, int64_t stop, F visit) const {
-    if (reads_x_ && !shifted_)
-      return visit(Contiguous<T>{x_ + start}, y_ + start, start, stop - start);
-    Stage<T> stage;
-    with_chunks(start, stop, stage,
-                [&](auto source, int64_t i, int n) { visit(source, y_ + i, i, n); });
   }
 
   // The maximum of a staged row. Reads x.
@@ -362,20 +350,25 @@ class Row {
     return x;
   }
 
+  // visit(source, first element, count); whole: elements that lie in memory as arguments are one
+  // piece.
   template <class F>
-  void with_chunks(int64_t start, int64_t stop, Stage<T>& stage, F visit) const {
-    const bool as_it_is = job_.elements_of_x && !shifted_;
+  void with_pieces(int64_t start, int64_t stop, bool whole, Stage<T>& stage, F visit) const {
+    if (job_.elements_of_x && !shifted_) {
+      const int64_t most = whole && reads_x_ ? stop - start : kChunk;
+      for (int64_t i = start; i < stop; i += most) {
+        const int64_t n = min_of(stop - i, most);
+        if (!reads_x_) stage.fetch(job_, place_, i, static_cast<int>(n));
+        visit(Contiguous<T>{reads_x_ ? x_ + i : stage.hi}, i, n);
+      }
+      return;
+    }
     const Affine of_row = affine();
     for (int64_t i = start; i < stop; i += kChunk) {
-      const int n = static_cast<int>(min_of(stop - i, kChunk));
-      if (as_it_is) {
-        stage.fetch(job_, place_, i, n);
-        visit(Contiguous<T>{stage.hi}, i, n);
-        continue;
-      }
+      const int64_t n = min_of(stop - i, kChunk);
       Staged<T> source = {stage.hi, stage.lo};
       if (tile_ && !shifted_) source = {tile_->hi + i, tile_->lo + i};
-      else stage.fetch(job_, place_, i, n, of_row);
+      else stage.fetch(job_, place_, i, static_cast<int>(n), of_row);
       visit(source, i, n);
     }
   }

@@ -98,12 +98,13 @@ inline void sum_piece_of(Source x, T* y, int64_t n, Known known, BlockState<type
       state.total.reference = reference_of(static_cast<double>(max_lane(top)));
     }
   }
-  // A known maximum of the row can spare the check, but never changes the reference.
-  if constexpr (F::kFollows) {
-    if (!(known.top <= limit_of(state.total.reference)))
-      return sum_piece<F, kHold, kStore, true>(x, y, n, state, references, beside);
-  }
-  sum_piece<F, kHold, kStore, false>(x, y, n, state, references, beside);
+  // A known maximum of the row can spare the check, but never changes the reference. Worth it where
+  // a term costs little else.
+  constexpr bool kSpares = !kHold && sizeof(typename Source::Value) == sizeof(V);
+  if (F::kFollows && !(kSpares && known.top <= limit_of(state.total.reference)))
+    return sum_piece<F, kHold, kStore, F::kFollows>(x, y, n, state, references, beside);
+  if constexpr (kSpares || !F::kFollows)
+    sum_piece<F, kHold, kStore, false>(x, y, n, state, references, beside);
 }
 
 // Moves all but the largest of the lanes' held arguments into the sum.
@@ -162,7 +163,7 @@ template <class F, class D>
 inline RowSum<F> store_of(const Row<D>& row, Known known = {}) {
   const auto total = row.template reduce_blocks<RowSum<F>>([&](int64_t start, int64_t stop) {
     BlockState<typename F::V> state;
-    row.read_write_contiguous(start, stop, [&](auto x, auto* y, int64_t i, int64_t n) {
+    row.read_write(start, stop, [&](auto x, auto* y, int64_t i, int64_t n) {
       sum_piece_of<F, false, true>(x, y, n, known, state, &row.reference_of_chunk(i));
     });
     RowSum<F> result;
