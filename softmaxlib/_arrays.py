@@ -244,7 +244,8 @@ def as_doubles(array: Array, code: int) -> Array:
     if array.dtype == _FLOAT64:
         return array
     doubles = np.empty(array.shape)
-    _core.convert(array, doubles, code, _codes[_FLOAT64])
+    # As one row: of temperatures the last axis has but one element.
+    _core.convert(array.reshape(-1), doubles.reshape(-1), code, _codes[_FLOAT64])
     return doubles
 
 
@@ -283,9 +284,9 @@ def as_temperature(value: Any, shape: Axes, axes: Axes) -> tuple[float, Array | 
             "it must have length 1 there"
         )
     temperatures = as_doubles(array, code)
-    # 0 becomes the largest integer of all.
-    bad = temperatures[temperatures.view(np.uint64) - np.uint64(1) >= np.uint64(_LARGEST)]
-    if bad.size:
+    keys = temperatures.view(np.uint64) - np.uint64(1)  # 0 becomes the largest of all
+    if keys.max(initial=0) >= np.uint64(_LARGEST):
+        bad = temperatures[keys >= np.uint64(_LARGEST)]
         raise ValueError(f"temperature must be positive and finite, got {bad.flat[0]}")
     return (float(temperatures.item()), None) if array.size == 1 else (1.0, temperatures)
 

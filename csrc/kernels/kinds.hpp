@@ -109,6 +109,10 @@ struct KindOfBatch {
   static constexpr bool kReduces = false;   // rows have no results of their elements
   static constexpr bool kOneIsOne = false;  // a row of one element is 1, whatever p 1/p is
   static constexpr bool kTargets = false;   // finish() reads elements one by one, and writes
+
+  // Makes the results of the row in this lane those of a row that sees nothing, its arguments being
+  // -inf and its terms 0. False where it has to be computed alone.
+  bool see_nothing(int) { return false; }
 };
 
 // f / sum of f: softmax and stablemax.
@@ -121,6 +125,10 @@ struct BatchOfRatio : KindOfBatch {
 
   alignas(64) T scale[V::lanes];
 
+  bool see_nothing(int r) {
+    scale[r] = 1;
+    return true;
+  }
   void finish(const BatchSums<V>& sums, bool (&alone)[V::lanes]) {
     const V r = reciprocals_of(sums).value();
     store(scale, r);
@@ -198,6 +206,10 @@ struct BatchOfLogSoftmax : KindOfBatch {
     store(hi_, held.hi);
     store(lo_, held.lo);
     store(log_rest_, (rest.hi + rest.lo).value());
+  }
+  bool see_nothing(int r) {
+    hi_[r] = lo_[r] = log_rest_[r] = 0;
+    return true;
   }
   auto result(int r) const {
     return [hi = V::set1(hi_[r]), lo = V::set1(lo_[r]), log_rest = V::set1(log_rest_[r])](auto x)
@@ -360,6 +372,12 @@ class BatchOfLogSums : public KindOfBatch {
     if (job.loss) return LabelsOfRows<V>(rows_, alone, at).put_losses(rows_, log_softmax, alone);
     take(log_softmax, alone, at);
     if (job.base[kExtra]) put_sums(kExtra, rest, held, alone);
+  }
+  bool see_nothing(int r) {
+    const Job& job = *rows_.job;
+    if (job.loss || job.top) return false;
+    put_as(job.dtype[kOut], rows_.at(kOut, r), -INFINITY);
+    return true;
   }
 
  private:

@@ -403,6 +403,22 @@ class LaneGroups : public LaneSums<typename P::F, kLow> {
     }
     return !is_any_alone(g);
   }
+  // Once more, where some rows of a group would be computed alone: those that see nothing need not.
+  // where: of the first row's first element.
+  SOFTMAXLIB_NOINLINE bool settle(int g, const Job& job, const char* where, int64_t step,
+                                 int rows) {
+    const int64_t stride = job.inner[0].stride[kWhere];
+    for (int r = 0; r < rows && r < kLanes; ++r, where += step) {
+      if (!alone_[g][r]) continue;
+      bool sees = false;
+      for (int j = 0; j < n_ && !sees; ++j) sees = where[j * stride] != 0;
+      if (sees || !of_[g].see_nothing(r)) continue;
+      if constexpr (P::kOneIsOne)  // that of one element may be 1 by now
+        column(hi_, g, 0)[r] = 0;
+      alone_[g][r] = false;
+    }
+    return !is_any_alone(g);
+  }
   bool is_alone(int row) const { return alone_[row / kLanes][row % kLanes]; }
   bool is_any_alone(int group) const {
     uint64_t all[kLanes / 8], any = 0;

@@ -50,6 +50,7 @@ class LanesAcross {
         x_(job, kX),
         out_(job, kOut),
         columns_apart_(job.inner[0].stride[kX] / kItem),
+        where_apart_(job.outer[job.outer_ndim - 1].stride[kWhere]),
         in_place_(x_.item == kItem && job.inner[0].stride[kX] % kItem == 0),
         // Columns at the same place of their pages would take each other's place in cache.
         fetches_y_(!P::kReduces && out_.across && !job.in_place && !job.streaming &&
@@ -123,13 +124,17 @@ class LanesAcross {
     char* y;
     int rows;
     bool is_usual, is_good;
+    const char* where;
   };
 
   // Returns how many rows it is.
   SOFTMAXLIB_INLINE int64_t fill(int g, Cursor& now, int64_t row, int64_t stop) {
     int64_t rows = now.left < stop - row ? now.left : stop - row;
     if (rows > kLanes) rows = kLanes;
-    strips_[g] = {row, now.y, static_cast<int>(rows), true, true};
+    strips_[g] = {row, now.y, static_cast<int>(rows), true, true, nullptr};
+    if (kLow && job_.base[kWhere])
+      strips_[g].where = job_.base[kWhere] + now.run.place.offset[kWhere] +
+                         now.first() * now.run.step.stride[kWhere];
     if constexpr (P::kTargets) groups_.begin(g, now.run, now.first(), static_cast<int>(rows));
     if (!kLow && rows == kLanes && in_place_)
       groups_.read_from(g, reinterpret_cast<const T*>(now.x), columns_apart_);
@@ -158,7 +163,9 @@ class LanesAcross {
     return width;
   }
   SOFTMAXLIB_INLINE void put(int g, void (*alone)(const Job& job, int64_t row)) {
-    const Strip& strip = strips_[g];
+    Strip& strip = strips_[g];
+    if (kLow && !strip.is_good && strip.where)
+      strip.is_good = groups_.settle(g, job_, strip.where, where_apart_, strip.rows);
     if (SOFTMAXLIB_UNLIKELY(!(strip.is_good && strip.is_usual))) return put_each(g, alone);
     if constexpr (!P::kReduces) {
       if (!out_.across) return put_each(g, alone);
@@ -183,7 +190,7 @@ class LanesAcross {
 
   const Job& job_;
   const Access x_, out_;
-  const int64_t columns_apart_;
+  const int64_t columns_apart_, where_apart_;
   const bool in_place_, fetches_y_;
   Groups groups_;
   Stager<V> stager_;
@@ -307,7 +314,13 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
     if constexpr (P::kTargets)
       for (int g = 0; g < count; ++g)
         groups.begin(g, run, g * kLanes, rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes);
-    const bool good = groups.evaluate(count, LinesAhead{ahead, kLanes * kItem});
+    bool good = groups.evaluate(count, LinesAhead{ahead, kLanes * kItem});
+    if (kLow && !good && job.base[kWhere] && job.inner_ndim == 1) {
+      const char* where = job.base[kWhere] + run.place.offset[kWhere];
+      good = true;
+      for (int g = 0; g < count; ++g, where += kLanes * run.step.stride[kWhere])
+        good &= groups.settle(g, job, where, run.step.stride[kWhere], rows - g * kLanes);
+    }
 
     char* const y = job.base[kOut] + run.place.offset[kOut];
     const int64_t y_step = run.step.stride[kOut];

@@ -49,11 +49,20 @@ struct Terms {
   SOFTMAXLIB_NOINLINE void set_constant(double value) {
     bias_is_constant = true;
     constant = value;
-    constant_hi = static_cast<T>(value);
-    const bool finite = constant_hi - constant_hi == 0;
-    constant_lo = finite ? static_cast<T>(value - static_cast<double>(constant_hi)) : T(0);
+    split(value, &constant_hi, &constant_lo);
+  }
+  // A number of double as two of the row's own type.
+  static void split(double value, T* hi, T* lo) {
+    *hi = static_cast<T>(value);
+    const bool finite = *hi - *hi == 0;
+    *lo = finite ? static_cast<T>(value - static_cast<double>(*hi)) : T(0);
   }
 };
+
+inline int64_t float_item(softmaxlib_dtype dtype) {
+  constexpr int64_t kSizes[] = {4, 8, 2, 2};
+  return kSizes[dtype];
+}
 
 inline void widen(f32x16 v, InLanes<f32x16>& to) { to = InLanes<f32x16>::of(v); }
 inline void widen(f32x16 v, InLanes<f64x8>& to) { to.all = widen_low(v); }
@@ -129,24 +138,15 @@ struct Combined {
       default: return bias_from<bf16>(i, n);
     }
   }
-  // A bias of floats for rows of floats, as most are, needs no double.
+  // What a vector of the arithmetic holds, as most biases are, needs no double.
   SOFTMAXLIB_INLINE Value bias_at(int64_t i, int n) const {
-    if (terms->bias_is_constant && terms->slope == 0)
-      return {V::set1(terms->constant_hi), V::set1(terms->constant_lo)};
-    if (terms->bias && terms->bias_dtype == SOFTMAXLIB_F32 && !terms->bias_is_constant &&
-        terms->slope == 0) {
-      V bias;
-      if (load_floats(terms->bias + (start - terms->bias_from + i) * 4, n, bias))
-        return {bias, V::set1(0)};
-    }
-    return pair_of(wide_bias(i, n));
+    constexpr bool kFloats = sizeof(T) == 4;
+    if (terms->slope != 0) return pair_of(wide_bias(i, n));
+    if (terms->bias_is_constant) return {V::set1(terms->constant_hi), V::set1(terms->constant_lo)};
+    if ((terms->bias_dtype == SOFTMAXLIB_F64) == kFloats) return pair_of(wide_bias(i, n));
+    const int64_t at = (start - terms->bias_from + i) * float_item(terms->bias_dtype);
+    return {load_some(terms->bias_dtype, terms->bias + at, n, V()), V::set1(0)};
   }
-  static SOFTMAXLIB_INLINE bool load_floats(const char* p, int n, f32x16& to) {
-    const float* const from = reinterpret_cast<const float*>(p);
-    to = n == 16 ? SOFTMAX_ISA::load(from) : SOFTMAX_ISA::load_n(from, n, 0);
-    return true;
-  }
-  static SOFTMAXLIB_INLINE bool load_floats(const char*, int, f64x8&) { return false; }
 
   SOFTMAXLIB_INLINE Value combined(V v, int64_t i, int n) const {
     const auto wide = [&] { return wide_bias(i, n); };
@@ -179,10 +179,6 @@ struct Combined {
 // Whether the elements of a row follow each other in memory.
 inline bool is_contiguous(const Job& job, Operand k, int64_t item) {
   return job.inner_ndim == 1 && (job.inner[0].size == 1 || job.inner[0].stride[k] == item);
-}
-inline int64_t float_item(softmaxlib_dtype dtype) {
-  constexpr int64_t kSizes[] = {4, 8, 2, 2};
-  return kSizes[dtype];
 }
 
 // Where a part of a bias and a mask waits that is neither contiguous nor the same for all of a row.

@@ -102,6 +102,23 @@ SOFTMAXLIB_INLINE void with_storage(softmaxlib_dtype, f64x8, F f) {
   f(static_cast<double*>(nullptr));
 }
 
+// Up to one vector of any float dtype.
+template <class Storage, class V>
+SOFTMAXLIB_INLINE V load_some(const char* p, int n, V) {
+  const auto* const from = reinterpret_cast<const Storage*>(p);
+  return n == V::lanes ? load(from) : load_n(from, n, 0);
+}
+SOFTMAXLIB_INLINE f32x16 load_some(softmaxlib_dtype dtype, const char* p, int n, f32x16 like) {
+  switch (dtype) {
+    case SOFTMAXLIB_F16: return load_some<f16>(p, n, like);
+    case SOFTMAXLIB_BF16: return load_some<bf16>(p, n, like);
+    default: return load_some<float>(p, n, like);
+  }
+}
+SOFTMAXLIB_INLINE f64x8 load_some(softmaxlib_dtype, const char* p, int n, f64x8 like) {
+  return load_some<double>(p, n, like);
+}
+
 // Elements of the arithmetic's type to memory of any float dtype.
 template <class T>
 SOFTMAXLIB_NOINLINE void store_all(softmaxlib_dtype dtype, char* p, int64_t stride, int64_t count,

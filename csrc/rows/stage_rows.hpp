@@ -43,23 +43,6 @@ struct Square {
   }
 };
 
-// Up to one vector of any float dtype.
-template <class Storage, class V>
-SOFTMAXLIB_INLINE V load_some(const char* p, int n, V) {
-  const auto* const from = reinterpret_cast<const Storage*>(p);
-  return n == V::lanes ? load(from) : load_n(from, n, 0);
-}
-SOFTMAXLIB_INLINE f32x16 load_some(softmaxlib_dtype dtype, const char* p, int n, f32x16 like) {
-  switch (dtype) {
-    case SOFTMAXLIB_F16: return load_some<f16>(p, n, like);
-    case SOFTMAXLIB_BF16: return load_some<bf16>(p, n, like);
-    default: return load_some<float>(p, n, like);
-  }
-}
-SOFTMAXLIB_INLINE f64x8 load_some(softmaxlib_dtype, const char* p, int n, f64x8 like) {
-  return load_some<double>(p, n, like);
-}
-
 // How the rows of an operand of a float dtype lie in memory.
 struct Access {
   int64_t item = 0;     // bytes of an element; 0: not of a float dtype
@@ -161,7 +144,9 @@ class Stager {
   static constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
 
   SOFTMAXLIB_NOINLINE explicit Stager(const Job& job)
-      : job_(job), x_(job, kX), arguments_(affine_of(job, RowRun(job, 0).place, {0, 0})) {}
+      : job_(job), x_(job, kX), arguments_(affine_of(job, RowRun(job, 0).place, {0, 0})),
+        inner_bias_(job.inner[0].stride[kBias]),
+        columns_from_(INT64_MIN) {}
 
   // The first rows of a run to hi, `pitch` elements apart, with -inf up to the pitch; with options,
   // what hi lacks to lo. visible[r]: how many elements take part in row r, as far as 2.
@@ -236,7 +221,7 @@ class Stager {
   }
   // Element j of up to a vector of the rows from `first` on.
   SOFTMAXLIB_INLINE Pair<V> across(const RowRun& run, Terms<V>& terms, int first, int rows,
-                                   int64_t j) const {
+                                   int64_t j) {
     const auto at = [&](Operand k) {
       return job_.base[k] + run.place.offset[k] + first * run.step.stride[k] +
              j * job_.inner[0].stride[k];
@@ -244,10 +229,12 @@ class Stager {
     if (job_.base[kBias]) {
       terms.bias = at(kBias);
       if (run.step.stride[kBias] == 0) {
-        double constant;
-        if (job_.n <= kColumns) constant = columns_[j];
-        else gather_any(job_.dtype[kBias], terms.bias, 0, 1, &constant);
-        terms.set_constant(constant);
+        const int64_t from = run.place.offset[kBias] + j / kColumns * kColumns * inner_bias_;
+        if (SOFTMAXLIB_UNLIKELY(from != columns_from_)) fetch_columns(from, j / kColumns * kColumns);
+        terms.bias_is_constant = true;
+        terms.constant = columns_[j % kColumns];
+        terms.constant_hi = columns_hi_[j % kColumns];
+        terms.constant_lo = columns_lo_[j % kColumns];
       } else {
         terms.bias_is_constant = false;
       }
@@ -268,17 +255,8 @@ class Stager {
     const Combined<T> source = {x, &terms, 0};
     return rows == kLanes ? source.load(0) : source.load_n(0, rows, 0);
   }
-  // For it; keeps the biases that are those of columns.
-  Terms<V> terms_across(const RowRun& run) {
-    const int64_t at = run.place.offset[kBias];
-    if (job_.base[kBias] && run.step.stride[kBias] == 0 && at != columns_at_ &&
-        job_.n <= kColumns) {
-      gather_any(job_.dtype[kBias], job_.base[kBias] + at, job_.inner[0].stride[kBias], job_.n,
-                 columns_);
-      columns_at_ = at;
-    }
-    return Terms<V>(job_, run.place, arguments_);
-  }
+  // For it.
+  Terms<V> terms_across(const RowRun& run) const { return Terms<V>(job_, run.place, arguments_); }
 
   // The first rows of an even run, one after the other.
   SOFTMAXLIB_NOINLINE void fetch_even(const RowRun& run, int rows, T* hi, T* lo, int* visible) {
@@ -300,6 +278,15 @@ class Stager {
   }
 
  private:
+  // Biases that are those of columns, `from` in memory.
+  SOFTMAXLIB_NOINLINE void fetch_columns(int64_t from, int64_t column) {
+    const int64_t n = job_.n - column < kColumns ? job_.n - column : kColumns;
+    gather_any(job_.dtype[kBias], job_.base[kBias] + from, inner_bias_, n, columns_);
+    for (int64_t i = 0; i < n; ++i) {
+      Terms<V>::split(columns_[i], columns_hi_ + i, columns_lo_ + i);
+    }
+    columns_from_ = from;
+  }
   // The factors of up to a vector of rows that each have their own, as affine_of() gives them.
   struct Factors {
     alignas(64) double hi[kLanes], lo[kLanes];
@@ -442,8 +429,10 @@ class Stager {
   const Arguments<V> arguments_;  // of all rows, but where each has its own factor
   GatheredOptions<V> options_;
   static constexpr int64_t kColumns = kVectorsPerGroup * kLanes;
+  const int64_t inner_bias_;  // bytes from a column's to the next
+  int64_t columns_from_;      // where those that are here begin, in bytes
   double columns_[kColumns];
-  int64_t columns_at_ = -1;  // where they come from
+  T columns_hi_[kColumns], columns_lo_[kColumns];
 };
 
 template <class V>
