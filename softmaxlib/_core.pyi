@@ -28,6 +28,9 @@ _Evaluate = TypeVar("_Evaluate", bound=Callable[..., Any])
 def with_plain_calls(
     evaluate: _Evaluate, chosen_isa: ContextVar[int], chosen_threads: ContextVar[int]
 ) -> _Evaluate: ...
+def with_plain_gradients(
+    evaluate: _Evaluate, chosen_isa: ContextVar[int], chosen_threads: ContextVar[int]
+) -> _Evaluate: ...
 def run(
     function: int,
     x: NDArray[Any],

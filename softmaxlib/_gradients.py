@@ -19,6 +19,8 @@ from softmaxlib._arrays import (
 )
 
 Axis: TypeAlias = int | tuple[int, ...] | None
+_SOFTMAX = _core.functions["softmax"]
+_LOG_SOFTMAX = _core.functions["log_softmax"]
 
 
 def softmax_backward(
@@ -64,7 +66,7 @@ def softmax_backward(
     2^-10 ULP in float16 and bfloat16. Exactly 0 where y is 0, whatever grad holds there. The same
     bits on every instruction set, number of threads and layout.
     """
-    return _backward("softmax", grad, None, "y", y, axis, temperature, where, out)
+    return _call(_SOFTMAX, grad, y, axis, temperature, where, out)
 
 
 def log_softmax_backward(
@@ -110,7 +112,7 @@ def log_softmax_backward(
     0.5 + 2^-10 ULP in float16 and bfloat16. Exactly 0 where log_y is -inf, whatever grad holds
     there. The same bits on every instruction set, number of threads and layout.
     """
-    return _backward("log_softmax", grad, None, "log_y", log_y, axis, temperature, where, out)
+    return _call(_LOG_SOFTMAX, grad, log_y, axis, temperature, where, out)
 
 
 def logsumexp_backward(
@@ -332,6 +334,17 @@ def _backward(
     if target is not out:
         out[...] = target
     return out
+
+
+def _evaluate(
+    function: int, grad: Any, y: Any, axis: Any, temperature: Any, where: Any, out: Any
+) -> NDArray[Any]:
+    name, of_y = ("softmax", "y") if function == _SOFTMAX else ("log_softmax", "log_y")
+    return _backward(name, grad, None, of_y, y, axis, temperature, where, out)
+
+
+# As in _api: plain arrays without options the compiled module computes itself.
+_call = _core.with_plain_gradients(_evaluate, _runtime.chosen_isa, _runtime.chosen_threads)
 
 
 def _floating(name: str, value: ArrayLike) -> tuple[NDArray[Any], int]:

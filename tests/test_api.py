@@ -14,7 +14,7 @@ import pytest
 from oracle import DTYPES, FUNCTIONS, expected, ulp_error, within_contract
 
 import softmaxlib as sml
-from softmaxlib import _api, _core, _runtime
+from softmaxlib import _api, _core, _gradients, _runtime
 
 try:
     from numpy.exceptions import AxisError
@@ -891,12 +891,35 @@ def test_plain_calls_equal_all_others(function, name, isa):
 
 
 OPTIONS = {
-    "temperature": [1, True, np.float64(1), np.float32(2), 2.0, 0.0, np.nan, None, "1", [1.0]],
+    "temperature": [1, True, np.float64(1), np.float32(2), 0.0, -0.0, -1.0, np.nan, np.inf, None]
+    + ["1", [1.0]],
     "bias": [0.0, logits(8), "x"],
-    "where": [True, np.arange(8) > 3, 1],
+    "where": [True, np.arange(8) > 3, 1, np.ones((6, 8), np.uint8), np.ones((8, 6), bool).T]
+    + [np.ones((6, 16), bool)[:, ::2], np.ones((8, 6), bool), [[True] * 8] * 6],
     "dtype": ["f4", np.float64, np.float16, BF16, ">f4", "i4"],
     "algorithm": ["two_pass", "AUTO", "", None, b"auto", np.str_("auto")],
 }
+
+
+# Of rows of 8 elements: what plain calls take beside the defaults.
+PLAIN_OPTIONS = {
+    "temperature": [0.7, 2.0, 1e300, 1e-310, 5e-324],
+    "where": [np.arange(48).reshape(6, 8) % 5 > 1, np.arange(48).reshape(6, 8) > 11],
+}
+
+
+@EVERY
+@pytest.mark.parametrize("axis", [-1, 0, None])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_plain_calls_take_options_as_all_others(function, axis, dtype):
+    def arrays():
+        return logits(6, 8, dtype=dtype), None
+
+    for temperature in PLAIN_OPTIONS["temperature"]:
+        twice(arrays, function, axis, temperature=temperature)
+        for mask in PLAIN_OPTIONS["where"]:
+            twice(arrays, function, axis, temperature=temperature, where=mask)
+            twice(lambda: (logits(6, 8), logits(6, 8, seed=1)), function, axis, where=mask)
 
 
 @EVERY
@@ -979,6 +1002,11 @@ def test_which_calls_are_plain(function):
     for option, values in OPTIONS.items():
         for value in values:
             assert not is_plain(function, x, **{option: value}), (option, value)
+    for option, values in PLAIN_OPTIONS.items():
+        for value in values:
+            assert is_plain(function, x, **{option: value}), (option, value)
+            out = logits(6) if function in REDUCING else logits(6, 8)
+            assert is_plain(function, x, out=out, **{option: value}) == (option != "where")
     for name in (
         "apart",
         "just after",
@@ -987,6 +1015,56 @@ def test_which_calls_are_plain(function):
     ):
         x, out = OUTS[name]()
         assert is_plain(function, x, out=out if function not in REDUCING else out[:, 0].copy())
+
+
+GRADIENTS = {"softmax": sml.softmax_backward, "log_softmax": sml.log_softmax_backward}
+
+
+def gradient_twice(function, grad, y, axis=-1, temperature=1.0, where=None, out=None):
+    """Compare a gradient's public function with the Python code; return whether it was plain."""
+    reached = []
+
+    def python_code(*arguments):
+        reached.append(arguments)
+        return _gradients._evaluate(*arguments)
+
+    through = _core.with_plain_gradients(python_code, _runtime.chosen_isa, _runtime.chosen_threads)
+    arguments = (_core.functions[function], grad, y, axis, temperature, where, out)
+    named = {"axis": axis, "temperature": temperature, "where": where, "out": out}
+    outcomes = [
+        outcome(lambda: GRADIENTS[function](grad, y, **named)),
+        outcome(lambda: _gradients._evaluate(*arguments)),
+        outcome(lambda: through(*arguments)),
+    ]
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    return not reached
+
+
+@pytest.mark.parametrize("function", GRADIENTS)
+@pytest.mark.parametrize("name", INPUTS)
+def test_plain_gradients_equal_all_others(function, name, isa):
+    grad, y = INPUTS[name](), INPUTS[name]()
+    for axis in (-1, 0, 1, None, *ODD_AXES):
+        gradient_twice(function, grad, y, axis)
+        gradient_twice(function, logits(6, 8), y, axis)
+        gradient_twice(function, grad, logits(6, 8, dtype=BF16), axis)
+    sml.softmax(np.ones(1, BF16))  # as below
+    assert gradient_twice(function, grad, y) == (name in PLAIN_INPUTS)
+
+
+@pytest.mark.parametrize("function", GRADIENTS)
+def test_which_gradients_are_plain(function):
+    grad, y = logits(6, 8), sml.softmax(logits(6, 8, seed=1))
+    for temperature in PLAIN_OPTIONS["temperature"]:
+        assert gradient_twice(function, grad, y, temperature=temperature)
+    for temperature in OPTIONS["temperature"]:
+        assert not gradient_twice(function, grad, y, temperature=temperature)
+    assert not gradient_twice(function, grad, y, where=np.ones((6, 8), bool))
+    assert not gradient_twice(function, grad, y, out=np.zeros_like(y))
+    assert not gradient_twice(function, logits(6, 9), y)
+    assert not gradient_twice(function, logits(6, 8, dtype="f8"), y)
+    with sml.threads(2):
+        assert gradient_twice(function, logits(512, 256), sml.softmax(logits(512, 256)))
 
 
 @EVERY

@@ -141,16 +141,16 @@ class GradientAcross {
     if (sizeof(T) == 4 && job_.n <= kVectorsPerGroup * kLanes)
       for (int g = 0; g < groups_; ++g) sum[g] = sum_of_group(g);
     else add_up<sizeof(T) == 4>(sum);
-    bool good = true;
-    for (int g = 0; g < groups_; ++g) good &= all_trusted(in_rows(sum[g], g));
-    if (SOFTMAXLIB_UNLIKELY(!good)) {
+    bool quick = true;
+    for (int g = 0; g < groups_; ++g) quick &= all_trusted(in_rows(sum[g], g));
+    if (SOFTMAXLIB_UNLIKELY(!quick)) {
       InLanes<V> careful[kGroups];
       add_up<false>(careful);
       for (int g = 0; g < groups_; ++g) sum[g] = trusted(sum[g], careful[g]);
     }
-    good = true;
+    bool good = true;
     for (int g = 0; g < groups_; ++g) {
-      element_[g] = ElementGradient<kLog, V>(scale_, in_rows(sum[g], g));
+      element_[g] = ElementGradient<kLog, V>(scale_, in_rows(sum[g], g), quick);
       if constexpr (sizeof(T) == 8) {
         double each[kLanes];
         store_lanes(each, sum[g]);

@@ -219,15 +219,17 @@ class ElementGradient {
   static constexpr bool kIsPlain = false;
 
   ElementGradient() = default;
-  // sum: for logsumexp the gradient that comes in, and `result` its result.
-  ElementGradient(const GradientScale& scale, InLanes<V> sum, double result = 0)
+  // sum: for logsumexp the gradient that comes in, and `result` its result. quick: it is that of
+  // quick_sum(), or of doubles.
+  ElementGradient(const GradientScale& scale, InLanes<V> sum, bool quick, double result = 0)
       : scale_(&scale), sum_(sum), result_(result) {
     set_parts(sum);
-    is_plain_ = !scale.kind.reads_x() && scale.is_one() && all_trusted(sum) && all_in_unit(sum);
+    is_plain_ = !scale.kind.reads_x() && scale.is_one() && all_trusted(sum) && all_in_unit(sum) &&
+                (quick || kDouble);
   }
 
   SOFTMAXLIB_INLINE V operator()(V g, V result, V z) const {
-    if (is_plain_) return number(plain(g, result, hi_, lo_));
+    if (is_plain_) return Plain{hi_, lo_}(g, result);
     V d = in_doubles(g, result, z);
     if constexpr (sizeof(T) == 4)
       if (!scale_->kind.reads_x() && scale_->is_one())
@@ -248,11 +250,16 @@ class ElementGradient {
   V lo() const { return lo_; }
 
   // Of softmax and log_softmax, where there is nothing to multiply by and the sum is trusted: what
-  // cancels does so exactly. hi, lo: the sum in two parts.
+  // cancels does so exactly. hi, lo: the sum in two parts. Products of which a finite sum was made
+  // leave no NaN but where a probability is 0, and those of floats none at all.
   struct Plain {
     static constexpr bool kIsPlain = true;
+    static constexpr bool kIsMasked = kLog || sizeof(T) == 8;  // 0 where a probability is
     V hi, lo;
-    SOFTMAXLIB_INLINE V operator()(V g, V result) const { return number(plain(g, result, hi, lo)); }
+    SOFTMAXLIB_INLINE V operator()(V g, V result) const {
+      const V d = plain(g, result, hi, lo);
+      return kLog ? number(d) : d;
+    }
   };
 
  private:
@@ -282,7 +289,7 @@ class ElementGradient {
           Exp<f32x16, Use::kExact>(0)(Pair<f32x16>{result, f32x16::set1(0)});
       return fnma(e.hi, hi, g) - fma(e.lo, hi, e.hi * lo);
     } else {
-      return result * ((g - hi) - lo);
+      return fma(result, (g - hi) - lo, f32x16::set1(0));  // of a probability of 0: never -0
     }
   }
   static SOFTMAXLIB_INLINE f64x8 plain(f64x8 g, f64x8 result, f64x8 hi, f64x8 lo) {
@@ -409,7 +416,8 @@ struct GradientPiece {
   SOFTMAXLIB_INLINE V results(int64_t i, int count, const F& element) const {
     if constexpr (F::kIsPlain) {
       const V result = load_some(y, i, count, 0);
-      return masked(element(load_some(grad, i, count, 0), result), result, i, count);
+      const V d = element(load_some(grad, i, count, 0), result);
+      return where || F::kIsMasked ? masked(d, result, i, count) : d;
     } else {
       V g = V::set1(0), result = g, z = g;
       if (y) g = load_some(grad, i, count, 0), result = load_some(y, i, count, 0);
@@ -476,8 +484,9 @@ struct GradientPiece {
   }
   static SOFTMAXLIB_INLINE f32x16 in_unit(f32x16 g, double) { return g; }
   static SOFTMAXLIB_INLINE f64x8 in_unit(f64x8 g, double unit) { return g * f64x8::set1(unit); }
-  // Rows are written between two looks at memory.
+  // Of rows through which memory is read while the one before is written. Tiles are faster without.
   SOFTMAXLIB_INLINE void prefetch_from(int64_t i) const {
+    if (kOver) return;
     constexpr int64_t kAhead = kPrefetchBytes / static_cast<int64_t>(sizeof(T));
     prefetch(y + i + kAhead);
     prefetch(grad + i + kAhead);

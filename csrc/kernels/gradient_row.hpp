@@ -39,9 +39,10 @@ class GradientRow {
     }
     sum_up(before, true);
     if (scale_.kind.reduces) return;
+    is_quick_ = all_trusted(in_all(sum_, V()));
     if (sizeof(T) == 8 && needs_smaller_unit(sum_))
       scale_ = GradientScale(scale_.kind, scale_.affine, kSmallUnit);
-    else if (all_trusted(in_all(sum_, V()))) return;
+    else if (is_quick_) return;
     sum_up(nullptr, false);
   }
   void write() const {
@@ -76,7 +77,7 @@ class GradientRow {
     if (start) start += head_;
     const int64_t n = end - start;
     if (n <= 0) return;
-    const ElementGradient<kLog, V> element(scale_, in_all(sum_, V()), result_);
+    const ElementGradient<kLog, V> element(scale_, in_all(sum_, V()), is_quick_, result_);
     if (is_direct()) return piece(start, n).write(at(kOut) + start, n, element, edge_);
     if constexpr (kIsOwn) {
       piece(start, n).write(stage_->out, n, element, nullptr);
@@ -117,6 +118,7 @@ class GradientRow {
   int64_t head_ = 0;
   GradientScale scale_;
   double sum_ = 0, result_ = 0;
+  bool is_quick_ = false;
 };
 
 // Rows one after the other.

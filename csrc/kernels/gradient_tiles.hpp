@@ -123,15 +123,17 @@ class GradientTiles {
   // The sums of some rows, a row per lane.
   Element begin(const GradientScale& of_all) {
     InLanes<V> sums = in_all(0, V());
+    bool quick = false;
     if (!kind_.reduces) {
       for (int r = 0; r < rows_; ++r) lanes_.keep(r, piece(r).sum(job_.n));
       Lanes<V> one;  // of lanes without a row
       one.sum = f64x8::set1(1);
       for (int r = rows_; r < kLanes; ++r) lanes_.keep(r, one);
       sums = lanes_.total();
-      if (SOFTMAXLIB_UNLIKELY(!all_trusted(sums))) sums = trusted(sums);
+      quick = all_trusted(sums);
+      if (SOFTMAXLIB_UNLIKELY(!quick)) sums = trusted(sums);
     }
-    return Element(of_all, sums);
+    return Element(of_all, sums, quick);
   }
 
   SOFTMAXLIB_NOINLINE InLanes<V> trusted(InLanes<V> sums) {
@@ -208,7 +210,7 @@ class GradientTiles {
           result = row_operand(job_, place, kResult, 0);
         }
         const auto write_under = [&](const GradientScale& scale) {
-          write(r, out(r), Element(scale, in_all(sums[r], V()), result));
+          write(r, out(r), Element(scale, in_all(sums[r], V()), false, result));
         };
         if (job_.base[kScale]) write_under(GradientScale(kind_, affine_of(job_, place, {0, 0})));
         else write_under(of_all.scale());

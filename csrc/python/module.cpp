@@ -580,7 +580,7 @@ Known known;
 constexpr py::ssize_t kFewElements = 1 << 14;
 
 using Numpy = py::detail::npy_api;
-constexpr int kNumpyHalf = 23;
+constexpr int kNumpyHalf = 23, kNumpyBool = 0;
 
 // The dtype of an aligned C-contiguous numpy.ndarray of native floats; -1: something else.
 int32_t plain_dtype(PyObject* object) {
@@ -622,13 +622,35 @@ int32_t chosen(PyObject* variable, int32_t otherwise) {
 struct Arguments {
   PyObject *function, *x, *axis, *temperature, *bias, *where, *dtype, *out, *algorithm, *keepdims;
 
+  // But for the temperature and the mask.
   bool options_are_defaults() const {
-    return bias == Py_None && where == Py_None && dtype == Py_None &&
-           PyFloat_CheckExact(temperature) && softmaxlib::is_one(PyFloat_AS_DOUBLE(temperature)) &&
-           PyUnicode_CheckExact(algorithm) &&
+    return bias == Py_None && dtype == Py_None && PyUnicode_CheckExact(algorithm) &&
            PyUnicode_CompareWithASCIIString(algorithm, "auto") == 0;
   }
 };
+
+// A valid temperature for all rows; 0: something else.
+double plain_temperature(PyObject* object) {
+  if (!PyFloat_CheckExact(object)) return 0;
+  const double temperature = PyFloat_AS_DOUBLE(object);
+  return softmaxlib::is_positive_finite(temperature) ? temperature : 0;
+}
+
+// Whether a mask has an element for each of x, contiguous.
+bool is_plain_mask(PyObject* object, int ndim, const py::ssize_t* shape) {
+  if (Py_TYPE(object) != Numpy::get().PyArray_Type_) return false;
+  const auto mask = py::reinterpret_borrow<py::array>(object);
+  return (mask.flags() & Numpy::NPY_ARRAY_C_CONTIGUOUS_) && mask.dtype().num() == kNumpyBool &&
+         mask.ndim() == ndim && std::equal(shape, shape + ndim, mask.shape());
+}
+
+// ISA and threads of a call; false: Python has to find them out.
+bool choose(PyObject* isa, PyObject* threads, softmaxlib_options& options) {
+  options.isa = chosen(isa, known.isa);
+  options.num_threads =
+      chosen(threads, known.process_threads ? known.process_threads : known.default_threads);
+  return options.isa >= 0 && options.num_threads != 0;
+}
 
 // What the function that with_plain_calls makes has at hand.
 enum Held { kEvaluate, kChosenIsa, kChosenThreads };
@@ -672,11 +694,12 @@ py::object call_plainly(PyObject* held, const Arguments& args) {
   if (axis == kNotPlain) return {};
 
   softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
-  options.isa = chosen(PyTuple_GET_ITEM(held, kChosenIsa), known.isa);
-  options.num_threads =
-      chosen(PyTuple_GET_ITEM(held, kChosenThreads),
-             known.process_threads ? known.process_threads : known.default_threads);
-  if (options.isa < 0 || options.num_threads == 0) return {};
+  options.temperature = plain_temperature(args.temperature);
+  if (options.temperature == 0) return {};
+  const bool has_mask = args.where != Py_None;
+  if (has_mask && (args.out != Py_None || !is_plain_mask(args.where, ndim, x.shape()))) return {};
+  if (!choose(PyTuple_GET_ITEM(held, kChosenIsa), PyTuple_GET_ITEM(held, kChosenThreads), options))
+    return {};
 
   // The shapes of x (another thread may reshape it while the GIL is released), of the result, and
   // of that without the axes of length 1 that keepdims keeps.
@@ -699,6 +722,11 @@ py::object call_plainly(PyObject* held, const Arguments& args) {
 
   const softmaxlib_array from_array = {const_cast<void*>(x.data()), dtype, ndim, x_shape, nullptr};
   const softmaxlib_array to_array = {to, dtype, rows_ndim, rows_shape, nullptr};
+  softmaxlib_array mask = {nullptr, SOFTMAXLIB_BOOL, ndim, x_shape, nullptr};
+  if (has_mask) {
+    mask.data = py::detail::array_proxy(args.where)->data;
+    options.where = &mask;
+  }
   Run call(function, &from_array, &to_array, axis == kAll ? 0 : 1, &axis, options);
   // The result has no owner meanwhile: a daemon thread that is unwound at exit must not free it.
   PyObject* const held_back = result.release().ptr();
@@ -710,12 +738,62 @@ py::object call_plainly(PyObject* held, const Arguments& args) {
   return is_scalar ? owned(PyObject_GetItem(result.ptr(), py::tuple().ptr())) : result;
 }
 
+// Those of _gradients._evaluate.
+struct GradientArguments {
+  PyObject *function, *grad, *y, *axis, *temperature, *where, *out;
+};
+
+// What it returns, likewise, for the functions whose gradient needs no x.
+py::object call_gradient_plainly(PyObject* held, const GradientArguments& args) {
+  const int32_t dtype = plain_dtype(args.y);
+  if (dtype < 0 || plain_dtype(args.grad) != dtype || args.where != Py_None || args.out != Py_None)
+    return {};
+  const auto grad = py::reinterpret_borrow<py::array>(args.grad);
+  const auto y = py::reinterpret_borrow<py::array>(args.y);
+  const auto ndim = static_cast<int>(y.ndim());
+  const py::ssize_t size = y.size();
+  if (ndim == 0 || ndim > kMaxNdim || size == 0) return {};
+  if (grad.ndim() != ndim || !std::equal(y.shape(), y.shape() + ndim, grad.shape())) return {};
+  const int32_t axis = plain_axis(args.axis, ndim);
+  softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
+  options.temperature = plain_temperature(args.temperature);
+  if (axis == kNotPlain || options.temperature == 0 ||
+      !choose(PyTuple_GET_ITEM(held, kChosenIsa), PyTuple_GET_ITEM(held, kChosenThreads), options))
+    return {};
+  if (options.num_threads > 1) {
+    options.parallel_for = parallel_for;
+    options.parallel_context = &options.num_threads;
+  }
+  int64_t shape[kMaxNdim];
+  std::copy_n(y.shape(), ndim, shape);
+  py::object result = new_array(y.dtype(), ndim, y.shape());
+  const auto view = [&](PyObject* array) {
+    return softmaxlib_array{py::detail::array_proxy(array)->data, dtype, ndim, shape, nullptr};
+  };
+  const softmaxlib_array from = view(args.grad), of = view(args.y), to = view(result.ptr());
+  softmaxlib_report report = {sizeof report, SOFTMAXLIB_ISA_AUTO, 0, 0, 0, nullptr};
+  options.report = &report;
+  const auto function = static_cast<softmaxlib_function>(PyLong_AsLong(args.function));
+  const auto call = [&] {
+    return softmaxlib_backward(function, &from, &of, &of, &to, axis == kAll ? 0 : 1, &axis,
+                               &options);
+  };
+  PyObject* const held_back = result.release().ptr();  // as in call_plainly
+  const softmaxlib_status status = size <= kFewElements ? call() : without_gil(call);
+  result = py::reinterpret_steal<py::object>(held_back);
+  check(status);
+  last_report = report;
+  return result;
+}
+
+// A plain call, or else Python's.
+template <class Arguments, py::object (*kPlainly)(PyObject*, const Arguments&)>
 PyObject* call_plainly_or_evaluate(PyObject* held, PyObject* const* args, Py_ssize_t nargs) {
   Arguments arguments;
   try {
     if (static_cast<size_t>(nargs) * sizeof *args == sizeof arguments) {
       std::memcpy(&arguments, args, sizeof arguments);
-      if (py::object result = call_plainly(held, arguments)) return result.release().ptr();
+      if (py::object result = kPlainly(held, arguments)) return result.release().ptr();
     }
   } catch (py::error_already_set& error) {
     error.restore();
@@ -725,13 +803,15 @@ PyObject* call_plainly_or_evaluate(PyObject* held, PyObject* const* args, Py_ssi
                              nullptr);
 }
 
-// _api._evaluate with a short cut. Not through pybind11, whose dispatcher takes longer than a call.
-py::object with_plain_calls(const py::object& evaluate, const py::object& chosen_isa,
-                            const py::object& chosen_threads) {
-  static PyMethodDef method = {
-      "evaluate",
-      reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(call_plainly_or_evaluate)),
-      METH_FASTCALL, nullptr};
+// _api._evaluate or _gradients._evaluate with a short cut. Not through pybind11, whose dispatcher
+// takes longer than a call.
+template <class Arguments, py::object (*kPlainly)(PyObject*, const Arguments&)>
+py::object with_short_cut(const py::object& evaluate, const py::object& chosen_isa,
+                          const py::object& chosen_threads) {
+  static PyMethodDef method = {"evaluate",
+                               reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(
+                                   call_plainly_or_evaluate<Arguments, kPlainly>)),
+                               METH_FASTCALL, nullptr};
   const py::tuple held = py::make_tuple(evaluate, chosen_isa, chosen_threads);
   return py::reinterpret_steal<py::object>(PyCFunction_NewEx(&method, held.ptr(), nullptr));
 }
@@ -868,7 +948,10 @@ PYBIND11_MODULE(_core, m) {
       },
       "nbytes"_a, "make"_a);
   m.def("last_report", &last_report_tuple);
-  m.def("with_plain_calls", &with_plain_calls, "evaluate"_a, "chosen_isa"_a, "chosen_threads"_a);
+  m.def("with_plain_calls", &with_short_cut<Arguments, call_plainly>, "evaluate"_a,
+        "chosen_isa"_a, "chosen_threads"_a);
+  m.def("with_plain_gradients", &with_short_cut<GradientArguments, call_gradient_plainly>,
+        "evaluate"_a, "chosen_isa"_a, "chosen_threads"_a);
   py::class_<Known>(m, "Known")
       .def_readwrite("isa", &Known::isa)
       .def_readwrite("process_threads", &Known::process_threads)
