@@ -140,14 +140,14 @@ KernelTable make_table() {
       "stablemax_cross_entropy_" #storage, cross_entropy_of_stablemax<arithmetic<storage>>); \
   table.orthogonal[registry::storage] = SOFTMAXLIB_REPORTED(                                 \
       "orthogonal_gradient_" #storage, orthogonal_gradient<arithmetic<storage>>);
-#define SOFTMAXLIB_GRADIENT(function, log, storage)                                 \
+#define SOFTMAXLIB_GRADIENT(function, log, storage)                            \
   table.gradient[registry::function][registry::storage] = SOFTMAXLIB_REPORTED( \
       #function "_backward_" #storage, (gradient_rows<log, arithmetic<storage>>));
-#define SOFTMAXLIB_GRADIENTS(storage)       \
-  SOFTMAXLIB_GRADIENT(softmax, false, storage)     \
+#define SOFTMAXLIB_GRADIENTS(storage)             \
+  SOFTMAXLIB_GRADIENT(softmax, false, storage)    \
   SOFTMAXLIB_GRADIENT(log_softmax, true, storage) \
-  SOFTMAXLIB_GRADIENT(logsumexp, false, storage)   \
-  SOFTMAXLIB_GRADIENT(stablemax, false, storage)   \
+  SOFTMAXLIB_GRADIENT(logsumexp, false, storage)  \
+  SOFTMAXLIB_GRADIENT(stablemax, false, storage)  \
   SOFTMAXLIB_GRADIENT(log_stablemax, true, storage)
   SOFTMAXLIB_GRADIENTS(f32)
   SOFTMAXLIB_GRADIENTS(f64)

@@ -275,12 +275,12 @@ class Batch : public BatchTerms<typename P::F, X, P::kHolds> {
   using Terms::y_stride_;
 
  public:
-  using typename Terms::F;
-  using typename Terms::T;
-  using typename Terms::V;
   using Terms::kLanes;
   using Terms::kLow;
   using Terms::Terms;
+  using typename Terms::F;
+  using typename Terms::T;
+  using typename Terms::V;
 
   void begin(const RowRun& run, int64_t first, int rows, Stager<V>* stager, T* low) {
     Terms::begin(run, first, rows, P::kOneIsOne, stager, low);

@@ -20,8 +20,8 @@ template <class D>
 SOFTMAXLIB_NOINLINE void cross_entropy_alone(const Job& job, int64_t row) {
   int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
   const Rows at(job, row);
-  cross_entropy_of_row<SoftmaxOf<D>, D>(job, Row<D>(job, at.place, nullptr, one_block),
-                                        at.place, 0);
+  cross_entropy_of_row<SoftmaxOf<D>, D>(job, Row<D>(job, at.place, nullptr, one_block), at.place,
+                                        0);
 }
 
 // The loss of a class with its gradient: rows as CrossEntropyRow::of_class() computes them.

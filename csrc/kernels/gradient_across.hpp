@@ -11,13 +11,14 @@ template <bool kLog, class T>
 class GradientAcross {
  public:
   using V = typename vector_of<T>::type;
+  using Element = ElementGradient<kLog, V>;
   static constexpr int kLanes = V::lanes;
 
   static bool takes(const Job& job) {
     const GradientKind kind(job.function);
     const auto crosses = [&](Operand k) { return Access(job, k).across; };
-    return !kind.reduces && job.inner_ndim == 1 && crosses(kGrad) && crosses(kResult) && crosses(kOut) &&
-           (!kind.stable || crosses(kX)) && !job.base[kScale] &&
+    return !kind.reduces && job.inner_ndim == 1 && crosses(kGrad) && crosses(kResult) &&
+           crosses(kOut) && (!kind.stable || crosses(kX)) && !job.base[kScale] &&
            (!job.base[kWhere] || job.outer[job.outer_ndim - 1].stride[kWhere] == 1);
   }
 
@@ -150,7 +151,7 @@ class GradientAcross {
     }
     bool good = true;
     for (int g = 0; g < groups_; ++g) {
-      element_[g] = ElementGradient<kLog, V>(scale_, in_rows(sum[g], g), quick);
+      element_[g] = Element(scale_, in_rows(sum[g], g), quick);
       if constexpr (sizeof(T) == 8) {
         double each[kLanes];
         store_lanes(each, sum[g]);
@@ -223,18 +224,33 @@ class GradientAcross {
   }
 
   void write() const {
+    bool plain = !job_.base[kWhere];
+    for (int g = 0; g < groups_; ++g) plain &= element_[g].is_plain();
+    if (!plain)
+      return write_each([this](int g, int64_t j, int rows) SOFTMAXLIB_INLINE_LAMBDA {
+        const V y = y_.load(g, j, rows), x = scale_.kind.stable ? x_.load(g, j, rows) : V::set1(0);
+        return masked(element_[g](grad_.load(g, j, rows), y, x), y, g, j);
+      });
+    write_each([this](int g, int64_t j, int rows) SOFTMAXLIB_INLINE_LAMBDA {
+      const typename Element::Plain element = {element_[g].hi(), element_[g].lo()};
+      const V y = y_.load(g, j, rows), d = element(grad_.load(g, j, rows), y);
+      using Mask = typename V::Mask;
+      if (!Element::Plain::kIsMasked) return d;
+      return of_visible<kLog>(d, y, static_cast<Mask*>(nullptr));
+    });
+  }
+  // result(group, j, rows): element j of the rows of a group.
+  template <class Result>
+  SOFTMAXLIB_INLINE void write_each(Result result) const {
     constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
     alignas(64) T results[kGroups * kLanes];
+    const int done = out_.dtype == kOwn ? rows_ / kLanes * kLanes : 0;
     for (int64_t j = 0; j < job_.n; ++j) {
       char* const out = out_.first + j * out_.stride;
-      for (int g = 0; g < groups_; ++g) {
-        const int rows = rows_of(g);
-        const V y = y_.load(g, j, rows), x = scale_.kind.stable ? x_.load(g, j, rows) : V::set1(0);
-        const V d = masked(element_[g](grad_.load(g, j, rows), y, x), y, g, j);
-        if (out_.dtype == kOwn && rows == kLanes) store(reinterpret_cast<T*>(out) + g * kLanes, d);
-        else store(results + g * kLanes, d);
-      }
-      const int done = out_.dtype == kOwn ? rows_ / kLanes * kLanes : 0;
+      int g = 0;
+      for (; g < done / kLanes; ++g)
+        store(reinterpret_cast<T*>(out) + g * kLanes, result(g, j, kLanes));
+      for (; g < groups_; ++g) store(results + g * kLanes, result(g, j, rows_of(g)));
       if (done < rows_)
         store_all(out_.dtype, out + done * out_.item(), out_.item(), rows_ - done, results + done);
     }
@@ -247,7 +263,7 @@ class GradientAcross {
   Place place_;
   int rows_ = 0, groups_ = 0;
   InLanes<V> sums_[kGroups][kParts], errors_[kGroups][kParts];
-  ElementGradient<kLog, V> element_[kGroups];
+  Element element_[kGroups];
 };
 
 }  // namespace

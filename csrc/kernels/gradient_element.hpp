@@ -92,8 +92,9 @@ SOFTMAXLIB_INLINE InLanes<f32x16> less_exp(f32x16 g, f32x16 x, InLanes<f32x16> t
   const Pair<f32x16> e = Exp<f32x16, Use::kExact>(0)(Pair<f32x16>{x, f32x16::set1(0)});
   const f64x8 unit = f64x8::set1(exp_unit<f32x16>());
   const f64x8 low = total.low * unit, high = total.high * unit;
-  const InLanes<f32x16> d = {fnma(widen_low(e.lo), low, fnma(widen_low(e.hi), low, widen_low(g))),
-                             fnma(widen_high(e.lo), high, fnma(widen_high(e.hi), high, widen_high(g)))};
+  const InLanes<f32x16> d = {
+      fnma(widen_low(e.lo), low, fnma(widen_low(e.hi), low, widen_low(g))),
+      fnma(widen_high(e.lo), high, fnma(widen_high(e.hi), high, widen_high(g)))};
   return if_small(x, d, [&](InLanes<f32x16> of_small) {
     return InLanes<f32x16>{fnma(of_small.low, total.low, widen_low(g)),
                            fnma(of_small.high, total.high, widen_high(g))};
@@ -285,8 +286,7 @@ class ElementGradient {
   }
   static SOFTMAXLIB_INLINE f32x16 plain(f32x16 g, f32x16 result, f32x16 hi, f32x16 lo) {
     if constexpr (kLog) {
-      const Pair<f32x16> e =
-          Exp<f32x16, Use::kExact>(0)(Pair<f32x16>{result, f32x16::set1(0)});
+      const Pair<f32x16> e = Exp<f32x16, Use::kExact>(0)(Pair<f32x16>{result, f32x16::set1(0)});
       return fnma(e.hi, hi, g) - fma(e.lo, hi, e.hi * lo);
     } else {
       return fma(result, (g - hi) - lo, f32x16::set1(0));  // of a probability of 0: never -0

@@ -23,7 +23,10 @@ class GradientRow {
   static constexpr int64_t kChunk = kVectorsPerChunk * V::lanes;
 
   GradientRow(const Job& job, const Place& place, GradientStage<T>* stage, Edge<Storage>* edge)
-      : job_(&job), place_(place), stage_(stage), scale_(GradientKind(job.function), affine_of(job, place, {0, 0})) {
+      : job_(&job),
+        place_(place),
+        stage_(stage),
+        scale_(GradientKind(job.function), affine_of(job, place, {0, 0})) {
     const auto at = reinterpret_cast<uintptr_t>(job.base[kOut] + place.offset[kOut]);
     const int64_t past = static_cast<int64_t>(at) % kVector;
     if (!is_direct() || !job.streaming || job.n < V::lanes || past % kItem) return;

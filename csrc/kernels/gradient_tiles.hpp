@@ -86,7 +86,8 @@ class GradientTiles {
     if (!kind_.reduces &&
         !(follows(grad_.reader.access(), kGrad) && follows(y_.reader.access(), kResult)))
       return false;
-    return (!kind_.reads_x() || follows(x_.reader.access(), kX)) && follows(Access(job_, kOut), kOut) &&
+    return (!kind_.reads_x() || follows(x_.reader.access(), kX)) &&
+           follows(Access(job_, kOut), kOut) &&
            (!job_.base[kWhere] || (where_along_ && run.step.stride[kWhere] == job_.n));
   }
   void fetch(const RowRun& run, int64_t rows, bool dense) {

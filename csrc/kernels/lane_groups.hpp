@@ -334,7 +334,6 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
   SOFTMAXLIB_INLINE V magic(int g) const { return F::kFollows ? load(magic_[g]) : V::set1(0); }
   SOFTMAXLIB_INLINE V floor(int g) const { return F::kFollows ? load(floor_[g]) : V::set1(0); }
 
-
   alignas(64) T reference_[kRoom / 4][kLanes], magic_[kRoom / 4][kLanes];
   alignas(64) T floor_[kRoom / 4][kLanes];
 };
@@ -350,11 +349,11 @@ class LaneGroups : public LaneSums<typename P::F, kLow> {
   using Sums::n_;
 
  public:
+  using Sums::kLanes;
+  using Sums::kRoom;
   using typename Sums::F;
   using typename Sums::T;
   using typename Sums::V;
-  using Sums::kLanes;
-  using Sums::kRoom;
 
   // counts: a row may see but one of its elements, which takes all.
   LaneGroups(int n, bool counts) : Sums(n), counts_(P::kOneIsOne && n > 1 && counts) {}
@@ -406,7 +405,7 @@ class LaneGroups : public LaneSums<typename P::F, kLow> {
   // Once more, where some rows of a group would be computed alone: those that see nothing need not.
   // where: of the first row's first element.
   SOFTMAXLIB_NOINLINE bool settle(int g, const Job& job, const char* where, int64_t step,
-                                 int rows) {
+                                  int rows) {
     const int64_t stride = job.inner[0].stride[kWhere];
     for (int r = 0; r < rows && r < kLanes; ++r, where += step) {
       if (!alone_[g][r]) continue;

@@ -43,8 +43,7 @@ void scale_rows(const Job& job, int64_t start, int64_t stop, char*) {
     for (int64_t i = 0; i < job.n; i += kChunk) {
       const int64_t n = job.n - i < kChunk ? job.n - i : kChunk;
       gather_elements(job, place, kX, i, n, x);
-      if (!one_factor)
-        gather_elements(job, place, kBias, i, n, factors);
+      if (!one_factor) gather_elements(job, place, kBias, i, n, factors);
       for (int64_t j = n; j % V::lanes; ++j) x[j] = 0, factors[j] = 0;
       for (int64_t j = 0; j < n; j += V::lanes) {
         if (!one_factor) load_lanes(factors + j, factor);

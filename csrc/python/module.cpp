@@ -948,8 +948,8 @@ PYBIND11_MODULE(_core, m) {
       },
       "nbytes"_a, "make"_a);
   m.def("last_report", &last_report_tuple);
-  m.def("with_plain_calls", &with_short_cut<Arguments, call_plainly>, "evaluate"_a,
-        "chosen_isa"_a, "chosen_threads"_a);
+  m.def("with_plain_calls", &with_short_cut<Arguments, call_plainly>, "evaluate"_a, "chosen_isa"_a,
+        "chosen_threads"_a);
   m.def("with_plain_gradients", &with_short_cut<GradientArguments, call_gradient_plainly>,
         "evaluate"_a, "chosen_isa"_a, "chosen_threads"_a);
   py::class_<Known>(m, "Known")

@@ -186,7 +186,8 @@ struct Affine {
 };
 
 // The row's own value of an operand that is constant along the row.
-SOFTMAXLIB_NOINLINE double row_operand(const Job& job, const Place& place, Operand operand, double missing) {
+SOFTMAXLIB_NOINLINE double row_operand(const Job& job, const Place& place, Operand operand,
+                                       double missing) {
   double value = missing;
   if (job.base[operand])
     gather_any(job.dtype[operand], job.base[operand] + place.offset[operand], 0, 1, &value);
@@ -194,7 +195,8 @@ SOFTMAXLIB_NOINLINE double row_operand(const Job& job, const Place& place, Opera
 }
 
 // `far`: for a row whose arguments leave the range of double.
-SOFTMAXLIB_NOINLINE Affine affine_of(const Job& job, const Place& place, Pair<double> shift, bool far = false) {
+SOFTMAXLIB_NOINLINE Affine affine_of(const Job& job, const Place& place, Pair<double> shift,
+                                     bool far = false) {
   constexpr int kMost = 1000;
   const double temperature =
       job.divides ? row_operand(job, place, kScale, job.temperature) : job.temperature;

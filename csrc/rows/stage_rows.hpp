@@ -144,7 +144,9 @@ class Stager {
   static constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
 
   SOFTMAXLIB_NOINLINE explicit Stager(const Job& job)
-      : job_(job), x_(job, kX), arguments_(affine_of(job, RowRun(job, 0).place, {0, 0})),
+      : job_(job),
+        x_(job, kX),
+        arguments_(affine_of(job, RowRun(job, 0).place, {0, 0})),
         inner_bias_(job.inner[0].stride[kBias]),
         columns_from_(INT64_MIN) {}
 
@@ -230,7 +232,8 @@ class Stager {
       terms.bias = at(kBias);
       if (run.step.stride[kBias] == 0) {
         const int64_t from = run.place.offset[kBias] + j / kColumns * kColumns * inner_bias_;
-        if (SOFTMAXLIB_UNLIKELY(from != columns_from_)) fetch_columns(from, j / kColumns * kColumns);
+        if (SOFTMAXLIB_UNLIKELY(from != columns_from_))
+          fetch_columns(from, j / kColumns * kColumns);
         terms.bias_is_constant = true;
         terms.constant = columns_[j % kColumns];
         terms.constant_hi = columns_hi_[j % kColumns];

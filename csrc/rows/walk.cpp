@@ -90,11 +90,7 @@ void RowRun::next() {
 }
 
 Stretches::Stretches(const Job& job, const Place& place, Operand operand, int64_t start, int64_t n)
-    : p(job.base[operand] + place.offset[operand]),
-      done(0),
-      job_(job),
-      operand_(operand),
-      n_(n) {
+    : p(job.base[operand] + place.offset[operand]), done(0), job_(job), operand_(operand), n_(n) {
   const int last = job.inner_ndim - 1;
   for (int d = last; d >= 0; --d) {
     index_[d] = start % job.inner[d].size;
