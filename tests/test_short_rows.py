@@ -320,3 +320,35 @@ def test_temperatures_at_the_ends_of_the_range(isa, dtype, temperature):
 def test_a_temperature_as_small_as_its_logits(isa):
     y = sml.softmax(np.array([1e-310, 2e-310]), temperature=1e-310)
     assert error(y, exact([1e-310, 2e-310], 1e-310)) <= 5
+
+
+@pytest.mark.parametrize(
+    "name", ("softmax", "log_softmax", "logsumexp", "stablemax", "log_stablemax")
+)
+@pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
+def test_rows_that_see_nothing(isa, name, dtype):
+    """Among others, whatever they hide: what one row after the other gives."""
+    function = getattr(sml, name)
+    rng = np.random.default_rng(12)
+    nothing = 0 if name in ("softmax", "stablemax") else -np.inf
+    for n in (1, 2, 3, 5, 17, 33, 64):
+        x = (3 * rng.standard_normal((5, 37, n))).astype(dtype)
+        where = rng.random(x.shape) < 0.7 / n
+        blind = ~where.any(axis=-1)
+        assert blind.any() and not blind.all()
+        x[blind] = rng.choice([np.nan, np.inf, -np.inf, 1], (blind.sum(), n)).astype(dtype)
+        for options in ({}, {"temperature": 0.6}, {"bias": rng.standard_normal(n)}):
+            wanted = function(x, where=where, algorithm="two_pass", **options)
+            assert (wanted[blind] == nothing).all()
+            y = function(x, where=where, **options)
+            assert n > 17 or isa == "scalar" or "in_lanes" in str(sml.last_kernel())
+            assert same(y, wanted), (n, list(options))
+            if name == "logsumexp":
+                continue
+            across, mask = (np.ascontiguousarray(a.transpose(0, 2, 1)) for a in (x, where))
+            if "bias" in options:
+                options = {"bias": options["bias"][:, None]}
+            y = function(across, axis=1, where=mask, **options)
+            assert same(y.transpose(0, 2, 1), wanted), (n, list(options))
+            function(across, axis=1, where=mask, out=across, **options)
+            assert same(across.transpose(0, 2, 1), wanted), (n, list(options))
