@@ -201,6 +201,8 @@ def one_axis(name: str, axis: Any, ndim: int) -> int:
 
 def as_integer(name: str, value: Any, low: int, high: int | None) -> int:
     """Return an integer within its bounds."""
+    if type(value) is int and low <= value and (high is None or value <= high):
+        return value  # nearly every call
     try:
         number = operator.index(value)
     except TypeError:
@@ -217,6 +219,8 @@ def as_integer(name: str, value: Any, low: int, high: int | None) -> int:
 
 def as_number(name: str, value: Any) -> float:
     """Return a real number."""
+    if type(value) is float:  # nearly every call
+        return value
     if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.number)):
         raise TypeError(f"{name} must be a number, got {value!r}")
     try:
@@ -256,8 +260,12 @@ _SIGN = 1 << 63
 _ONE = 0x3FF0_0000_0000_0000
 
 
+_pack, _unpack = struct.Struct("d").pack, struct.Struct("Q").unpack
+
+
 def _bits(number: float) -> int:
-    return int.from_bytes(struct.pack("d", number), sys.byteorder)
+    bits: int = _unpack(_pack(number))[0]
+    return bits
 
 
 def in_unit_interval(number: float, *, or_zero: bool = True) -> bool:

@@ -28,6 +28,7 @@ from softmaxlib._arrays import (
 )
 
 _INT64 = np.iinfo(np.int64)
+_INT64_CODE = _core.dtypes["int64"]
 
 
 def cross_entropy(
@@ -373,8 +374,10 @@ def _as_places(name: str, value: Any) -> NDArray[np.int64]:
 
 def as_target(value: Any, shape: tuple[int, ...], along: int) -> tuple[NDArray[Any], int]:
     array = as_array("target", value)
-    code = dtype_code(native(array).dtype)
     rows = _without(shape, along)
+    if array.dtype == _INT64.dtype and array.shape == rows:  # nearly every call
+        return array, _INT64_CODE
+    code = dtype_code(native(array).dtype)
     if code is not None and is_float(code) and (array.size or array.shape == shape):
         if array.shape != shape:
             raise ValueError(
@@ -390,7 +393,7 @@ def as_target(value: Any, shape: tuple[int, ...], along: int) -> tuple[NDArray[A
             f"target has dtype {places.dtype} and shape {places.shape}; classes must have the "
             f"shape {rows} of logits without axis, and probabilities must be floating"
         )
-    return places, _core.dtypes["int64"]
+    return places, _INT64_CODE
 
 
 def _check_classes(
