@@ -373,6 +373,8 @@ class CrossEntropyRow {
         impossible.clear(y + i, count);
       }
     };
+    double g = 0;
+    bool counts = false;
     if (writes) {
       // sum p - q - keep by way of 1 - p, where p is nearly 1; of a small p that would cancel. A
       // label that keeps nothing is a class like any other.
@@ -380,15 +382,12 @@ class CrossEntropyRow {
       const double difference = others < 0.5
                                     ? q * (n - 1) - sum * others
                                     : sum * (first_of(p.relative(z)) / (1 + p.ratio)) - (q + keep);
-      const double g = difference * c * first_of(p.slope(z));
+      g = difference * c * first_of(p.slope(z));
       // Before x is written to. An only class has p = 1, and nothing to gain.
-      const bool counts = (keep > 0 || job_.n == 1) && is_possible(target);
-      row.read_write(0, row.size(), add);
-      if (counts) put(target, static_cast<T>(g));
-    } else {
-      row.read(0, row.size(),
-               [&](auto x, int64_t start, int64_t size) { add(x, nullptr, start, size); });
+      counts = (keep > 0 || job_.n == 1) && is_possible(target);
     }
+    row.read_write(0, row.size(), add, writes);
+    if (counts) put(target, static_cast<T>(g));
     return product_or_zero(q, sum_of(total)) + product_or_zero(keep, minus_log(p, z));
   }
 
@@ -465,11 +464,7 @@ class CrossEntropyRow {
         lanes.fold_into(total);
       }
     };
-    if (loss_.writes) {
-      row.read_write(0, row.size(), add);
-    } else {
-      row.read(0, row.size(), [&](auto x, int64_t start, int64_t n) { add(x, nullptr, start, n); });
-    }
+    row.read_write(0, row.size(), add, loss_.writes);
     return sum_of(total);
   }
 

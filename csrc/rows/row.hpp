@@ -216,13 +216,13 @@ class Row {
   }
 
   // visit(source, destination, first element, count). What it makes of -inf is the result where
-  // `where` is false.
+  // `where` is false. writes: else the destination is NULL.
   template <class F>
-  void read_write(int64_t start, int64_t stop, F visit) const {
+  void read_write(int64_t start, int64_t stop, F visit, bool writes = true) const {
     Stage<T> stage;
-    with_pieces(start, stop, writes_y_, stage, [&](auto source, int64_t i, int64_t n) {
-      visit(source, writes_y_ ? y_ + i : stage.y, i, n);
-      if (!writes_y_) stage.put(job_, place_, i, static_cast<int>(n));
+    with_pieces(start, stop, writes_y_ || !writes, stage, [&](auto source, int64_t i, int64_t n) {
+      visit(source, !writes ? nullptr : writes_y_ ? y_ + i : stage.y, i, n);
+      if (writes && !writes_y_) stage.put(job_, place_, i, static_cast<int>(n));
     });
   }
 
