@@ -83,8 +83,7 @@ FLAT double gradient_sum(const float* g, const float* y, int64_t n) {
 FLAT void gradient_write(const float* g, const float* y, float* out, int64_t n, float hi,
                          float lo) {
   const GradientPiece<false, f32x16, true> row = {g, y, nullptr, nullptr};
-  const ElementGradient<false, f32x16>::Plain element = {f32x16::set1(hi),
-                                                                         f32x16::set1(lo)};
+  const ElementGradient<false, f32x16>::Plain element = {f32x16::set1(hi), f32x16::set1(lo)};
   for (int64_t i = 0; i < n; i += 16) store(out + i, row.results(i, 16, element));
 }
 

@@ -247,7 +247,7 @@ def as_doubles(array: Array, code: int) -> Array:
     """
     if array.dtype == _FLOAT64:
         return array
-    doubles = np.empty(array.shape)
+    doubles = _core.with_kept_memory(8 * array.size, lambda: np.empty(array.shape))
     # As one row: of temperatures the last axis has but one element.
     _core.convert(array.reshape(-1), doubles.reshape(-1), code, _codes[_FLOAT64])
     return doubles
@@ -292,9 +292,9 @@ def as_temperature(value: Any, shape: Axes, axes: Axes) -> tuple[float, Array | 
             "it must have length 1 there"
         )
     temperatures = as_doubles(array, code)
-    keys = temperatures.view(np.uint64) - np.uint64(1)  # 0 becomes the largest of all
-    if keys.max(initial=0) >= np.uint64(_LARGEST):
-        bad = temperatures[keys >= np.uint64(_LARGEST)]
+    bits = temperatures.view(np.uint64)  # two passes, and no memory for what they find
+    if bits.size and not (0 < int(bits.min()) and int(bits.max()) <= _LARGEST):
+        bad = temperatures[bits - np.uint64(1) >= np.uint64(_LARGEST)]  # 0 becomes the largest
         raise ValueError(f"temperature must be positive and finite, got {bad.flat[0]}")
     return (float(temperatures.item()), None) if array.size == 1 else (1.0, temperatures)
 
