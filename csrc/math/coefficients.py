@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: BSD-3-Clause
 """Regenerates the constants of the vector exp and log (needs only mpmath).
 
-    python3 csrc/math/coefficients.py
+    python3 csrc/math/coefficients.py > csrc/math/coefficients.hpp
 
 Every approximation is a polynomial q, and every error is *relative* to the
 function computed, written as E(x) = u(x) * q(x) - v(x):
@@ -243,6 +243,9 @@ def main():
     ln2 = log(2)
     one = (mpf(1),)
 
+    print("// Written by coefficients.py, to which it is compared by tests/test_coefficients.py.")
+    print("// clang-format off")
+    print("#pragma once\n\n#include <stdint.h>\n\nnamespace softmaxlib {\n")
     show_exp("kExp32", FLOAT, ln2 / 16 * mpf("1.02"), "1.02 ln2/16", 2, [(), one])
     show_exp("kExp32Accurate", FLOAT, ln2 / 16 * mpf("1.02"), "1.02 ln2/16", 3, [(), one])
 
@@ -250,7 +253,7 @@ def main():
     floats = [nearest(root, FLOAT) for root in roots]
     print("// kExp32Table: bits of float(2^(j/8)), less those of 1 and j << 20: adding")
     print("// n << 20, n = 8 e + j, and the bits of 1 makes the bits of 2^e float(2^(j/8))")
-    print("constexpr std::uint32_t kExp32Table[8] = {")
+    print("constexpr uint32_t kExp32Table[8] = {")
     for j, value in enumerate(floats):
         (bits,) = struct.unpack("<I", struct.pack("<f", float(value)))
         print(f"    {(bits - 0x3F800000 - (j << 20)) % 2**32:#010x}u,")
@@ -282,6 +285,7 @@ def main():
     print("// log: hi is short, so that e * hi is exact for any exponent e")
     show_split("kLogLn2Float", ln2, FLOAT, "0x1.62ep-1")
     show_split("kLogLn2Double", ln2, DOUBLE, "0x1.62e42feep-1")
+    print("\n}  // namespace softmaxlib")
 
 
 if __name__ == "__main__":

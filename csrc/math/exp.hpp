@@ -9,23 +9,20 @@
 // a subnormal result is rounded once. Exhaustive over all floats (softmaxlib verify):
 //   float            max error 1.18 ULP
 //   float, exact     max error 0.15 ULP before it is rounded
-// double: polynomial error 2^-57.7. Coefficients: coefficients.py, by Remez exchange.
+// double: polynomial error 2^-57.7. Coefficients: by Remez exchange (coefficients.py).
 #pragma once
 
 #include <stdint.h>
 #include <string.h>
 
 #include "macros.hpp"
+#include "math/coefficients.hpp"
 #include "math/in_lanes.hpp"
 #include "math/value.hpp"
 
 namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
-
-constexpr double kLn2Hi = 0x1.62e42fefa39efp-1;
-constexpr double kLn2Lo = 0x1.abc9e3b39803fp-56;
-constexpr double kLog2E = 0x1.71547652b82fep+0;
 
 // Beyond this magnitude of a row's maximum the row takes the path that subtracts the maximum (which
 // is exact there for every element that counts).
@@ -45,13 +42,6 @@ inline int reference_of(double x) {
 
 // The largest x that needs no raise.
 inline double limit_of(int reference) { return (reference + kSlack) * kLn2Hi; }
-
-constexpr uint32_t kExp32Table[8] = {0x00000000u, 0xfffb95c2u, 0xfff837f0u, 0xfff5fed7u,
-                                     0xfff504f3u, 0xfff5672au, 0xfff744fdu, 0xfffac0c7u};
-// log(2^(j/8) / float(2^(j/8))): what the table lost.
-constexpr float kExp32Delta[8] = {0x0p+0f,          -0x1.9c0c22p-27f, 0x1.125002p-25f,
-                                  -0x1.0a3552p-25f, 0x1.26055cp-26f,  0x1.67a1cap-28f,
-                                  -0x1.f9c306p-27f, -0x1.a5217cp-28f};
 
 // t plus what x has beside its high part, unless that was below the floor.
 template <class V>
@@ -116,23 +106,22 @@ class Exp<f32x16, kUse> {
     V x[N], m[N], k[N], t[N], s[N], q[N];
     // max() passes its second operand on when one is NaN.
     for (int j = 0; j < N; ++j) x[j] = max(floor, high(argument[j]));
-    for (int j = 0; j < N; ++j) m[j] = fma(x[j], V::set1(0x1.715476p+3f), magic);
+    for (int j = 0; j < N; ++j) m[j] = fma(x[j], V::set1(k8Log2E), magic);
     for (int j = 0; j < N; ++j) k[j] = m[j] - magic;
-    for (int j = 0; j < N; ++j) t[j] = fnma(k[j], V::set1(0x1.62e43p-4f), x[j]);
-    for (int j = 0; j < N; ++j) t[j] = fnma(k[j], V::set1(-0x1.05c61p-32f), t[j]);
+    for (int j = 0; j < N; ++j) t[j] = fnma(k[j], V::set1(kLn2Over8Hi), x[j]);
+    for (int j = 0; j < N; ++j) t[j] = fnma(k[j], V::set1(kLn2Over8Lo), t[j]);
     for (int j = 0; j < N; ++j) t[j] = plus_low(t[j], argument[j], floor);
     for (int j = 0; j < N; ++j) s[j] = from_bits(lookup(table_, bits(m[j])) + shl<20>(bits(m[j])));
     if constexpr (kUse == Use::kExact) {
       for (int j = 0; j < N; ++j) t[j] = t[j] + from_bits(lookup(delta_, bits(m[j])));
       for (int j = 0; j < N; ++j)
-        q[j] = fma(V::set1(0x1.55569ep-5f), t[j], V::set1(0x1.555cb8p-3f));
-      for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(0.5f));
-      for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(1.0f));
+        q[j] = fma(V::set1(kExp32Accurate[3]), t[j], V::set1(kExp32Accurate[2]));
+      for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(kExp32Accurate[1]));
+      for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(kExp32Accurate[0]));
       for (int j = 0; j < N; ++j) y[j] = {s[j], s[j] * t[j] * q[j]};
     } else {
-      for (int j = 0; j < N; ++j)
-        q[j] = fma(V::set1(0x1.5556f8p-3f), t[j], V::set1(0x1.0008ccp-1f));
-      for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(1.0f));
+      for (int j = 0; j < N; ++j) q[j] = fma(V::set1(kExp32[2]), t[j], V::set1(kExp32[1]));
+      for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(kExp32[0]));
       for (int j = 0; j < N; ++j) y[j] = fma(s[j] * t[j], q[j], s[j]);
     }
   }
@@ -179,20 +168,20 @@ class Exp<f64x8, kUse> {
     for (int j = 0; j < N; ++j) t[j] = fnma(n[j], V::set1(kLn2Hi), x[j]);
     for (int j = 0; j < N; ++j) t[j] = fnma(n[j], V::set1(kLn2Lo), t[j]);
     for (int j = 0; j < N; ++j) t[j] = plus_low(t[j], argument[j], floor);
-    for (int j = 0; j < N; ++j) q[j] = V::set1(0x1.ad98a61c821dbp-26);
+    for (int j = 0; j < N; ++j) q[j] = V::set1(kExp64[10]);
     const auto step = [&](double c) SOFTMAXLIB_INLINE_LAMBDA {
       for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(c));
     };
-    step(0x1.28b14e31034d6p-22);
-    step(0x1.71df171bd2f32p-19);
-    step(0x1.a01995f5c503dp-16);
-    step(0x1.a01a0130e657cp-13);
-    step(0x1.6c16c185a8ceep-10);
-    step(0x1.11111111262d2p-7);
-    step(0x1.555555555016ep-5);
-    step(0x1.5555555555504p-3);
-    step(0x1.000000000000bp-1);
-    step(1.0);
+    step(kExp64[9]);
+    step(kExp64[8]);
+    step(kExp64[7]);
+    step(kExp64[6]);
+    step(kExp64[5]);
+    step(kExp64[4]);
+    step(kExp64[3]);
+    step(kExp64[2]);
+    step(kExp64[1]);
+    step(kExp64[0]);
     for (int j = 0; j < N; ++j) {
       const V s = from_bits(shl<52>(bits(m[j])));
       y[j] = fma(s * t[j], q[j], s);

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "macros.hpp"
+#include "math/coefficients.hpp"
 #include "math/value.hpp"
 
 namespace softmaxlib {
@@ -23,10 +24,10 @@ struct LogConstants<f32x16> {
   static constexpr uint32_t kOne = 0x3f800000u, kSqrtHalf = 0x3f3504f3u, kSignBit = 0x80000000u;
   static constexpr float kShifter = 0x1p23f;
   // Short enough that e * kLn2Hi is exact.
-  static constexpr float kLn2Hi = 0x1.62ep-1f, kLn2Lo = 0x1.0bfbe8p-15f;
+  static constexpr float kLn2Hi = kLogLn2FloatHi, kLn2Lo = kLogLn2FloatLo;
   static f32x16 polynomial(f32x16 z) {
-    f32x16 p = fma(f32x16::set1(0x1.31e03ap-2f), z, f32x16::set1(0x1.995ed8p-2f));
-    return fma(p, z, f32x16::set1(0x1.55557ap-1f));
+    f32x16 p = fma(f32x16::set1(kLog32[2]), z, f32x16::set1(kLog32[1]));
+    return fma(p, z, f32x16::set1(kLog32[0]));
   }
 };
 
@@ -36,14 +37,14 @@ struct LogConstants<f64x8> {
   static constexpr uint64_t kOne = 0x3ff0000000000000u, kSqrtHalf = 0x3fe6a09e667f3bcdu,
                             kSignBit = 0x8000000000000000u;
   static constexpr double kShifter = 0x1p52;
-  static constexpr double kLn2Hi = 0x1.62e42feep-1, kLn2Lo = 0x1.a39ef35793c76p-33;
+  static constexpr double kLn2Hi = kLogLn2DoubleHi, kLn2Lo = kLogLn2DoubleLo;
   static f64x8 polynomial(f64x8 z) {
-    f64x8 p = fma(f64x8::set1(0x1.2f02516c4d141p-3), z, f64x8::set1(0x1.39a20ba65fb44p-3));
-    p = fma(p, z, f64x8::set1(0x1.74663ba33ee14p-3));
-    p = fma(p, z, f64x8::set1(0x1.c71c521a19a11p-3));
-    p = fma(p, z, f64x8::set1(0x1.24924941db48ap-2));
-    p = fma(p, z, f64x8::set1(0x1.999999997ff63p-2));
-    return fma(p, z, f64x8::set1(0x1.5555555555592p-1));
+    f64x8 p = fma(f64x8::set1(kLog64[6]), z, f64x8::set1(kLog64[5]));
+    p = fma(p, z, f64x8::set1(kLog64[4]));
+    p = fma(p, z, f64x8::set1(kLog64[3]));
+    p = fma(p, z, f64x8::set1(kLog64[2]));
+    p = fma(p, z, f64x8::set1(kLog64[1]));
+    return fma(p, z, f64x8::set1(kLog64[0]));
   }
 };
 
