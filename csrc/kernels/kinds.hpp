@@ -295,17 +295,15 @@ struct RowsBeside {
     memcpy(&i, at(kIndices, r) + offset, sizeof(i));
     return i;
   }
-  // A result per row, but for those that are computed alone.
-  void put(Operand k, const T* values, const bool (&alone)[V::lanes]) const {
-    constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
-    constexpr int64_t kItem = sizeof(T);
+  // A result per row, so far from an operand, but for those that are computed alone.
+  SOFTMAXLIB_NOINLINE void put(Operand k, const T* values, const bool (&alone)[V::lanes],
+                               int64_t offset = 0) const {
     // Where one is, its x may be in the same place.
-    bool all = true;
+    bool all = (job->dtype[k] == SOFTMAXLIB_F64) == (sizeof(T) == 8);
     for (int r = 0; r < rows; ++r) all &= !alone[r];
-    if (all && job->dtype[k] == kOwn && step.stride[k] == kItem)
-      return store_n(reinterpret_cast<T*>(at(k, 0)), load(values), rows);
+    if (all) return store_all(job->dtype[k], at(k, 0) + offset, step.stride[k], rows, values);
     for (int r = 0; r < rows; ++r)
-      if (!alone[r]) put_as(job->dtype[k], at(k, r), static_cast<double>(values[r]));
+      if (!alone[r]) put_as(job->dtype[k], at(k, r) + offset, static_cast<double>(values[r]));
   }
 };
 
@@ -338,13 +336,16 @@ struct LabelsOfRows {
   Pair<V> arguments() const { return {load(hi), load(lo)}; }
   void put_losses(const RowsBeside<V>& rows, const BatchOfLogSoftmax<V>& log_softmax,
                   const bool (&alone)[V::lanes]) const {
-    T log_p[V::lanes];
+    T log_p[V::lanes], losses[V::lanes];
     store(log_p, log_softmax.results(arguments(), 0));
+    const bool is_wide = sizeof(T) == 4 && rows.job->dtype[kExtra] == SOFTMAXLIB_F64;
     for (int r = 0; r < rows.rows; ++r) {
-      if (alone[r]) continue;
       const double y = product_or_zero(weight[r], 0 - static_cast<double>(log_p[r]));
-      put_as(rows.job->dtype[kExtra], rows.at(kExtra, r), y == y ? y : static_cast<double>(NAN));
+      const double loss = y == y ? y : static_cast<double>(NAN);
+      losses[r] = static_cast<T>(loss);
+      if (is_wide && !alone[r]) put_as(SOFTMAXLIB_F64, rows.at(kExtra, r), loss);
     }
+    if (!is_wide) rows.put(kExtra, losses, alone);
   }
 };
 
@@ -400,10 +401,7 @@ class BatchOfLogSums : public KindOfBatch {
         hi[r] = z.hi, lo[r] = z.lo;
       }
       store(taken, log_softmax.results(Pair<V>{load(hi), load(lo)}, 0));
-      for (int r = 0; r < rows_.rows; ++r)
-        if (!alone[r])
-          put_as(job.dtype[kOut], rows_.at(kOut, r) + i * job.top->weight_stride,
-                 static_cast<double>(taken[r]));
+      rows_.put(kOut, taken, alone, i * job.top->weight_stride);
     }
   }
 
