@@ -132,3 +132,16 @@ def test_losses_samples_and_top_k(isa, dtype, threads):
             wanted, wanted_indices = sml.topk_softmax(contiguous, 3)
             assert same(np.moveaxis(weights, 1, -1), wanted)
             assert np.array_equal(np.moveaxis(indices, 1, -1), wanted_indices)
+
+
+@pytest.mark.parametrize("n", [40, 64, 100, 200])
+def test_biases_that_overlap(isa, n):
+    """A bias whose blocks are windows of one array: where one block ends another goes on."""
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((5, n, 20)).astype(np.float32)
+    window = rng.standard_normal(64 * 5 + n).astype(np.float32)
+    bias = np.lib.stride_tricks.as_strided(window, (5, n, 1), (64 * 4, 4, 4))
+    for name in FUNCTIONS:
+        function = getattr(sml, name)
+        wanted = function(x, axis=1, bias=np.broadcast_to(bias, x.shape).copy())
+        assert same(function(x, axis=1, bias=bias), wanted), sml.last_kernel()

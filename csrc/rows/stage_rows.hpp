@@ -144,11 +144,7 @@ class Stager {
   static constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
 
   SOFTMAXLIB_NOINLINE explicit Stager(const Job& job)
-      : job_(job),
-        x_(job, kX),
-        arguments_(affine_of(job, RowRun(job, 0).place, {0, 0})),
-        inner_bias_(job.inner[0].stride[kBias]),
-        columns_from_(INT64_MIN) {}
+      : job_(job), x_(job, kX), arguments_(affine_of(job, RowRun(job, 0).place, {0, 0})) {}
 
   // The first rows of a run to hi, `pitch` elements apart, with -inf up to the pitch; with options,
   // what hi lacks to lo. visible[r]: how many elements take part in row r, as far as 2.
@@ -231,9 +227,9 @@ class Stager {
     if (job_.base[kBias]) {
       terms.bias = at(kBias);
       if (run.step.stride[kBias] == 0) {
-        const int64_t from = run.place.offset[kBias] + j / kColumns * kColumns * inner_bias_;
-        if (SOFTMAXLIB_UNLIKELY(from != columns_from_))
-          fetch_columns(from, j / kColumns * kColumns);
+        const int64_t row = run.place.offset[kBias], column = j / kColumns * kColumns;
+        if (SOFTMAXLIB_UNLIKELY(row != columns_row_ || column != column_))
+          fetch_columns(row, column);
         terms.bias_is_constant = true;
         terms.constant = columns_[j % kColumns];
         terms.constant_hi = columns_hi_[j % kColumns];
@@ -281,14 +277,14 @@ class Stager {
   }
 
  private:
-  // Biases that are those of columns, `from` in memory.
-  SOFTMAXLIB_NOINLINE void fetch_columns(int64_t from, int64_t column) {
+  // Biases that are those of columns, from one column on, for rows whose biases begin at `row`.
+  SOFTMAXLIB_NOINLINE void fetch_columns(int64_t row, int64_t column) {
     const int64_t n = job_.n - column < kColumns ? job_.n - column : kColumns;
-    gather_any(job_.dtype[kBias], job_.base[kBias] + from, inner_bias_, n, columns_);
-    for (int64_t i = 0; i < n; ++i) {
-      Terms<V>::split(columns_[i], columns_hi_ + i, columns_lo_ + i);
-    }
-    columns_from_ = from;
+    const int64_t stride = job_.inner[0].stride[kBias];
+    gather_any(job_.dtype[kBias], job_.base[kBias] + row + column * stride, stride, n, columns_);
+    for (int64_t i = 0; i < n; ++i) Terms<V>::split(columns_[i], columns_hi_ + i, columns_lo_ + i);
+    columns_row_ = row;
+    column_ = column;
   }
   // The factors of up to a vector of rows that each have their own, as affine_of() gives them.
   struct Factors {
@@ -432,8 +428,7 @@ class Stager {
   const Arguments<V> arguments_;  // of all rows, but where each has its own factor
   GatheredOptions<V> options_;
   static constexpr int64_t kColumns = kVectorsPerGroup * kLanes;
-  const int64_t inner_bias_;  // bytes from a column's to the next
-  int64_t columns_from_;      // where those that are here begin, in bytes
+  int64_t columns_row_ = 0, column_ = -1;  // whose biases are here; -1: none
   double columns_[kColumns];
   T columns_hi_[kColumns], columns_lo_[kColumns];
 };

@@ -32,38 +32,38 @@ void convert_integers(softmaxlib_dtype dtype, const char* p, int64_t stride, int
   }
 }
 
+// Row `row` over the first dimensions of a job's rows, and the one after a row.
+void locate(const Job& job, int ndim, int64_t row, Place* place, int64_t* index) {
+  for (int d = ndim - 1; d >= 0; row /= job.outer[d].size, --d) {
+    index[d] = row % job.outer[d].size;
+    for (int k = 0; k < kOperands; ++k) place->offset[k] += index[d] * job.outer[d].stride[k];
+  }
+}
+void step_on(const Job& job, int ndim, Place* place, int64_t* index) {
+  for (int d = ndim - 1; d >= 0; --d) {
+    const Dim& dim = job.outer[d];
+    const bool wraps = ++index[d] == dim.size;
+    for (int k = 0; k < kOperands; ++k)
+      place->offset[k] += wraps ? dim.stride[k] - dim.size * dim.stride[k] : dim.stride[k];
+    if (!wraps) return;
+    index[d] = 0;
+  }
+}
+
 }  // namespace
 
 Rows::Rows(const Job& job, int64_t row) : place(), job_(job) {
-  for (int d = job.outer_ndim - 1; d >= 0; --d) {
-    index_[d] = row % job.outer[d].size;
-    row /= job.outer[d].size;
-    for (int k = 0; k < kOperands; ++k) place.offset[k] += index_[d] * job.outer[d].stride[k];
-  }
+  locate(job, job.outer_ndim, row, &place, index_);
 }
 
-void Rows::next() {
-  for (int d = job_.outer_ndim - 1; d >= 0; --d) {
-    const Dim& dim = job_.outer[d];
-    const bool wraps = ++index_[d] == dim.size;
-    for (int k = 0; k < kOperands; ++k)
-      place.offset[k] += wraps ? dim.stride[k] - dim.size * dim.stride[k] : dim.stride[k];
-    if (!wraps) return;
-    index_[d] = 0;
-  }
-}
+void Rows::next() { step_on(job_, job_.outer_ndim, &place, index_); }
 
 RowRun::RowRun(const Job& j, int64_t row) : job(j), start_() {
   const int last = job.outer_ndim - 1;
   if (last < 0) step = {1, {}};
   else step = job.outer[last];
-  const int64_t in_run = last < 0 ? 0 : row % step.size;
-  if (last >= 0) row /= step.size;
-  for (int d = last - 1; d >= 0; row /= job.outer[d].size, --d) {
-    index_[d] = row % job.outer[d].size;
-    for (int k = 0; k < kOperands; ++k) start_.offset[k] += index_[d] * job.outer[d].stride[k];
-  }
-  begin(in_run);
+  locate(job, last, row / step.size, &start_, index_);
+  begin(row % step.size);
 }
 
 void RowRun::advance(int64_t count) {
@@ -78,14 +78,7 @@ void RowRun::begin(int64_t in_run) {
 }
 
 void RowRun::next() {
-  for (int d = job.outer_ndim - 2; d >= 0; --d) {
-    const Dim& dim = job.outer[d];
-    const bool wraps = ++index_[d] == dim.size;
-    for (int k = 0; k < kOperands; ++k)
-      start_.offset[k] += wraps ? dim.stride[k] - dim.size * dim.stride[k] : dim.stride[k];
-    if (!wraps) break;
-    index_[d] = 0;
-  }
+  step_on(job, job.outer_ndim - 1, &start_, index_);
   begin(0);
 }
 
