@@ -9,9 +9,9 @@
 #include <chrono>
 #include <vector>
 
-#include "kernel_table.hpp"
-#include "rows/layout.hpp"
-#include "rows/schedule.hpp"
+#include "host/layout.hpp"
+#include "host/schedule.hpp"
+#include "registry/table.hpp"
 
 namespace {
 
@@ -48,15 +48,17 @@ bool measure(softmaxlib_isa isa, int64_t n) {
   }
 
   Job job;
-  const Request request = {SOFTMAXLIB_SOFTMAX, &in, &out, 1, &axis, false};
-  if (lay_out(request, options, &job) || check_data(&job)) return false;
+  const Given list[] = {{kX, &in, Shape::kOfX, Dtypes::kAny, Access::kReads},
+                        {kOut, &out, Shape::kOfX, Dtypes::kFloats, Access::kWrites}};
+  if (lay_out(SOFTMAXLIB_SOFTMAX, {1, &axis}, list, SOFTMAXLIB_F32, options, &job) ||
+      check_data(&job))
+    return false;
   const Schedule schedule = choose_schedule(SOFTMAXLIB_SOFTMAX, job, options, true);
   job.tile = schedule.tile;
   job.streaming = schedule.streaming;
   job.split = 0;
-  job.report = nullptr;
-  const KernelEntry& kernel =
-      table_of(isa)->kernels[SOFTMAXLIB_SOFTMAX][schedule.kernel][SOFTMAXLIB_F32];
+  const NamedKernel kernel =
+      kernel_of(*table_of(isa), SOFTMAXLIB_SOFTMAX, schedule.kernel, SOFTMAXLIB_F32);
 
   softmaxlib_plan* plan = nullptr;
   if (softmaxlib_plan_create(SOFTMAXLIB_SOFTMAX, &in, &out, 1, &axis, &options, &plan))

@@ -3,15 +3,11 @@
 #include <set>
 
 #include "bench.hpp"
-#include "kernel_table.hpp"
+#include "registry/table.hpp"
 
 namespace softmaxlib::bench {
 namespace {
 
-constexpr const char* kFunctionNames[] = {"softmax", "log_softmax", "logsumexp", "stablemax",
-                                          "log_stablemax"};
-constexpr const char* kDtypeNames[] = {"f32", "f64", "f16", "bf16"};
-constexpr int64_t kItemSizes[] = {4, 8, 2, 2};
 // By the paper's tally, in arrays; a sum alone lacks the last pass: a read and a write.
 constexpr int64_t kMoved[] = {0, 4, 5, 3, 4};
 
@@ -21,30 +17,31 @@ struct KernelId {
   softmaxlib_dtype dtype;
   const char* algorithm_name;
 };
-constexpr KernelId kKernels[] = {
-#define SOFTMAXLIB_KERNEL(function, algorithm, storage) \
-  {int{registry::function}, int{registry::algorithm}, int{registry::storage}, #algorithm},
-#define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm)
-#include "kernels.def"
-#undef SOFTMAXLIB_KERNEL
-#undef SOFTMAXLIB_ROWS_KERNEL
-};
 
 std::string name_of(const KernelId& kernel, softmaxlib_isa isa) {
-  return std::string(kFunctionNames[kernel.function]) + "/" + kernel.algorithm_name + "/" +
-         kDtypeNames[kernel.dtype] + "/" + softmaxlib_isa_name(isa);
+  return std::string(kFunctionInfo[kernel.function].name) + "/" + kernel.algorithm_name + "/" +
+         kDtypeInfo[kernel.dtype].name + "/" + softmaxlib_isa_name(isa);
+}
+
+// f(registered kernel, storage) for all of them.
+template <class F>
+void for_each_kernel(F f) {
+  for (const Registered& r : kRegistry)
+    for (softmaxlib_dtype dtype = 0; dtype < kStorages; ++dtype)
+      if (has_storage(r, dtype)) f(r, dtype);
 }
 
 // Kernels of many rows at a time, which only `auto` picks.
 std::set<std::string>& rows_kernels_left() {
-  static std::set<std::string> left = {
-#define SOFTMAXLIB_KERNEL(function, algorithm, storage)
-#define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm) \
-  #function "_" #schedule "_" #storage,
-#include "kernels.def"
-#undef SOFTMAXLIB_KERNEL
-#undef SOFTMAXLIB_ROWS_KERNEL
-  };
+  static std::set<std::string> left = [] {
+    std::set<std::string> all;
+    for_each_kernel([&](const Registered& r, softmaxlib_dtype dtype) {
+      if (r.schedule >= kAlgorithms)
+        all.insert(std::string(r.function_name) + "_" + r.schedule_name + "_" +
+                   kDtypeInfo[dtype].name);
+    });
+    return all;
+  }();
   return left;
 }
 
@@ -54,7 +51,7 @@ class Call {
   Call(const KernelId& kernel, softmaxlib_isa isa, softmaxlib_store store, int32_t threads,
        std::vector<int64_t> shape, int32_t axis)
       : function_(kernel.function), axis_(axis), shape_(std::move(shape)), out_shape_(shape_) {
-    if (function_ == SOFTMAXLIB_LOGSUMEXP) out_shape_.erase(out_shape_.begin() + axis);
+    if (softmaxlib::reduces(function_)) out_shape_.erase(out_shape_.begin() + axis);
     x_ = {x(), kernel.dtype, static_cast<int32_t>(shape_.size()), shape_.data(), nullptr};
     out_ = {y(), kernel.dtype, static_cast<int32_t>(out_shape_.size()), out_shape_.data(), nullptr};
     options_.algorithm = kernel.algorithm;
@@ -103,14 +100,16 @@ void bench(benchmark::State& state, const Case& c, const Work& work, Call& call,
 }  // namespace
 
 void register_kernels() {
-  for (const KernelId& kernel : kKernels)
+  for_each_kernel([](const Registered& r, softmaxlib_dtype dtype) {
+    if (r.schedule >= kAlgorithms) return;
+    const KernelId kernel = {r.function, r.algorithm, dtype, r.schedule_name};
     for (const softmaxlib_isa isa : isas())
       for (const softmaxlib_store store : {SOFTMAXLIB_STORE_PLAIN, SOFTMAXLIB_STORE_STREAMING}) {
         const bool streaming = store == SOFTMAXLIB_STORE_STREAMING;
-        const bool reduces = kernel.function == SOFTMAXLIB_LOGSUMEXP;
+        const bool reduces = softmaxlib::reduces(kernel.function);
         if (streaming && (reduces || !has_streaming_stores(isa))) continue;
         const std::string name = name_of(kernel, isa) + (streaming ? "/streaming" : "/plain");
-        const int64_t item = kItemSizes[kernel.dtype];
+        const int64_t item = item_size(kernel.dtype);
         const int64_t moved = kMoved[kernel.algorithm] - (reduces ? 2 : 0);
         for (const Case& c : cases(item)) {
           const int64_t n = c.bytes / item;
@@ -122,6 +121,7 @@ void register_kernels() {
           });
         }
       }
+  });
 }
 
 void register_rows() {
@@ -139,10 +139,10 @@ void register_rows() {
         for (const auto& batch : batches)
           for (const int32_t threads : thread_counts()) {
             const KernelId kernel = {function, SOFTMAXLIB_ALGORITHM_AUTO, dtype, "auto"};
-            const bool reduces = function == SOFTMAXLIB_LOGSUMEXP;
+            const bool reduces = softmaxlib::reduces(function);
             int64_t n = 1;
             for (const int64_t size : batch.shape) n *= size;
-            const Case c = {n * kItemSizes[dtype], "rows", threads};
+            const Case c = {n * item_size(dtype), "rows", threads};
             const Work work = {n, 0, (reduces ? 1 : 2) * c.bytes,
                                reduces ? Floor::kRead : Floor::kCopy};
             const std::vector<int64_t> shape = batch.shape;

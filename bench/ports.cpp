@@ -3,10 +3,10 @@
 #define SOFTMAX_ISA SOFTMAXLIB_PORTS_ISA
 #include SOFTMAXLIB_PORTS_LEAF
 
-#include "kernel_table.hpp"
-#include "kernels/gradient.hpp"
-#include "kernels/log_softmax.hpp"
-#include "kernels/stablemax.hpp"
+#include "isa/kernels/gradient.hpp"
+#include "isa/kernels/log_softmax.hpp"
+#include "isa/kernels/stablemax.hpp"
+#include "registry/table.hpp"
 
 namespace softmaxlib {
 namespace SOFTMAX_ISA {

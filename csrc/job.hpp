@@ -1,4 +1,4 @@
-// One call, as rows.cpp hands it to a kernel: rows of n elements, every operand as strides.
+// One call, as kernels see it: rows of n elements, every array as an operand with strides in bytes.
 #pragma once
 
 #include <stdint.h>
@@ -7,8 +7,9 @@
 
 namespace softmaxlib {
 
-// From kScale on one value per row. kScale: scales or temperatures. kQuery is no memory: its offset
-// is the row's index along query_axis. kExtra: states, uniforms or losses.
+// The arrays of a call. From kScale on one value per row, but for kOfCall and kOfCall2, which are
+// what a call has beside x, out and the options. kScale: scales or temperatures. kQuery is no
+// memory: its offset is the row's index along query_axis.
 enum Operand : int {
   kX,
   kOut,
@@ -18,13 +19,19 @@ enum Operand : int {
   kSlope,
   kSink,
   kQuery,
-  kExtra,
-  kIndices,
-  kTarget,  // probabilities
+  kOfCall,
+  kOfCall2,
   kOperands,
-  kGrad = kSlope,  // of gradients, which have neither slopes nor sinks
-  kResult = kSink,
-  kWeights = kSink  // of the orthogonal gradient, whose x is the gradient that comes in
+  kState = kOfCall,     // of streaming states
+  kUniform = kOfCall,   // of sample
+  kLoss = kOfCall,      // of cross_entropy
+  kLogSum = kOfCall,    // of take_log_softmax
+  kGrad = kOfCall,      // of gradients: what comes in
+  kWeights = kOfCall,   // of the orthogonal gradient, whose x is the gradient that comes in
+  kFactor = kOfCall,    // of scale_rows
+  kIndices = kOfCall2,  // of sample, topk_softmax, take_log_softmax; the classes of cross_entropy
+  kTarget = kOfCall2,   // or its probabilities
+  kResult = kOfCall2    // of gradients: y
 };
 
 struct Dim {
@@ -36,6 +43,47 @@ struct Dim {
 struct Range {
   int64_t low, high;
   int64_t span() const { return high - low; }
+};
+
+// Where the elements are: what host/layout.cpp makes of arrays and axes.
+struct Layout {
+  char* base[kOperands];  // NULL: not given
+  // That of kOut is what results are computed for, also where no array takes them.
+  softmaxlib_dtype dtype[kOperands];
+  uint32_t given;    // bits of operands, whose data may come later
+  uint32_t per_row;  // of those given: they have no axes
+  int64_t rows, n;
+
+  bool reduces;        // no result per element
+  bool elements_of_x;  // no scale, bias or mask: arguments are the elements of x
+  bool plain;          // that, of all of them, and nothing else is in the sum
+  bool linear;         // not direct for its options alone: x, bias, where, out contiguous in a row
+  bool direct;         // x and out contiguous within a row, of one dtype, the elements those of x
+  bool same_layout;    // of x and out: they may be one
+  bool in_place;       // and are
+  bool dense;          // x and out have no gaps
+  Range range[2];      // kX, kOut
+
+  int outer_ndim, inner_ndim;  // over the rows; within a row
+  Dim outer[SOFTMAXLIB_MAX_NDIM];
+  Dim inner[SOFTMAXLIB_MAX_NDIM];
+};
+
+// Options that are not arrays.
+struct Scalars {
+  double temperature, scale;  // of every row, but for the one that kScale replaces
+  bool divides;               // kScale are temperatures
+  bool causal;                // row i ends after column i + causal_offset
+  int64_t causal_offset;
+};
+
+// How it runs: what host/schedule.cpp chose and the caller lends.
+struct Execution {
+  int64_t tile;    // so many rows that lie side by side at once, in a tile or as columns; 0: none
+  bool streaming;  // streaming stores in the last pass
+  int64_t split;   // into how many runs of blocks parallel_for spreads each row; 0: not at all
+  softmaxlib_parallel_for parallel_for;
+  void* parallel_context;
 };
 
 // softmaxlib_topk_softmax's: strides along the axis, in bytes.
@@ -66,43 +114,16 @@ struct Reduction {
   void* total;
 };
 
-struct Job {
-  softmaxlib_function function;
-  bool reduces;           // one result per row
-  char* base[kOperands];  // NULL: not given
-  softmaxlib_dtype dtype[kOperands];
-  uint32_t given;             // bits of operands, whose data may come later
-  double temperature, scale;  // of every row, but for the one that kScale replaces
-  bool divides;               // kScale are temperatures
-  bool causal;                // row i ends after column i + causal_offset
-  int64_t causal_offset;
-
-  int64_t rows, n;
-
-  bool elements_of_x;  // no scale, bias or mask: arguments are the elements of x
-  bool plain;          // that, of all of them, and nothing else is in the sum
-  bool linear;         // not direct for its options alone: x, bias, where, out contiguous in a row
-  bool direct;         // x and out contiguous within a row, of one dtype, the elements those of x
-  bool same_layout;    // of x and out: they may be one
-  bool in_place;       // and are
-  bool dense;          // x and out have no gaps
-  Range range[2];      // kX, kOut
-  int64_t tile;    // so many rows that lie side by side at once, in a tile or as columns; 0: none
-  bool streaming;  // streaming stores in the last pass
-  int64_t split;   // into how many runs of blocks parallel_for spreads each row; 0: not at all
-
-  softmaxlib_parallel_for parallel_for;
-  void* parallel_context;
-
-  softmaxlib_report* report;
+// What some calls have beside arrays; of others NULL.
+struct Parameters {
   const softmaxlib_filter* filter;  // of softmaxlib_sample
   const TopK* top;
   const Loss* loss;
   bool rescale;  // softmaxlib_orthogonal_gradient's
+};
 
-  int outer_ndim, inner_ndim;  // over the rows; within a row
-  Dim outer[SOFTMAXLIB_MAX_NDIM];
-  Dim inner[SOFTMAXLIB_MAX_NDIM];
+struct Job : Scalars, Execution, Parameters, Layout {
+  softmaxlib_function function;
 };
 
 static inline double weight_of(const Loss& loss, int64_t i) {
@@ -111,7 +132,7 @@ static inline double weight_of(const Loss& loss, int64_t i) {
   return weight == 0 && loss.weight[i] > 0 ? 0x1p-1074 : weight;  // its loss may be infinite
 }
 
-static inline bool job_has(const Job& job, int operand) { return job.given >> operand & 1; }
+static inline bool job_has(const Layout& job, int operand) { return job.given >> operand & 1; }
 
 // Computes rows [first, last). scratch: scratch_bytes(...) of it, 64-byte aligned.
 using Kernel = void (*)(const Job& job, int64_t first, int64_t last, char* scratch);

@@ -22,10 +22,10 @@ from softmaxlib._bench import available_memory
 
 Array = npt.NDArray[Any]
 
-# The largest error over all 2^32 float32 inputs; csrc/math/exp.hpp states the same.
+# The largest error over all 2^32 float32 inputs; csrc/isa/math/exp.hpp states the same.
 EXP_BOUNDS = {"softmax": 1.19, "accurate": 0.16}
 
-FUNCTIONS = ("softmax", "log_softmax", "logsumexp", "stablemax", "log_stablemax")
+FUNCTIONS = tuple(_core.functions)
 ALGORITHMS = ("three_pass_recompute", "three_pass_reload", "two_pass", "two_pass_reload")
 STORES = ("auto", "plain", "streaming")
 THREADS = (1, 2, 5)

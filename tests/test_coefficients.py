@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-MATH = Path(__file__).resolve().parent.parent / "csrc" / "math"
+MATH = Path(__file__).resolve().parent.parent / "csrc" / "isa" / "math"
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@
 #include "bits.hpp"
 #include "internal.hpp"
 #include "python/kept_results.hpp"
+#include "registry/registry.hpp"
 
 namespace py = pybind11;
 
@@ -704,7 +705,7 @@ py::object call_plainly(PyObject* held, const Arguments& args) {
   // The shapes of x (another thread may reshape it while the GIL is released), of the result, and
   // of that without the axes of length 1 that keepdims keeps.
   const auto function = static_cast<softmaxlib_function>(PyLong_AsLong(args.function));
-  const bool reduces = function == SOFTMAXLIB_LOGSUMEXP;
+  const bool reduces = softmaxlib::reduces(function);
   int64_t x_shape[kMaxNdim], rows_shape[kMaxNdim];
   py::ssize_t shape[kMaxNdim];
   int rows_ndim = 0, result_ndim = 0;
@@ -879,10 +880,11 @@ PYBIND11_MODULE(_core, m) {
 #endif
 
   // The C header's codes by the names that Python uses.
-  m.attr("functions") =
-      py::dict("softmax"_a = int{SOFTMAXLIB_SOFTMAX}, "log_softmax"_a = int{SOFTMAXLIB_LOG_SOFTMAX},
-               "logsumexp"_a = int{SOFTMAXLIB_LOGSUMEXP}, "stablemax"_a = int{SOFTMAXLIB_STABLEMAX},
-               "log_stablemax"_a = int{SOFTMAXLIB_LOG_STABLEMAX});
+  py::dict functions, dtypes;
+  for (const softmaxlib::Function& f : softmaxlib::kFunctionInfo) functions[f.name] = f.code;
+  for (const softmaxlib::Dtype& d : softmaxlib::kDtypeInfo) dtypes[d.numpy] = d.code;
+  m.attr("functions") = functions;
+  m.attr("dtypes") = dtypes;
   m.attr("algorithms") = py::dict("auto"_a = int{SOFTMAXLIB_ALGORITHM_AUTO},
                                   "three_pass_recompute"_a = int{SOFTMAXLIB_THREE_PASS_RECOMPUTE},
                                   "three_pass_reload"_a = int{SOFTMAXLIB_THREE_PASS_RELOAD},
@@ -910,14 +912,6 @@ PYBIND11_MODULE(_core, m) {
                               "store_known"_a = static_cast<int>(softmaxlib::Pass::kStoreKnown),
                               "write"_a = static_cast<int>(softmaxlib::Pass::kWrite),
                               "scale"_a = static_cast<int>(softmaxlib::Pass::kScale));
-  m.attr("dtypes") = py::dict("float32"_a = int{SOFTMAXLIB_F32}, "float64"_a = int{SOFTMAXLIB_F64},
-                              "float16"_a = int{SOFTMAXLIB_F16},
-                              "bfloat16"_a = int{SOFTMAXLIB_BF16}, "bool"_a = int{SOFTMAXLIB_BOOL},
-                              "int8"_a = int{SOFTMAXLIB_I8}, "int16"_a = int{SOFTMAXLIB_I16},
-                              "int32"_a = int{SOFTMAXLIB_I32}, "int64"_a = int{SOFTMAXLIB_I64},
-                              "uint8"_a = int{SOFTMAXLIB_U8}, "uint16"_a = int{SOFTMAXLIB_U16},
-                              "uint32"_a = int{SOFTMAXLIB_U32}, "uint64"_a = int{SOFTMAXLIB_U64});
-
   m.def("run", &run, "function"_a, "x"_a, "out"_a, "x_dtype"_a, "out_dtype"_a, "axes"_a,
         "temperature"_a, "temperatures"_a, "bias"_a, "bias_dtype"_a, "where"_a, "algorithm"_a,
         "isa"_a, "store"_a, "num_threads"_a);

@@ -4,8 +4,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "isa/storage.hpp"
 #include "leaf_table.hpp"
-#include "storage.hpp"
 
 namespace softmaxlib {
 namespace SOFTMAX_ISA {

@@ -16,38 +16,48 @@
 #include <vector>
 
 #include "exact.hpp"
-#include "kernel_table.hpp"
+#include "registry/table.hpp"
 #include "softmaxlib/softmaxlib.h"
 
 namespace softmaxlib::test {
 
 // ---- The registry and the ISAs.
 
+// A kernel of one row, which a caller may name.
 struct KernelId {
   softmaxlib_function function;
   softmaxlib_algorithm algorithm;
   softmaxlib_dtype dtype;
-  const char* name;
+  std::string name;
 };
-constexpr KernelId kRegistry[] = {
-#define SOFTMAXLIB_KERNEL(function, algorithm, storage)                       \
-  {int{registry::function}, int{registry::algorithm}, int{registry::storage}, \
-   #function "_" #algorithm "_" #storage},
-#define SOFTMAXLIB_ROWS_KERNEL(function, schedule, storage, algorithm)
-#include "kernels.def"
-#undef SOFTMAXLIB_KERNEL
-#undef SOFTMAXLIB_ROWS_KERNEL
-};
+inline const std::vector<KernelId>& kernels() {
+  static const std::vector<KernelId> all = [] {
+    std::vector<KernelId> found;
+    for (const Registered& r : kRegistry)
+      for (softmaxlib_dtype dtype = 0; dtype < kStorages; ++dtype)
+        if (r.schedule < kAlgorithms && has_storage(r, dtype))
+          found.push_back({r.function, r.algorithm, dtype,
+                           std::string(r.function_name) + "_" + r.schedule_name + "_" +
+                               kDtypeInfo[dtype].name});
+    return found;
+  }();
+  return all;
+}
 
-constexpr softmaxlib_function kFunctionList[] = {SOFTMAXLIB_SOFTMAX, SOFTMAXLIB_LOG_SOFTMAX,
-                                                 SOFTMAXLIB_LOGSUMEXP, SOFTMAXLIB_STABLEMAX,
-                                                 SOFTMAXLIB_LOG_STABLEMAX};
+inline const std::vector<softmaxlib_function>& functions() {
+  static const std::vector<softmaxlib_function> all = [] {
+    std::vector<softmaxlib_function> found;
+    for (const Function& function : kFunctionInfo) found.push_back(function.code);
+    return found;
+  }();
+  return all;
+}
 constexpr softmaxlib_dtype kFloatTypes[] = {SOFTMAXLIB_F32, SOFTMAXLIB_F64, SOFTMAXLIB_F16,
                                             SOFTMAXLIB_BF16};
 inline std::vector<softmaxlib_algorithm> algorithms_of(softmaxlib_function function,
                                                        softmaxlib_dtype dtype) {
   std::vector<softmaxlib_algorithm> found;
-  for (const KernelId& k : kRegistry)
+  for (const KernelId& k : kernels())
     if (k.function == function && k.dtype == dtype) found.push_back(k.algorithm);
   return found;
 }

@@ -25,7 +25,7 @@ std::vector<double> logits(int64_t n, double sigma, uint32_t seed) {
 }
 
 TEST(Accuracy, NormalLogits) {
-  for (const softmaxlib_function function : kFunctionList)
+  for (const softmaxlib_function function : functions())
     for (const softmaxlib_dtype dtype : kFloatTypes) {
       Errors worst;
       Real worst_mean = 0;
@@ -62,7 +62,7 @@ TEST(Accuracy, LongRowSumsToOne) {
 
 // One element ahead of the others by every gap: the logarithms are near 0, relative accuracy stays.
 TEST(Accuracy, Saturation) {
-  for (const softmaxlib_function function : kFunctionList)
+  for (const softmaxlib_function function : functions())
     for (const softmaxlib_dtype dtype : kFloatTypes)
       for (const double top : {0.0, 3.75, -200.0, 1000.0})
         for (double gap = 0; gap < 800; gap = gap * 1.07 + 0.01)

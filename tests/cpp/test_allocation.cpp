@@ -153,7 +153,7 @@ TEST(Allocation, NoneInAnyCall) {
                 {64, 40, 0}, {3000, 50, 0}, {300000, 1, 0}, {1, 300000, 1}, {5, 70000, 1}};
   std::vector<std::string> kernels;
   int parallel = 0;
-  for (const softmaxlib_function function : kFunctionList)
+  for (const softmaxlib_function function : functions())
     for (const softmaxlib_dtype dtype : kFloatTypes)
       for (const auto& s : shapes)
         for (const int variant : {0, 1, 2, 3}) {  // plain, in place, options, converted
@@ -242,7 +242,7 @@ TEST(Allocation, NoneInStatesGradientsAndSampling) {
       s[7] = softmaxlib_topk_softmax(&xa, &wa, &ta, axis, 1, &o);
       s[8] = softmaxlib_state_finish(kRows, states.data(), numbers.data());
       s[9] = softmaxlib_orthogonal_gradient(&ya, &xa, &ya, 1, &o);
-      for (const softmaxlib_function function : kFunctionList) {
+      for (const softmaxlib_function function : functions()) {
         const softmaxlib_array& of_row = function == SOFTMAXLIB_LOGSUMEXP ? na : xa;
         s[10] |= softmaxlib_backward(function, &of_row, &xa, &of_row, &ya, 1, &axis, &o);
       }

@@ -52,7 +52,7 @@ template <class F>
 void for_all(softmaxlib_isa isa, F f) {
   for (const softmaxlib_dtype dtype : kFloatTypes) {
     const std::vector<char> x = scores(dtype);
-    for (const softmaxlib_function function : kFunctionList) {
+    for (const softmaxlib_function function : functions()) {
       SCOPED_TRACE(std::string(kFunctionNames[function]) + " " + kDtypeNames[dtype]);
       f(function, dtype, x, Options(isa, SOFTMAXLIB_ALGORITHM_AUTO));
     }

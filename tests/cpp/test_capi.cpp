@@ -202,6 +202,107 @@ TEST(CApi, BiasAndWhere) {
   }
 }
 
+// What is written may be an array that is read under it, and must else be apart from all others.
+TEST(CApi, OverlapInOtherCalls) {
+  std::vector<float> memory(64, 0.25f);
+  const int64_t shape[] = {3, 4};
+  const int32_t axis = 1;
+  const auto at = [&](int64_t i) {
+    return softmaxlib_array{memory.data() + i, SOFTMAXLIB_F32, 2, shape, nullptr};
+  };
+  const auto grad = at(0), y = at(16), out = at(32);
+  const auto backward = [&](const softmaxlib_array& g, const softmaxlib_array& to) {
+    return softmaxlib_backward(SOFTMAXLIB_SOFTMAX, &g, nullptr, &y, &to, 1, &axis, nullptr);
+  };
+  EXPECT_EQ(backward(grad, out), SOFTMAXLIB_OK);
+  EXPECT_EQ(backward(grad, grad), SOFTMAXLIB_OK);
+  EXPECT_EQ(backward(grad, y), SOFTMAXLIB_OK);
+  EXPECT_EQ(backward(grad, at(1)), SOFTMAXLIB_ERROR_OVERLAP) << "out begins inside of grad";
+  EXPECT_EQ(backward(at(33), out), SOFTMAXLIB_ERROR_OVERLAP) << "grad begins inside of out";
+  const int64_t turned[] = {4, 12};
+  auto other = grad;
+  other.strides = turned;
+  EXPECT_EQ(backward(grad, other), SOFTMAXLIB_ERROR_OVERLAP) << "in another order";
+
+  double uniforms[3] = {.1, .5, .9};
+  alignas(8) int64_t indices[12] = {};
+  const auto x = softmaxlib_array{indices, SOFTMAXLIB_F32, 2, shape, nullptr};
+  const auto u = softmaxlib_array{uniforms, SOFTMAXLIB_F64, 1, shape, nullptr};
+  const auto drawn = [&](void* to) {
+    return softmaxlib_array{to, SOFTMAXLIB_I64, 1, shape, nullptr};
+  };
+  const auto sample = [&](const softmaxlib_array& to) {
+    return softmaxlib_sample(&x, &u, &to, 1, nullptr, nullptr);
+  };
+  EXPECT_EQ(sample(drawn(indices + 6)), SOFTMAXLIB_OK);
+  EXPECT_EQ(sample(drawn(indices + 5)), SOFTMAXLIB_ERROR_OVERLAP);
+  EXPECT_EQ(sample(drawn(uniforms)), SOFTMAXLIB_ERROR_OVERLAP);
+  const int64_t one[] = {3, 1};
+  float weights[3];
+  const auto w = softmaxlib_array{weights, SOFTMAXLIB_F32, 2, one, nullptr};
+  const auto best = [&](void* to) { return softmaxlib_array{to, SOFTMAXLIB_I64, 2, one, nullptr}; };
+  const auto topk = [&](const softmaxlib_array& to) {
+    return softmaxlib_topk_softmax(&x, &w, &to, 1, 0, nullptr);
+  };
+  EXPECT_EQ(topk(best(indices + 6)), SOFTMAXLIB_OK);
+  EXPECT_EQ(topk(best(indices + 5)), SOFTMAXLIB_ERROR_OVERLAP);
+}
+
+// Every call says which kernel ran, in a report that it fills in completely.
+TEST(CApi, EveryCallReports) {
+  const int64_t shape[] = {3, 4}, taken[] = {3, 2};
+  float x[12] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12}, y[12], z[12] = {}, sums[3], two[6];
+  double uniforms[3] = {.1, .5, .9}, losses[3];
+  int64_t indices[6] = {0, 1, 2, 3, 0, 1}, drawn[3];
+  const int32_t axis = 1;
+  const auto of = [](void* data, softmaxlib_dtype dtype, int32_t ndim, const int64_t* dims) {
+    return softmaxlib_array{data, dtype, ndim, dims, nullptr};
+  };
+  const auto xa = of(x, SOFTMAXLIB_F32, 2, shape), ya = of(y, SOFTMAXLIB_F32, 2, shape),
+             za = of(z, SOFTMAXLIB_F32, 2, shape), la = of(sums, SOFTMAXLIB_F32, 1, shape),
+             ua = of(uniforms, SOFTMAXLIB_F64, 1, shape), da = of(drawn, SOFTMAXLIB_I64, 1, shape),
+             ea = of(losses, SOFTMAXLIB_F64, 1, shape), ia = of(indices, SOFTMAXLIB_I64, 2, taken),
+             ca = of(indices, SOFTMAXLIB_I64, 1, shape), wa = of(two, SOFTMAXLIB_F32, 2, taken);
+  for (const softmaxlib_isa isa : isas()) {
+    softmaxlib_report report;
+    softmaxlib_options o = SOFTMAXLIB_OPTIONS_INIT;
+    o.isa = isa;
+    o.report = &report;
+    const auto reports = [&](softmaxlib_status status, const std::string& kernel) {
+      EXPECT_EQ(status, SOFTMAXLIB_OK) << kernel;
+      EXPECT_EQ(report.isa, isa) << kernel;
+      EXPECT_EQ(report.tasks, 1) << kernel;
+      EXPECT_EQ(report.store, SOFTMAXLIB_STORE_PLAIN) << kernel;
+      EXPECT_EQ(report.kernel, kernel);
+      report = {sizeof report, 99, 99, 99, 99, "of an earlier call"};
+    };
+    report = {sizeof report, 99, 99, 99, 99, "of an earlier call"};
+    for (const Function& f : kFunctionInfo) {
+      const auto& result = softmaxlib::reduces(f.code) ? la : ya;
+      const std::string name = f.name;
+      ASSERT_EQ(softmaxlib_run(f.code, &xa, &result, 1, &axis, &o), SOFTMAXLIB_OK);
+      EXPECT_EQ(std::string(report.kernel).substr(0, name.size() + 1), name + "_");
+      const auto& grad = softmaxlib::reduces(f.code) ? la : xa;
+      reports(softmaxlib_backward(f.code, &grad, &xa, &result, &za, 1, &axis, &o),
+              name + "_backward_f32");
+      softmaxlib_state states[3];
+      softmaxlib_state_begin(f.code, SOFTMAXLIB_F32, 3, states);
+      reports(softmaxlib_state_update(&xa, states, 1, &axis, &o), name + "_state_update_f32");
+      if (!softmaxlib::reduces(f.code))
+        reports(softmaxlib_state_scale(&xa, &za, states, 1, &axis, &o), name + "_state_scale_f32");
+    }
+    reports(softmaxlib_sample(&xa, &ua, &da, 1, nullptr, &o), "sample_f32");
+    reports(softmaxlib_topk_softmax(&xa, &wa, &ia, 1, 0, &o), "topk_softmax_f32");
+    reports(softmaxlib_take_log_softmax(&xa, &ia, &wa, nullptr, 1, &o), "take_log_softmax_f32");
+    reports(softmaxlib_cross_entropy(SOFTMAXLIB_SOFTMAX, &xa, &ca, &ea, nullptr, 1, nullptr, &o),
+            "cross_entropy_f32");
+    reports(softmaxlib_cross_entropy(SOFTMAXLIB_STABLEMAX, &xa, &xa, &ea, &za, 1, nullptr, &o),
+            "stablemax_cross_entropy_f32");
+    reports(softmaxlib_scale_rows(&xa, &xa, &za, &o), "scale_rows_f32");
+    reports(softmaxlib_orthogonal_gradient(&xa, &ya, &za, 1, &o), "orthogonal_gradient_f32");
+  }
+}
+
 TEST(CApi, Overlap) {
   std::vector<float> memory(32, 0.5f);
   const auto at = [&](int64_t x, int64_t y) {

@@ -120,7 +120,7 @@ TEST_F(Guard, EveryTail) {
   std::vector<int64_t> lengths;
   for (int64_t n = 1; n <= 65; ++n) lengths.push_back(n);
   for (const int64_t n : {127, 129, 511, 513, 1023, 1025, 1030}) lengths.push_back(n);
-  for (const softmaxlib_function function : kFunctionList)
+  for (const softmaxlib_function function : functions())
     for (const softmaxlib_dtype dtype : kFloatTypes) {
       int turn = 0;
       const auto algorithms = algorithms_of(function, dtype);
@@ -136,7 +136,7 @@ TEST_F(Guard, EveryTail) {
 
 // Many rows at once, as `auto` runs them: short rows, columns, tiles.
 TEST_F(Guard, ManyRows) {
-  for (const softmaxlib_function function : kFunctionList)
+  for (const softmaxlib_function function : functions())
     for (const softmaxlib_dtype dtype : kFloatTypes)
       for (const int axis : {1, 0})
         for (const int64_t n : {1, 3, 16, 33, 64, 100, 260})
@@ -156,7 +156,7 @@ TEST_F(Guard, Operands) {
                                         SOFTMAXLIB_BF16, SOFTMAXLIB_BOOL, SOFTMAXLIB_I8,
                                         SOFTMAXLIB_U16,  SOFTMAXLIB_I32,  SOFTMAXLIB_I64};
   int turn = 0;
-  for (const softmaxlib_function function : kFunctionList)
+  for (const softmaxlib_function function : functions())
     for (const softmaxlib_dtype to : kFloatTypes)
       for (const int64_t n : {1, 7, 15, 16, 17, 31, 63, 65, 1025})
         for (const int mask : {0, 1, 2, 4, 7, 8, 9, 15}) {
@@ -175,7 +175,7 @@ TEST_F(Guard, Operands) {
 TEST_F(Guard, Gradients) {
   Arena grads(1 << 17), results(1 << 17);
   int turn = 0;
-  for (const softmaxlib_function function : kFunctionList)
+  for (const softmaxlib_function function : functions())
     for (const softmaxlib_dtype to : kFloatTypes)
       for (const int64_t n : {1, 7, 16, 33, 100, 1024, 1040, 2100}) {
         ++turn;

@@ -202,7 +202,7 @@ void draw_and_check(uint32_t seed, bool special) {
   std::mt19937 random(seed);
   std::normal_distribution<double> normal;
   Problem p = {};
-  p.function = kFunctionList[random() % 5];
+  p.function = static_cast<softmaxlib_function>(random() % kFunctions);
   p.out = kFloatTypes[random() % 4];
   const size_t ndim = random() % 5;
   for (size_t d = 0; d < ndim; ++d)
@@ -269,7 +269,7 @@ TEST(Options, RandomProblems) {
 // Without options, rows with strides give the bits of contiguous ones.
 TEST(Options, StridesKeepTheBits) {
   std::mt19937 random(4);
-  for (const softmaxlib_function function : kFunctionList)
+  for (const softmaxlib_function function : functions())
     for (const softmaxlib_dtype dtype : kFloatTypes)
       for (const int64_t n : {1, 15, 65, 1041, 3000, 70000})
         for (const Pattern pattern : {Pattern::kWide, Pattern::kSteep, Pattern::kFarAbove,
@@ -315,7 +315,7 @@ TEST(Options, ColumnsKeepTheBits) {
   const auto reversed = [](void*, int64_t count, softmaxlib_task task, void* argument) {
     for (int64_t i = count; i-- > 0;) task(argument, i);
   };
-  for (const softmaxlib_function function : kFunctionList)
+  for (const softmaxlib_function function : functions())
     for (const softmaxlib_dtype dtype : kFloatTypes)
       for (const int64_t n : {1, 2, 17, 300, 1100})
         for (const int64_t columns : {1, 3, 65, 200}) {
@@ -372,7 +372,7 @@ TEST(Options, ColumnsKeepTheBits) {
 
 // Positions left out give 0 or -inf, whatever x holds there; so does a row without any.
 TEST(Options, WhereHidesEverything) {
-  for (const softmaxlib_function function : kFunctionList)
+  for (const softmaxlib_function function : functions())
     for (const softmaxlib_dtype dtype : kFloatTypes)
       for (const softmaxlib_isa isa : isas())
         for (const int64_t n : {1, 5, 70, 1500}) {
@@ -400,7 +400,7 @@ TEST(Options, WhereHidesEverything) {
 
 // Temperatures at both ends of the range; 1 gives the bits of none.
 TEST(Options, Temperature) {
-  for (const softmaxlib_function function : kFunctionList)
+  for (const softmaxlib_function function : functions())
     for (const softmaxlib_dtype dtype : {SOFTMAXLIB_F32, SOFTMAXLIB_F64}) {
       const auto x = encode_all(make_row(Pattern::kWide, 300, dtype, 2), dtype);
       const auto plain = row_result(function, dtype, x, Options());

@@ -23,7 +23,7 @@ struct Scratch {
 
 TEST(Plan, RunsAsTheCallDoes) {
   for (const softmaxlib_isa isa : isas())
-    for (const softmaxlib_function function : kFunctionList)
+    for (const softmaxlib_function function : functions())
       for (const softmaxlib_dtype dtype : kFloatTypes)
         for (const int64_t n : {1, 9, 64, 700, 40000})
           for (const bool in_place : {false, true})

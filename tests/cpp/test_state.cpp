@@ -81,7 +81,7 @@ TEST_P(State, WholeBlocksGiveTheSameBits) {
       if (GetParam() == SOFTMAXLIB_ISA_SCALAR && dtype == SOFTMAXLIB_F64) continue;  // slow
       const int64_t n = 2 * SOFTMAXLIB_STATE_CHUNK + 777;
       const auto x = encode_all(make_row(pattern, n, dtype, 5), dtype);
-      for (const softmaxlib_function function : kFunctionList) {
+      for (const softmaxlib_function function : functions()) {
         const auto want = row_result(function, dtype, x, o);
         for (const auto& cuts :
              std::vector<std::vector<int64_t>>{{},
@@ -291,7 +291,7 @@ TEST_P(State, StridedRowsAreFasterWithScratch) {
 // What a state of one ISA is, it is on every other.
 TEST(StateBytes, SameOnEveryIsa) {
   for (const softmaxlib_dtype dtype : {SOFTMAXLIB_F32, SOFTMAXLIB_F64})
-    for (const softmaxlib_function function : kFunctionList)
+    for (const softmaxlib_function function : functions())
       for (const Pattern pattern : {Pattern::kWide, Pattern::kFarAbove, Pattern::kFarBelow}) {
         const auto x = encode_all(make_row(pattern, 3000, dtype, 2), dtype);
         std::vector<softmaxlib_state> states;

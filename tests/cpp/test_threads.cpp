@@ -143,7 +143,7 @@ TEST_P(Threads, InPlaceAndOptions) {
       }
 }
 
-INSTANTIATE_TEST_SUITE_P(Functions, Threads, testing::ValuesIn(kFunctionList),
+INSTANTIATE_TEST_SUITE_P(Functions, Threads, testing::ValuesIn(functions()),
                          [](const auto& test) { return std::string(kFunctionNames[test.param]); });
 
 TEST(Pool, RunsEveryTaskOnce) {

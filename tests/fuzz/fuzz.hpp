@@ -15,8 +15,8 @@
 #include <utility>
 #include <vector>
 
+#include "host/layout.hpp"
 #include "indices.hpp"
-#include "rows/layout.hpp"
 #include "softmaxlib/softmaxlib.h"
 
 namespace softmaxlib::fuzz {

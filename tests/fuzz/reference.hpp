@@ -39,9 +39,6 @@ using test::Real;
 using test::ulp_of;
 using test::Wide;
 
-inline bool is_half(softmaxlib_dtype dtype) {
-  return dtype == SOFTMAXLIB_F16 || dtype == SOFTMAXLIB_BF16;
-}
 inline Real unit_of(softmaxlib_dtype dtype) {  // of relative errors: an ULP of 1
   return std::ldexp(Real{1}, 1 - format_of(dtype).digits);
 }

@@ -141,7 +141,7 @@ typedef void (*softmaxlib_task)(void* argument, int64_t index);
 typedef void (*softmaxlib_parallel_for)(void* context, int64_t count, softmaxlib_task task,
                                         void* argument);
 
-/* What really ran; filled in by the kernel itself. */
+/* What ran; filled in by every call that runs a kernel. */
 typedef struct softmaxlib_report {
   size_t struct_size;
   softmaxlib_isa isa;
@@ -293,8 +293,8 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_state_begin(softmaxlib_function func
                                                         softmaxlib_state* states);
 
 /* Adds the elements of x to states: one per row, in C order of the axes of x that are not named.
- * Options as for softmaxlib_run, without report. causal_offset counts from the chunk's
- * first column; sinks are to be given once per row. */
+ * Options as for softmaxlib_run. causal_offset counts from the chunk's first column; sinks are to be
+ * given once per row. */
 SOFTMAXLIB_API softmaxlib_status softmaxlib_state_update(const softmaxlib_array* x,
                                                          softmaxlib_state* states, int32_t naxes,
                                                          const int32_t* axes,
@@ -334,7 +334,7 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_backward(
 /* out = grad less its part along weights, all elements as one vector:
  *   d = grad - (weights.grad / weights.weights) weights,
  * times |grad| / |d| where rescale is not 0 (Prieto et al., 2025). One shape, float dtypes; F64
- * only where out is F64. out may be grad itself; any other overlap is the caller's error.
+ * only where out is F64. out may be grad itself, and else be apart from both.
  *
  * Where |d| is at most the machine epsilon of the coarser input times |grad|, d is rounding noise
  * and out is 0. Weights of 0 leave grad as it is. A NaN or an infinity anywhere: all of out is NaN.

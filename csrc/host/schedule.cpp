@@ -1,0 +1,311 @@
+#include "host/schedule.hpp"
+
+#include <algorithm>
+
+#include "host/cpu.hpp"
+#include "host/layout.hpp"
+
+namespace softmaxlib {
+namespace {
+
+// A parallel call pays from about this many elements per task on.
+constexpr int64_t kElementsPerTask = 65536;
+
+// Rows that lie side by side come into tiles of at most so many bytes.
+constexpr int64_t kTileBytes = int64_t{1} << 28;
+
+// Plain rows of less than a group are computed in lanes, if there are enough of them to share the
+// work of a whole batch; then in batches, up to so many bytes in the kernel's own dtype. All others
+// are computed in batches up to a chunk.
+constexpr int64_t kShare = 8, kBatched = 2048;
+
+// So that a thread that is held up delays the others by little.
+constexpr int64_t kTasksPerThread = 4;
+
+// What one core sees, as the CPU says; where it does not, what most have.
+struct Caches {
+  int64_t l2, last;
+};
+Caches caches() {
+  static const Caches found = [] {
+    const int64_t l2 = cache_size(2), l3 = cache_size(3);
+    Caches c = {l2 ? l2 : int64_t{1} << 20, l3 ? l3 : int64_t{32} << 20};
+    if (l2 && !l3) c.last = l2;
+    return c;
+  }();
+  return found;
+}
+
+// A choice and its reason.
+struct Choice {
+  int kernel;
+  const char* why;
+};
+
+int64_t threads_of(const softmaxlib_options& options) {
+  return options.parallel_for ? std::max(options.num_threads, 1) : 1;
+}
+int64_t worth(const Job& job) { return job.rows * job.n / kElementsPerTask; }
+
+constexpr bool reloads(int kernel) {
+  return kernel == registry::three_pass_reload || kernel == registry::two_pass_reload;
+}
+
+// Whether rows, direct but for their strides, lie side by side in x.
+bool side_by_side(const Job& job) {
+  return !job.direct && job.plain && job.dtype[kX] == job.dtype[kOut] && job.inner_ndim == 1 &&
+         job.outer_ndim && job.outer[job.outer_ndim - 1].stride[kX] == item_size(job.dtype[kX]);
+}
+
+// Whether the rows of an operand of floats lie side by side.
+bool lies_across(const Job& job, Operand k) {
+  const int64_t item = item_size(job.dtype[k]);
+  return job.base[k] && job.inner_ndim == 1 && job.outer_ndim &&
+         (job.n == 1 || job.inner[0].stride[k] != item) &&
+         job.outer[job.outer_ndim - 1].stride[k] == item;
+}
+
+// Whether batches transpose rows that lie side by side, and their room in the first level cache is
+// too small for as many as a vector takes.
+bool transposes(const Job& job) {
+  const int64_t item = item_size(job.dtype[kX]);
+  return !job.direct && !job.linear && job.outer_ndim && job.inner_ndim == 1 &&
+         job.inner[0].stride[kX] != item && job.outer[job.outer_ndim - 1].stride[kX] == item &&
+         job.n > 2 * kVectorsPerChunk;
+}
+
+// How many rows that lie side by side come into a tile at once: those whose elements share a
+// vector.
+int64_t tile_of(const Job& job) {
+  if (!lies_across(job, kX) || job.n == 1) return 0;
+  const int64_t lanes = job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 16;
+  const int64_t rows =
+      std::min({lanes, job.outer[job.outer_ndim - 1].size, kTileBytes / (bytes_in_tile(job))});
+  return rows > 1 ? rows : 0;
+}
+
+// Of rows in a tile.
+int64_t row_scratch(const Job& job, int64_t tile) {
+  return scratch_bytes(job.n, job.dtype[kOut], false, true) + tile * bytes_in_tile(job);
+}
+
+// How many columns to compute at once, where rows lie side by side in x and y; 0 where they do not.
+int64_t panel_of(const Job& job) {
+  if (!side_by_side(job)) return 0;
+  const int64_t item = item_size(job.dtype[kX]), lanes = item == 8 ? 8 : 16;
+  const Dim& across = job.outer[job.outer_ndim - 1];
+  if (across.stride[kOut] != item) return 0;
+  if (job.n <= kVectorsPerGroup * lanes) return 0;  // as lanes
+  // They should stay in the second level cache for their second pass, or else be as wide as memory
+  // likes.
+  int64_t vectors = caches().l2 / 2 / (job.n * item * lanes);
+  if (vectors < kColumnVectors / 2 || vectors > kColumnVectors) vectors = kColumnVectors;
+  return std::min(across.size, lanes * std::max<int64_t>(vectors, kColumnVectors / 2));
+}
+
+// What of a job decides whether an algorithm applies.
+struct Facts {
+  softmaxlib_function function;
+  softmaxlib_dtype storage;
+  bool can_store;  // exponentials can wait in y
+  bool in_place;   // results replace arguments
+};
+
+// The nearest relative of an algorithm that the registry has for a job.
+constexpr Choice nearest(const Facts& facts, softmaxlib_algorithm algorithm, const char* why) {
+  const auto has = [&](int kernel) {
+    return registered(facts.function, kernel, facts.storage) != nullptr;
+  };
+  const bool three =
+      algorithm == SOFTMAXLIB_THREE_PASS_RECOMPUTE || algorithm == SOFTMAXLIB_THREE_PASS_RELOAD;
+  // Without the exponentials that would wait in y.
+  const int without = three && has(registry::three_pass_recompute) ? registry::three_pass_recompute
+                                                                   : registry::two_pass;
+  if (!reloads(algorithm)) {
+    if (has(algorithm)) return {algorithm, why};
+    return {without, "this function has no maximum pass"};
+  }
+  if (!has(registry::two_pass_reload) && !has(registry::three_pass_reload) &&
+      !is_half(facts.storage))
+    return {without, "logarithms have nothing to reload"};
+  if (!facts.can_store || is_half(facts.storage))
+    return {without, "exponentials cannot wait in y: strided or half"};
+  if (facts.in_place && algorithm == SOFTMAXLIB_TWO_PASS_RELOAD) {
+    if (has(registry::three_pass_reload))
+      return {registry::three_pass_reload, "in place: x must last until the maximum is known"};
+    return {without, "in place: x must last until the sum is known to be in range"};
+  }
+  if (has(algorithm)) return {algorithm, why};
+  if (facts.in_place)
+    return {without, "in place: x must last until the sum is known to be in range"};
+  return {registry::two_pass_reload, "this function has no maximum pass"};
+}
+
+// The table has no empty entry that dispatch can reach: whatever an algorithm is asked of, and
+// every schedule of many rows.
+constexpr bool is_complete() {
+  for (int f = 0; f < kFunctions; ++f)
+    for (int storage = 0; storage < kStorages; ++storage) {
+      for (int a = registry::three_pass_recompute; a < kAlgorithms; ++a)
+        for (int bits = 0; bits < 4; ++bits) {
+          const int kernel = nearest({f, storage, (bits & 1) != 0, (bits & 2) != 0}, a, "").kernel;
+          if (!registered(f, kernel, storage)) return false;
+        }
+      for (const int many : {registry::in_lanes, registry::batched})
+        if (!registered(f, many, storage)) return false;
+      for (const int many : {registry::pipelined, registry::columns})
+        if (f == SOFTMAXLIB_SOFTMAX && !registered(f, many, storage)) return false;
+    }
+  return true;
+}
+static_assert(is_complete(), "registry/kernels.def lacks a kernel that dispatch can choose");
+
+Choice nearest(const Job& job, bool tiled, softmaxlib_algorithm algorithm, const char* why) {
+  return nearest(
+      {job.function, job.dtype[kOut], job.direct || job.linear || tiled, job.in_place || tiled},
+      algorithm, why);
+}
+
+// Whether batches can compute it.
+bool batches(const Job& job) {
+  return !job_has(job, kSink) && job.n > 0 && job.n <= chunk_elements(job.dtype[kOut]);
+}
+
+Choice choose_kernel(softmaxlib_function function, const Job& job,
+                     const softmaxlib_options& options, const Schedule& s, bool frugal) {
+  if (options.algorithm != SOFTMAXLIB_ALGORITHM_AUTO)
+    return nearest(job, s.tile > 0, options.algorithm, "the caller's choice");
+
+  if (s.kernel == registry::columns)
+    return {registry::columns, "rows side by side in memory: vectors across them"};
+  const int64_t item = job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 4;
+  const double row_bytes =
+      static_cast<double>(job.n) *
+      static_cast<double>(item_size(job.dtype[kX]) + item_size(job.dtype[kOut]));
+  const bool half = is_half(job.dtype[kOut]);
+
+  // Kernels over many rows leave threads without work where there are more of them than rows.
+  const bool idle = threads_of(options) > job.rows && worth(job) > 1;
+  const bool plain_softmax = function == SOFTMAXLIB_SOFTMAX && job.direct && job.plain;
+  const bool many_rows = table_of(options.isa)->many_rows && !idle;
+  if (plain_softmax && job.n > 0 && many_rows) {
+    const bool fits = job.n > 1 && job.n * item <= caches().l2 * 3 / 4;
+    const int64_t lanes = item == 8 ? 8 : 16;
+    const int64_t group = kVectorsPerGroup * lanes;
+    if (job.n < group && job.rows * kShare >= job.n)
+      return {registry::in_lanes, "rows of a few elements: every lane is a row"};
+    if (job.rows > 1 && job.n >= group && job.n <= kBatched / item)
+      return {registry::batched, "short rows: their maxima and sums all at once"};
+    if (half && fits && !frugal)
+      return {registry::pipelined, "halves: exponentials wait as floats in a buffer in L2"};
+    if (job.rows > 1 && fits && s.streaming && !frugal)
+      return {registry::pipelined, "rows fit in L2, their sum does not in the caches"};
+    if (job.rows > 1 && fits && job.n * item <= 8192 && job.rows * job.n >= 4096 && !frugal)
+      return {registry::pipelined, "short rows in cache: the next row hides the end of this"};
+  }
+  const int64_t most = kVectorsPerGroup * (item == 8 ? 8 : 16) - (lies_across(job, kX) ? 0 : 1);
+  if (batches(job) && many_rows && !plain_softmax && job.rows * kShare >= job.n && job.n <= most)
+    return {registry::in_lanes, "rows of a few elements: every lane is a row"};
+  if (batches(job) && many_rows && (half || !plain_softmax))
+    return {registry::batched, "rows of up to a chunk: many at once, through tiles in cache"};
+  // One exponential per element where x and y stay in cache (the last is shared with others), else
+  // the least traffic.
+  if (frugal && job.n > block_elements(job.dtype[kOut]))
+    return nearest(job, false, SOFTMAXLIB_TWO_PASS, "the caller gives no scratch");
+  if (row_bytes <= static_cast<double>(caches().last) / 2)
+    return nearest(job, s.tile > 0, SOFTMAXLIB_TWO_PASS_RELOAD,
+                   "x and y of a row stay in cache: fewest exponentials");
+  return nearest(job, s.tile > 0, SOFTMAXLIB_TWO_PASS,
+                 "x and y of a row leave the caches: least traffic");
+}
+
+void choose_stores(const Job& job, const softmaxlib_options& options, Schedule& s) {
+  const double bytes = static_cast<double>(job.rows * job.n) *
+                       static_cast<double>(item_size(job.dtype[kX]) + item_size(job.dtype[kOut]));
+  const auto choose = [&](bool streaming, const char* why) {
+    s.streaming = streaming;
+    s.why_stores = why;
+  };
+  if (job.reduces) choose(false, "one result per row");
+  else if (!job.direct && !job.linear && !lies_across(job, kOut)) choose(false, "not contiguous");
+  else if (options.store == SOFTMAXLIB_STORE_PLAIN) choose(false, "the caller's choice");
+  else if (options.store == SOFTMAXLIB_STORE_STREAMING) choose(true, "the caller's choice");
+  else if (job.in_place) choose(false, "in place: the lines are in cache already");
+  else if (bytes > static_cast<double>(caches().last) * 0.75)  // others use it too
+    choose(true, "x and y exceed 3/4 of the last cache: a plain store would first read y");
+  else choose(false, "x and y fit in 3/4 of the last cache");
+}
+
+void choose_tasks(const Job& job, const softmaxlib_options& options, Schedule& s, bool frugal) {
+  const auto choose = [&](bool split, int64_t tasks, const char* why) {
+    s.split = split;
+    s.tasks = tasks;
+    s.why_tasks = why;
+  };
+  const int64_t threads = threads_of(options);
+  if (threads == 1) return choose(false, 1, "one thread");
+  if (worth(job) < 2) return choose(false, 1, "too small to share");
+  const int64_t blocks =
+      (job.n + block_elements(job.dtype[kOut]) - 1) / block_elements(job.dtype[kOut]);
+  if (!frugal && !s.tile && s.kernel < registry::in_lanes && blocks >= 2 * threads &&
+      job.rows < 2 * threads)
+    return choose(true, std::min(blocks, threads * kTasksPerThread),
+                  "few long rows: the blocks of each are shared");
+  choose(false, std::min({job.rows, worth(job), threads * kTasksPerThread}), "rows are shared");
+}
+
+}  // namespace
+
+Schedule choose_schedule(softmaxlib_function function, const Job& job,
+                         const softmaxlib_options& options, bool frugal) {
+  Schedule s = {};
+  s.tile = frugal ? 0 : tile_of(job);
+  if (!frugal && function == SOFTMAXLIB_SOFTMAX && options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO &&
+      table_of(options.isa)->many_rows)
+    if (const int64_t panel = panel_of(job)) {
+      s.tile = panel;
+      s.kernel = registry::columns;
+    }
+  choose_stores(job, options, s);
+  const Choice kernel = choose_kernel(function, job, options, s, frugal);
+  s.kernel = kernel.kernel;
+  s.why_kernel = kernel.why;
+  if (s.kernel == registry::in_lanes) s.tile = 0;
+  if (s.kernel == registry::batched) s.tile = !frugal && transposes(job) ? 1 : 0;
+  choose_tasks(job, options, s, frugal);
+  if (s.kernel == registry::columns) s.scratch = kColumnScratch;
+  else if (s.kernel == registry::pipelined) s.scratch = pipelined_scratch(job);
+  else if (s.kernel == registry::batched) s.scratch = s.tile ? batched_scratch(job) : 0;
+  else
+    s.scratch = s.tile ? row_scratch(job, s.tile)
+                       : scratch_bytes(job.n, job.dtype[kOut], s.split, reloads(s.kernel));
+  return s;
+}
+
+Schedule share_rows(const Job& job, const softmaxlib_options& options, bool tiles) {
+  Schedule s = {};
+  choose_stores(job, options, s);
+  s.tasks = 1;
+  if (threads_of(options) > 1 && worth(job) > 1)
+    s.tasks = std::min({job.rows, worth(job), threads_of(options) * kTasksPerThread});
+  // These calls need no scratch, but are faster with some where rows lie side by side.
+  const int64_t tile = tiles && options.scratch ? tile_of(job) : 0;
+  if (!tile) return s;
+  const int64_t bytes = std::max(row_scratch(job, tile), batched_scratch(job));
+  const int64_t tasks = std::min(s.tasks, threads_of(options));
+  if (reinterpret_cast<uintptr_t>(options.scratch) % 64 == 0 &&
+      static_cast<uint64_t>(bytes) <= options.scratch_size / static_cast<uint64_t>(tasks))
+    s.tile = tile, s.tasks = tasks, s.scratch = bytes;
+  return s;
+}
+
+Schedule share_blocks(const Job& job, const softmaxlib_options& options) {
+  Schedule s = {};
+  choose_stores(job, options, s);
+  s.tasks = std::min(worth(job), threads_of(options) * kTasksPerThread);
+  s.split = threads_of(options) > 1 && s.tasks > 1;
+  if (!s.split) s.tasks = 1;
+  return s;
+}
+
+}  // namespace softmaxlib

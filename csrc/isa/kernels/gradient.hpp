@@ -1,0 +1,48 @@
+// Vector-Jacobian products of rows of any length and layout; the formulas: gradient_element.hpp.
+#pragma once
+
+#include "isa/kernels/gradient_across.hpp"
+#include "isa/kernels/gradient_tiles.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// Rows of any length; Storage: as GradientRow and GradientTiles have it.
+template <bool kLog, class T, class Storage>
+void gradient_along(const Job& job, int64_t start, int64_t stop) {
+  constexpr int64_t kLanes = vector_of<T>::type::lanes;
+  if constexpr (kHasManyRows) {
+    const bool whole = sizeof(Storage) == sizeof(T) || (job.n % kLanes == 0 && !job.streaming);
+    if (job.n <= kVectorsPerChunk * kLanes) {
+      if (whole) GradientTiles<kLog, T, Storage>(job).compute(start, stop);
+      else GradientTiles<kLog, T>(job).compute(start, stop);
+      return stream_fence();
+    }
+  }
+  gradient_of_long_rows<kLog, T, Storage>(job, start, stop);
+  stream_fence();
+}
+
+template <bool kLog, class T>
+void gradient_rows(const Job& job, int64_t start, int64_t stop, char*) {
+  const DefaultFloatingPoint environment;
+  if (start == stop || job.n == 0) return;
+  if constexpr (kHasManyRows) {
+    if (GradientAcross<kLog, T>::takes(job))
+      return GradientAcross<kLog, T>(job).compute(start, stop);
+    // What mixed precision trains with reads its halves where they are.
+    if constexpr (sizeof(T) == 4) {
+      const softmaxlib_dtype dtype = job.dtype[kOut];
+      if (job.direct && dtype == SOFTMAXLIB_F16)
+        return gradient_along<kLog, T, f16>(job, start, stop);
+      if (job.direct && dtype == SOFTMAXLIB_BF16)
+        return gradient_along<kLog, T, bf16>(job, start, stop);
+    }
+  }
+  gradient_along<kLog, T, T>(job, start, stop);
+}
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

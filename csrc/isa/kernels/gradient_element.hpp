@@ -1,0 +1,507 @@
+// Vector-Jacobian products. With z = x scale, G the gradient that comes in, y the result:
+//
+//   softmax        y (G - sum of y G) scale
+//   log_softmax    (G - e^log_y sum of G) scale
+//   logsumexp      G e^(z - result) scale, without a sum
+//   stablemax      y (G - sum of y G) scale / (1 + |z|), as d log s / dz = 1 / (1 + |z|)
+//   log_stablemax  (G - e^log_y sum of G) scale / (1 + |z|)
+//
+// Exactly 0 where y is 0 (log_y -inf) or `where` is false: such elements are not in the sum either,
+// whatever G holds there.
+//
+// Sums of floats add groups of four elements in float and the groups in double; a sum that may have
+// left the range of float is taken again, all in double. From there on gradients of softmax and
+// log_softmax without a scale are computed in float, with the sum in two parts, so that what
+// cancels does so exactly; all others in double, rounded once.
+//
+// Rows that lie side by side in memory are computed a row per lane (gradient_across.hpp), short
+// ones some at a time through tiles (gradient_tiles.hpp), others one after the other
+// (gradient_row.hpp). All have the same bits: quick_sum() of a row is the definition.
+#pragma once
+
+#include "isa/kernels/batch.hpp"
+#include "isa/kernels/softmax_pipelined.hpp"
+#include "isa/kernels/state.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// What a function's gradient is made of. Whether results are logarithms is compiled, as kLog.
+struct GradientKind {
+  bool reduces = false;  // one result per row: its gradient is the row's x under that
+  bool stable = false;
+
+  GradientKind() = default;
+  explicit GradientKind(softmaxlib_function function)
+      : reduces(softmaxlib::reduces(function)), stable(is_stable(function)) {}
+  bool reads_x() const { return stable || reduces; }
+};
+
+// a b 2^exponent = value more; more is a power of two, and 1 where value alone is in range.
+struct WideProduct {
+  double value, more;
+
+  SOFTMAXLIB_NOINLINE WideProduct(double a, double b, int exponent) {
+    constexpr int kMost = 1000;
+    int of_a, of_b;
+    const double m = split_exponent(a, &of_a) * split_exponent(b, &of_b);
+    const int k = of_a + of_b + exponent;
+    const int first = k > kMost ? kMost : k < -kMost ? -kMost : k;
+    value = m * power_of_two(first);
+    more = power_of_two(k - first > -kMost ? k - first : -kMost);
+  }
+};
+
+// What Exp's results are multiplied by.
+template <class V>
+inline double exp_unit() {
+  return power_of_two(-Exp<V, Use::kExact>::kBias);
+}
+
+// e^(hi + lo) in double, under a reference.
+SOFTMAXLIB_INLINE InLanes<f32x16> exp_under(Pair<f32x16> x, int reference) {
+  const Pair<f32x16> e = Exp<f32x16, Use::kExact>(reference)(x);
+  const f64x8 unit = f64x8::set1(exp_unit<f32x16>() * power_of_two(reference));
+  return {(widen_low(e.hi) + widen_low(e.lo)) * unit, (widen_high(e.hi) + widen_high(e.lo)) * unit};
+}
+
+// `usual`, but f(e^x) where x is so small that the exponential is about to leave the range of
+// float: there it is taken under a reference of its own.
+template <class X, class F>
+SOFTMAXLIB_INLINE InLanes<f32x16> if_small(X x, InLanes<f32x16> usual, F f) {
+  constexpr float kSmall = -80;
+  constexpr int kReference = -160;
+  if (!any(gt(f32x16::set1(kSmall), high(x)))) return usual;
+  const InLanes<f32x16> small = f(exp_under(to_pair(x), kReference));
+  const InLanes<f32x16> z = InLanes<f32x16>::of(high(x));
+  const f64x8 limit = f64x8::set1(static_cast<double>(kSmall));
+  return {select(gt(limit, z.low), small.low, usual.low),
+          select(gt(limit, z.high), small.high, usual.high)};
+}
+SOFTMAXLIB_INLINE InLanes<f32x16> exp_wide(Pair<f32x16> x) {
+  return if_small(x, exp_under(x, 0), [](InLanes<f32x16> of_small) { return of_small; });
+}
+SOFTMAXLIB_INLINE InLanes<f64x8> exp_wide(Pair<f64x8> x) {
+  return {Exp<f64x8, Use::kExact>(0)(x) * f64x8::set1(exp_unit<f64x8>())};
+}
+
+// g - e^x total; e^x as a pair, so that near 1 what it lacks is not lost.
+SOFTMAXLIB_INLINE InLanes<f32x16> less_exp(f32x16 g, f32x16 x, InLanes<f32x16> total) {
+  const Pair<f32x16> e = Exp<f32x16, Use::kExact>(0)(Pair<f32x16>{x, f32x16::set1(0)});
+  const f64x8 unit = f64x8::set1(exp_unit<f32x16>());
+  const f64x8 low = total.low * unit, high = total.high * unit;
+  const InLanes<f32x16> d = {
+      fnma(widen_low(e.lo), low, fnma(widen_low(e.hi), low, widen_low(g))),
+      fnma(widen_high(e.lo), high, fnma(widen_high(e.hi), high, widen_high(g)))};
+  return if_small(x, d, [&](InLanes<f32x16> of_small) {
+    return InLanes<f32x16>{fnma(of_small.low, total.low, widen_low(g)),
+                           fnma(of_small.high, total.high, widen_high(g))};
+  });
+}
+
+// e^z times the gradient that comes in, which is one of the row, and the scale. Where e^z alone is
+// below the range of double their product may be in it.
+struct RowGradient {
+  WideProduct of_double;
+  double factor;
+
+  RowGradient(double gradient, const Affine& a)
+      : of_double(gradient, a.factor, a.exponent - Exp<f64x8>::kBias), factor(gradient) {}
+
+  SOFTMAXLIB_INLINE InLanes<f32x16> times_exp(Pair<f32x16> z, double scale) const {
+    return exp_wide(z) * in_all(factor, f32x16()) * in_all(scale, f32x16());
+  }
+  SOFTMAXLIB_INLINE InLanes<f64x8> times_exp(Pair<f64x8> z, double) const {
+    const f64x8 e = Exp<f64x8>(0)(z);
+    return {e * f64x8::set1(of_double.value) * f64x8::set1(of_double.more)};
+  }
+};
+
+inline void add_products(Lanes<f32x16>& lanes, f32x16 a, f32x16 b) {
+  lanes.add(widen_low(a) * widen_low(b) + widen_high(a) * widen_high(b));
+}
+inline void add_products(Lanes<f64x8>& lanes, f64x8 a, f64x8 b) {
+  const f64x8 product = a * b;
+  lanes.error = lanes.error + fma(a, b, f64x8::set1(0) - product);
+  lanes.add(product);
+}
+inline void add_values(Lanes<f32x16>& lanes, f32x16 a) { lanes.add(widen_low(a) + widen_high(a)); }
+inline void add_values(Lanes<f64x8>& lanes, f64x8 a) { lanes.add(a); }
+
+// What gradients are multiplied by: the same in all rows, but where each has its own temperature.
+struct GradientScale {
+  GradientKind kind;
+  Affine affine;
+  double unit;  // of the gradient that comes in, and so of its sum
+  WideProduct factor;
+  // Of doubles, the power of two in a factor above 1 goes to y first, exactly: that product is in
+  // range, the one with the rest may not be. Products of floats are in the range of double anyhow.
+  double early;
+
+  SOFTMAXLIB_NOINLINE GradientScale(GradientKind of, const Affine& a, double of_gradient = 1)
+      : kind(of), affine(a), unit(of_gradient), factor(a.factor, 1 / unit, a.exponent) {
+    int exponent;
+    split_exponent(factor.value, &exponent);
+    early = exponent < 1 ? 1 : power_of_two(exponent - 1);
+  }
+
+  bool is_one() const { return affine.factor == 1 && affine.exponent == 0 && unit == 1; }
+};
+
+// Sums of floats are of groups of four in float, those in double (quick_sum() below). Whether that
+// is enough: no element was beyond the range of float, and none that counts below it.
+template <class V>
+SOFTMAXLIB_INLINE typename V::Mask is_trusted(InLanes<V> sum) {
+  using T = typename V::elem;
+  const V size = magnitude(sum.value()).hi;
+  const V below = select(gt(V::set1(static_cast<T>(0x1p56)), size), size, V::set1(0));
+  return gt(below, V::set1(static_cast<T>(0x1p-64)));
+}
+template <class V>
+SOFTMAXLIB_INLINE bool all_trusted(InLanes<V> sum) {
+  return sizeof(typename V::elem) == 8 ||
+         !any(gt(select(is_trusted(sum), V::set1(0), V::set1(1)), V::set1(0)));
+}
+
+// Of doubles the sum, or what it is subtracted from, may leave the range where the result does not.
+// Then all of the row is computed in a smaller unit.
+constexpr double kSmallUnit = 0x1p-64, kLargeSum = 0x1p960;
+inline bool needs_smaller_unit(double sum) {
+  const double size = sum < 0 ? -sum : sum;
+  return !(size <= kLargeSum);
+}
+
+inline bool all_in_unit(InLanes<f32x16>) { return true; }
+inline bool all_in_unit(InLanes<f64x8> sum) {
+  const f64x8 one = f64x8::set1(1), none = f64x8::set1(0);
+  const auto fits = gt(f64x8::set1(kLargeSum), magnitude(sum.all).hi);  // a NaN does not
+  return !any(gt(select(fits, none, one), none));
+}
+
+// d scale / (1 + |x scale|), d being in the row's unit.
+template <class V>
+class StableSlope {
+ public:
+  SOFTMAXLIB_NOINLINE explicit StableSlope(const GradientScale& s) {
+    const double scale = s.affine.rounded();
+    if (scale >= 0x1p-900) {  // d / (1 / scale + |x|), where neither product can leave the range
+      const double half = s.unit == 1 ? 1 : 0x1p32;
+      before_ = after_ = half;
+      plus_ = 1 / scale;
+      times_ = 1;
+    } else {
+      before_ = scale / s.unit;
+      plus_ = after_ = 1;
+      times_ = scale;
+    }
+  }
+  InLanes<f32x16> operator()(InLanes<f32x16> d, InLanes<f32x16> x) const {
+    return {of(d.low, x.low), of(d.high, x.high)};
+  }
+  InLanes<f64x8> operator()(InLanes<f64x8> d, InLanes<f64x8> x) const { return {of(d.all, x.all)}; }
+
+ private:
+  f64x8 of(f64x8 d, f64x8 x) const {
+    const f64x8 slope = f64x8::set1(plus_) + magnitude(x).hi * f64x8::set1(times_);
+    return d * f64x8::set1(before_) / slope * f64x8::set1(after_);
+  }
+
+  double before_, plus_, times_, after_;
+};
+
+// The gradient of an element, from the sum of its row: one row's, or that of a row per lane.
+template <bool kLog, class Vector>
+class ElementGradient {
+ public:
+  using V = Vector;
+  using T = typename V::elem;
+  static constexpr bool kIsPlain = false;
+
+  ElementGradient() = default;
+  // sum: for logsumexp the gradient that comes in, and `result` its result. quick: it is that of
+  // quick_sum(), or of doubles.
+  ElementGradient(const GradientScale& scale, InLanes<V> sum, bool quick, double result = 0)
+      : scale_(&scale), sum_(sum), result_(result) {
+    set_parts(sum);
+    is_plain_ = !scale.kind.reads_x() && scale.is_one() && all_trusted(sum) && all_in_unit(sum) &&
+                (quick || kDouble);
+  }
+
+  SOFTMAXLIB_INLINE V operator()(V g, V result, V z) const {
+    if (is_plain_) return Plain{hi_, lo_}(g, result);
+    V d = in_doubles(g, result, z);
+    if constexpr (sizeof(T) == 4)
+      if (!scale_->kind.reads_x() && scale_->is_one())
+        d = select(is_trusted(sum_), plain(g, result, hi_, lo_), d);
+    return number(d);
+  }
+  // f(what computes an element): for loops, which have the choice behind them.
+  template <class F>
+  SOFTMAXLIB_INLINE void with(F f) const {
+    if (is_plain_) f(Plain{hi_, lo_});
+    else f(*this);
+  }
+  // All rows at once.
+  bool is_plain() const { return is_plain_; }
+  InLanes<V> sums() const { return sum_; }
+  const GradientScale& scale() const { return *scale_; }
+  V hi() const { return hi_; }
+  V lo() const { return lo_; }
+
+  // Of softmax and log_softmax, where there is nothing to multiply by and the sum is trusted: what
+  // cancels does so exactly. hi, lo: the sum in two parts. Products of which a finite sum was made
+  // leave no NaN but where a probability is 0, and those of floats none at all.
+  struct Plain {
+    static constexpr bool kIsPlain = true;
+    static constexpr bool kIsMasked = kLog || sizeof(T) == 8;  // 0 where a probability is
+    V hi, lo;
+    SOFTMAXLIB_INLINE V operator()(V g, V result) const {
+      const V d = plain(g, result, hi, lo);
+      return kLog ? number(d) : d;
+    }
+  };
+
+ private:
+  static constexpr bool kDouble = sizeof(T) == 8;
+
+  // Of floats: two floats; of logarithms in units of an exponential.
+  void set_parts(InLanes<f32x16> sum) {
+    constexpr float kUnit = 0x1p-60f;
+    static_assert(Exp<f32x16, Use::kExact>::kBias == 60, "kUnit");
+    hi_ = sum.value();
+    lo_ = (sum - InLanes<V>::of(hi_)).value();
+    if (kLog) hi_ = hi_ * V::set1(kUnit), lo_ = lo_ * V::set1(kUnit);
+  }
+  // Of doubles the sum itself. With a logarithm it is a product, of which the unit of the
+  // exponential goes to whichever factor it does not carry below the range.
+  void set_parts(InLanes<f64x8> sum) {
+    hi_ = sum.all, lo_ = V::set1(0);
+    if (!kLog) return;
+    const V unit = V::set1(exp_unit<f64x8>()), one = V::set1(1);
+    const auto is_small = gt(V::set1(0x1p-900), magnitude(sum.all).hi);
+    hi_ = sum.all * select(is_small, one, unit);
+    lo_ = select(is_small, unit, one);
+  }
+  static SOFTMAXLIB_INLINE f32x16 plain(f32x16 g, f32x16 result, f32x16 hi, f32x16 lo) {
+    if constexpr (kLog) {
+      const Pair<f32x16> e = Exp<f32x16, Use::kExact>(0)(Pair<f32x16>{result, f32x16::set1(0)});
+      return fnma(e.hi, hi, g) - fma(e.lo, hi, e.hi * lo);
+    } else {
+      return fma(result, (g - hi) - lo, f32x16::set1(0));  // of a probability of 0: never -0
+    }
+  }
+  static SOFTMAXLIB_INLINE f64x8 plain(f64x8 g, f64x8 result, f64x8 hi, f64x8 lo) {
+    if constexpr (kLog) {
+      const f64x8 e = Exp<f64x8>(0)(Pair<f64x8>{result, f64x8::set1(0)});
+      return fnma(e * lo, hi, g);
+    } else {
+      return result * (g - hi);
+    }
+  }
+  static SOFTMAXLIB_INLINE V number(V d) {  // the sign of a NaN is not ours
+    return select(eq(d, d), d, V::set1(static_cast<T>(NAN)));
+  }
+  static SOFTMAXLIB_INLINE f32x16 in_unit(f32x16 g, double) { return g; }
+  static SOFTMAXLIB_INLINE f64x8 in_unit(f64x8 g, double unit) { return g * f64x8::set1(unit); }
+  SOFTMAXLIB_INLINE InLanes<f32x16> less_exp(f32x16 g, f32x16 x) const {
+    return SOFTMAX_ISA::less_exp(g, x, sum_);
+  }
+  SOFTMAXLIB_INLINE InLanes<f64x8> less_exp(f64x8 g, f64x8 x) const {
+    return {plain(g, x, hi_, lo_)};
+  }
+  SOFTMAXLIB_NOINLINE V in_doubles(V g, V result, V z) const {
+    const GradientScale& s = *scale_;
+    if (!kLog && s.kind.reduces) {
+      Affine affine = s.affine;
+      affine.shift = result_;
+      const Pair<V> under = combine_wide(z, in_all(0, V()), affine);
+      return RowGradient(low_of(sum_), affine).times_exp(under, affine.rounded()).value();
+    }
+    g = in_unit(g, s.unit);
+    const double early = !kDouble || kLog || s.kind.stable ? 1 : s.early;
+    InLanes<V> d;
+    if constexpr (kLog) d = less_exp(g, result);
+    else d = InLanes<V>::of(result) * in_all(early, V()) * (InLanes<V>::of(g) - sum_);
+    if (s.kind.stable) return StableSlope<V>(s)(d, InLanes<V>::of(z)).value();
+    d = d * in_all(s.factor.value / early, V());
+    return kDouble ? (d * in_all(s.factor.more, V())).value() : d.value();
+  }
+  static double low_of(InLanes<f32x16> x) { return first(x.low); }
+  static double low_of(InLanes<f64x8> x) { return first(x.all); }
+
+  const GradientScale* scale_;
+  InLanes<V> sum_;
+  double result_;
+  V hi_, lo_;
+  bool is_plain_ = false;
+};
+
+// What an element takes part with. Zeros where it takes none: where `where` is false or, but for
+// logsumexp, its probability is 0.
+template <bool kLog, class V, class Mask>
+SOFTMAXLIB_INLINE V of_visible(V v, V result, const Mask* in) {
+  using T = typename V::elem;
+  const V none = V::set1(static_cast<T>(kLog ? -INFINITY : 0));
+  v = select(eq(result, none), V::set1(0), v);
+  return in ? select(*in, v, V::set1(0)) : v;
+}
+
+// The sum of a group of elements and one more, in float. Where a probability is 0 and what comes in
+// infinite or NaN the sum is NaN, and not trusted.
+template <bool kLog, class V>
+SOFTMAXLIB_INLINE V plus_element(V group, bool is_first, V g, V result) {
+  using T = typename V::elem;
+  if constexpr (kLog) {
+    g = select(eq(result, V::set1(static_cast<T>(-INFINITY))), V::set1(0), g);
+    return is_first ? g : group + g;
+  } else {
+    return is_first ? g * result : fma(g, result, group);
+  }
+}
+
+// Part of a row, all of whose operands are contiguous and of one storage. kOver: up to a vector may
+// be read beyond it.
+template <bool kLog, class Vector, bool kOver, class Storage = typename Vector::elem>
+struct GradientPiece {
+  using V = Vector;
+  using T = typename V::elem;
+  static constexpr int kLanes = V::lanes;
+  static constexpr T kNone = static_cast<T>(kLog ? -INFINITY : 0);
+
+  const Storage *grad, *y, *x;  // NULL: those that the function does not have
+  const uint8_t* where;         // NULL: all
+
+  // Every product and sum in double.
+  SOFTMAXLIB_NOINLINE Lanes<V> careful_sum(int64_t n, double unit) const {
+    Lanes<V> lanes;
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      prefetch_from(i);
+      add_vector(lanes, i, kLanes, unit);
+    }
+    if (i < n) add_vector(lanes, i, static_cast<int>(n - i), unit);
+    return lanes;
+  }
+  // Groups of four in float.
+  SOFTMAXLIB_INLINE Lanes<V> quick_sum(int64_t n) const {
+    Lanes<V> lanes;
+    constexpr int64_t kGroup = kVectorsPerGroup * kLanes;
+    int64_t i = 0;
+    for (; i + kGroup <= n; i += kGroup) {
+      V group = V::set1(0);
+      for (int j = 0; j < kVectorsPerGroup; ++j) {
+        prefetch_from(i + j * kLanes);
+        group = plus_vector(group, j == 0, i + j * kLanes, kLanes);
+      }
+      lanes.add(widen_sum(group));
+    }
+    if (i == n) return lanes;
+    V group = V::set1(0);
+    for (int64_t j = i; j < n; j += kLanes) {
+      prefetch_from(j);
+      group = plus_vector(group, j == i, j, n - j < kLanes ? static_cast<int>(n - j) : kLanes);
+    }
+    lanes.add(widen_sum(group));
+    return lanes;
+  }
+  SOFTMAXLIB_INLINE Lanes<V> sum(int64_t n) const {
+    if constexpr (sizeof(T) == 4) return quick_sum(n);
+    else return careful_sum(n, 1);
+  }
+
+  // The results of up to a vector of elements.
+  template <class F>
+  SOFTMAXLIB_INLINE V results(int64_t i, int count, const F& element) const {
+    if constexpr (F::kIsPlain) {
+      const V result = load_some(y, i, count, 0);
+      const V d = element(load_some(grad, i, count, 0), result);
+      return where || F::kIsMasked ? masked(d, result, i, count) : d;
+    } else {
+      V g = V::set1(0), result = g, z = g;
+      if (y) g = load_some(grad, i, count, 0), result = load_some(y, i, count, 0);
+      if (x) {
+        prefetch(reinterpret_cast<const char*>(x + i) + kPrefetchBytes);
+        z = load_some(x, i, count, 0);
+      }
+      const V d = element(g, result, z);
+      const auto none = eq(z, V::set1(static_cast<T>(-INFINITY)));
+      if (!y) result = select(none, V::set1(0), V::set1(1));
+      return masked(d, result, i, count);
+    }
+  }
+  // out: n elements, streamed from the first aligned vector on; what is left at the ends: to edge.
+  void write(Storage* out, int64_t n, const ElementGradient<kLog, V>& element,
+             Edge<Storage>* edge) const {
+    element.with([&](auto f) SOFTMAXLIB_INLINE_LAMBDA { write_each(out, n, f, edge); });
+  }
+
+ private:
+  template <class F>
+  SOFTMAXLIB_INLINE void write_each(Storage* out, int64_t n, F element, Edge<Storage>* edge) const {
+    const auto at = [element, piece = *this](int64_t i, int count)
+                        SOFTMAXLIB_INLINE_LAMBDA { return piece.results(i, count, element); };
+    // A copy of at: the loop's own stays in registers only if its address goes nowhere.
+    const auto some = [at](int64_t i, int64_t count)
+                          SOFTMAXLIB_NOINLINE_LAMBDA { return at(i, static_cast<int>(count)); };
+    const bool streaming = edge;
+    int64_t i = 0;
+    constexpr int64_t kItem = sizeof(Storage), kVector = kLanes * kItem;
+    const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(out)) % kVector;
+    if (streaming && past) {
+      i = (kVector - past) / kItem;
+      edge->end(out, some(0, i), static_cast<int>(i));
+    }
+    for (; i + kLanes <= n; i += kLanes) {
+      const V d = at(i, kLanes);
+      if (streaming) stream(out + i, d);
+      else store(out + i, d);
+    }
+    if (i == n) return;
+    const int count = static_cast<int>(n - i);
+    if (streaming) edge->begin(out + i, some(i, count), count);
+    else store_n(out + i, some(i, count), count);
+  }
+  static V load_some(const Storage* p, int64_t i, int n, T fill) {
+    if (n == kLanes) return load(p + i);
+    if constexpr (!kOver) return load_n(p + i, n, fill);
+    constexpr T kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return select(gt(V::set1(static_cast<T>(n)), load(kLane)), load(p + i), V::set1(fill));
+  }
+  SOFTMAXLIB_INLINE V masked(V v, V result, int64_t i, int n) const {
+    using Mask = typename V::Mask;
+    if (!where) return of_visible<kLog>(v, result, static_cast<const Mask*>(nullptr));
+    Mask in;
+    if (kOver || n == kLanes) {
+      in = load_mask(where + i, v);
+    } else {
+      uint8_t bytes[kLanes] = {};
+      memcpy(bytes, where + i, static_cast<size_t>(n));
+      in = load_mask(bytes, v);
+    }
+    return of_visible<kLog>(v, result, &in);
+  }
+  static SOFTMAXLIB_INLINE f32x16 in_unit(f32x16 g, double) { return g; }
+  static SOFTMAXLIB_INLINE f64x8 in_unit(f64x8 g, double unit) { return g * f64x8::set1(unit); }
+  // Of rows through which memory is read while the one before is written. Tiles are faster without.
+  SOFTMAXLIB_INLINE void prefetch_from(int64_t i) const {
+    if (kOver) return;
+    constexpr int64_t kAhead = kPrefetchBytes / static_cast<int64_t>(sizeof(T));
+    prefetch(y + i + kAhead);
+    prefetch(grad + i + kAhead);
+  }
+  SOFTMAXLIB_INLINE V plus_vector(V group, bool is_first, int64_t i, int n) const {
+    const V g = load_some(grad, i, n, 0), result = load_some(y, i, n, kNone);
+    return plus_element<kLog>(group, is_first, where ? masked(g, result, i, n) : g, result);
+  }
+  SOFTMAXLIB_INLINE void add_vector(Lanes<V>& lanes, int64_t i, int n, double unit) const {
+    const V result = load_some(y, i, n, kNone);
+    const V g = masked(in_unit(load_some(grad, i, n, 0), unit), result, i, n);
+    if constexpr (kLog) add_values(lanes, g);
+    else add_products(lanes, g, result);
+  }
+};
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

@@ -1,0 +1,159 @@
+// Gradients of long rows: one after the other, each being read while the one before is written.
+#pragma once
+
+#include "isa/kernels/gradient_element.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// Where operands wait that cannot be read or written in place: a chunk, and what alignment adds.
+template <class T>
+struct GradientStage {
+  static constexpr int kSize = (kVectorsPerChunk + 1) * vector_of<T>::type::lanes;
+  alignas(64) T grad[kSize], y[kSize], x[kSize], out[kSize];
+  uint8_t where[kSize];
+};
+
+// Storage: of all operands, which then are direct; or T, and they may be anything.
+template <bool kLog, class T, class Storage = T>
+class GradientRow {
+ public:
+  using V = typename vector_of<T>::type;
+  static constexpr int64_t kChunk = kVectorsPerChunk * V::lanes;
+
+  GradientRow(const Job& job, const Place& place, GradientStage<T>* stage, Edge<Storage>* edge)
+      : job_(&job),
+        place_(place),
+        stage_(stage),
+        scale_(GradientKind(job.function), affine_of(job, place, {0, 0})) {
+    const auto at = reinterpret_cast<uintptr_t>(job.base[kOut] + place.offset[kOut]);
+    const int64_t past = static_cast<int64_t>(at) % kVector;
+    if (!is_direct() || !job.streaming || job.n < V::lanes || past % kItem) return;
+    edge_ = edge;
+    head_ = past ? (kVector - past) / kItem : 0;
+  }
+
+  // Chunk by chunk, so that this row is read while the one before is written.
+  void read_beside(const GradientRow* before) {
+    if (scale_.kind.reduces) {
+      result_ = row_operand(*job_, place_, kResult, 0);
+      sum_ = row_operand(*job_, place_, kGrad, 0);
+    }
+    sum_up(before, true);
+    if (scale_.kind.reduces) return;
+    is_quick_ = all_trusted(in_all(sum_, V()));
+    if (sizeof(T) == 8 && needs_smaller_unit(sum_))
+      scale_ = GradientScale(scale_.kind, scale_.affine, kSmallUnit);
+    else if (is_quick_) return;
+    sum_up(nullptr, false);
+  }
+  void write() const {
+    for (int64_t start = 0; start < job_->n; start += kChunk) write_chunk(start);
+  }
+
+ private:
+  static constexpr bool kIsOwn = sizeof(Storage) == sizeof(T);
+  static constexpr int64_t kItem = sizeof(Storage), kVector = V::lanes * kItem;
+
+  // Whether all operands are read and written where they are.
+  bool is_direct() const {
+    constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
+    return !kIsOwn || (job_->direct && job_->dtype[kOut] == kOwn);
+  }
+
+  void sum_up(const GradientRow* before, bool quick) {
+    Total total;
+    total.reference = 0;
+    for (int64_t start = 0; start < job_->n; start += kChunk) {
+      const int64_t n = job_->n - start < kChunk ? job_->n - start : kChunk;
+      if (!scale_.kind.reduces)
+        (quick ? piece(start, n).sum(n) : piece(start, n).careful_sum(n, scale_.unit))
+            .fold_into(total);
+      if (before) before->write_chunk(start);
+    }
+    if (!scale_.kind.reduces) sum_ = total.value();
+  }
+
+  void write_chunk(int64_t start) const {
+    const int64_t end = start + kChunk + head_ < job_->n ? start + kChunk + head_ : job_->n;
+    if (start) start += head_;
+    const int64_t n = end - start;
+    if (n <= 0) return;
+    const ElementGradient<kLog, V> element(scale_, in_all(sum_, V()), is_quick_, result_);
+    if (is_direct()) return piece(start, n).write(at(kOut) + start, n, element, edge_);
+    if constexpr (kIsOwn) {
+      piece(start, n).write(stage_->out, n, element, nullptr);
+      scatter_elements(*job_, place_, start, n, stage_->out);
+    }
+  }
+
+  Storage* at(Operand k) const {
+    return reinterpret_cast<Storage*>(job_->base[k] + place_.offset[k]);
+  }
+  SOFTMAXLIB_NOINLINE GradientPiece<kLog, V, false, Storage> piece(int64_t start, int64_t n) const {
+    GradientPiece<kLog, V, false, Storage> piece = {};
+    if (job_->base[kWhere]) {
+      gather_visible(*job_, place_, start, n, stage_->where);
+      piece.where = stage_->where;
+    }
+    if (!scale_.kind.reduces) {
+      piece.grad = fetch(kGrad, start, n, stage_->grad);
+      piece.y = fetch(kResult, start, n, stage_->y);
+    }
+    if (scale_.kind.reads_x()) piece.x = fetch(kX, start, n, stage_->x);
+    return piece;
+  }
+  const Storage* fetch(Operand k, int64_t start, int64_t n, T* to) const {
+    if constexpr (kIsOwn) {
+      if (!is_direct()) {
+        gather_elements(*job_, place_, k, start, n, to);
+        return to;
+      }
+    }
+    return at(k) + start;
+  }
+
+  const Job* job_;
+  Place place_;
+  GradientStage<T>* stage_;
+  Edge<Storage>* edge_ = nullptr;
+  int64_t head_ = 0;
+  GradientScale scale_;
+  double sum_ = 0, result_ = 0;
+  bool is_quick_ = false;
+};
+
+// Rows one after the other.
+template <bool kLog, class T, class Storage>
+SOFTMAXLIB_NOINLINE void gradient_of_long_rows(const Job& job, int64_t start, int64_t stop) {
+  using Row = GradientRow<kLog, T, Storage>;
+  GradientStage<T> stage;
+  Edge<Storage> edge;
+  Rows rows(job, start);
+  Row before(job, rows.place, &stage, &edge);
+  before.read_beside(nullptr);
+  for (int64_t r = start + 1; r < stop; ++r) {
+    rows.next();
+    Row row(job, rows.place, &stage, &edge);
+    row.read_beside(&before);
+    before = row;
+  }
+  before.write();
+  edge.flush();
+}
+
+// One row by itself.
+template <bool kLog, class T>
+SOFTMAXLIB_NOINLINE void gradient_of_row(const Job& job, int64_t row) {
+  GradientStage<T> stage;
+  Edge<T> edge;
+  GradientRow<kLog, T> one(job, Rows(job, row).place, &stage, &edge);
+  one.read_beside(nullptr);
+  one.write();
+  edge.flush();
+}
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

@@ -1,0 +1,247 @@
+// Gradients of rows of up to a chunk, some at a time through tiles: the sums of as many rows as a
+// vector has lanes are folded at once, and no row waits for the chain of its own.
+#pragma once
+
+#include "isa/kernels/gradient_row.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// Storage: of all operands, which then are direct, their rows whole vectors, results not streamed;
+// or T, and they may be anything.
+template <bool kLog, class T, class Storage = T>
+class GradientTiles {
+ public:
+  using V = typename vector_of<T>::type;
+  using Element = ElementGradient<kLog, V>;
+  static constexpr int kLanes = V::lanes;
+
+  explicit GradientTiles(const Job& job)
+      : job_(job),
+        kind_(job.function),
+        pitch_((job.n + kLanes - 1) / kLanes * kLanes),
+        grad_(job, kGrad),
+        y_(job, kResult),
+        x_(job, kX),
+        where_along_(is_contiguous(job, kWhere, 1)),
+        sender_(job),
+        is_direct_(!kIsOwn || (job.dtype[kOut] == kOwn && !sender_.collects() &&
+                               (job.n == pitch_ || !job.in_place))) {}
+
+  void compute(int64_t row, int64_t stop) {
+    const GradientScale of_all(kind_, affine_of(job_, RowRun(job_, 0).place, {0, 0}));
+    for (RowRun run(job_, row); row < stop;) {
+      const bool dense = is_dense(run);
+      is_dense_ = dense;
+      spacing_ = dense ? job_.n : pitch_;
+      int64_t rows = run.rows < stop - row ? run.rows : stop - row;
+      if (rows > kRoom / spacing_) rows = kRoom / spacing_;
+      fetch(run, rows, dense);
+      // Behind these rows nothing may be written.
+      exact_from_ = dense ? rows - (kLanes + job_.n - 2) / job_.n : 0;
+      for (first_ = 0; first_ < rows; first_ += kLanes) {
+        rows_ = rows - first_ < kLanes ? static_cast<int>(rows - first_) : kLanes;
+        finish(run, row, begin(of_all));
+      }
+      row += rows;
+      run.advance(rows);
+    }
+    sender_.finish();
+  }
+
+ private:
+  static constexpr int64_t kRoom = 2 * kVectorsPerChunk * kLanes;
+  static constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
+  static constexpr bool kIsOwn = sizeof(Storage) == sizeof(T);
+
+  // An operand of some rows: in a tile, or where it is.
+  struct Tile {
+    Reader<V> reader;
+    Operand operand;
+    alignas(64) T elements[kIsOwn ? kRoom + kLanes : 1];
+    const char* first;
+    int64_t stride;
+
+    Tile(const Job& job, Operand k) : reader(job, k), operand(k) {}
+    void fetch(const RowRun& run, int64_t rows, int64_t spacing, bool dense, bool in_place) {
+      stride = spacing * static_cast<int64_t>(sizeof(T));
+      first = reinterpret_cast<const char*>(elements);
+      const char* const at = run.job.base[operand] + run.place.offset[operand];
+      if (!kIsOwn || (in_place && reader.is_in_place()))
+        first = at, stride = run.step.stride[operand];
+      else if (dense) reader.convert(at, rows * run.job.n, elements);
+      else reader.copy(run, static_cast<int>(rows), elements, spacing);
+    }
+    const Storage* row(int64_t r) const {
+      return reinterpret_cast<const Storage*>(first + r * stride);
+    }
+  };
+
+  // Whether the rows of a run follow each other without gaps in all operands.
+  bool is_dense(const RowRun& run) const {
+    const auto follows = [&](const Access& a, Operand k) {
+      return a.along && run.step.stride[k] == job_.n * a.item;
+    };
+    if (!kind_.reduces &&
+        !(follows(grad_.reader.access(), kGrad) && follows(y_.reader.access(), kResult)))
+      return false;
+    return (!kind_.reads_x() || follows(x_.reader.access(), kX)) &&
+           follows(Access(job_, kOut), kOut) &&
+           (!job_.base[kWhere] || (where_along_ && run.step.stride[kWhere] == job_.n));
+  }
+  void fetch(const RowRun& run, int64_t rows, bool dense) {
+    // Of rows that do not end with a vector, what is behind them is read too.
+    const bool in_place =
+        job_.n == pitch_ || (dense && (run.rows - rows) * job_.n >= int64_t{kLanes});
+    if (!kind_.reduces) {
+      grad_.fetch(run, rows, spacing_, dense, in_place);
+      y_.fetch(run, rows, spacing_, dense, in_place);
+    }
+    if (kind_.reads_x()) x_.fetch(run, rows, spacing_, dense, in_place);
+    where_ = nullptr;
+    if (!job_.base[kWhere]) return;
+    Place place = run.place;
+    where_ = reinterpret_cast<const uint8_t*>(job_.base[kWhere] + place.offset[kWhere]);
+    where_stride_ = run.step.stride[kWhere];
+    if (where_along_ && in_place) return;
+    for (int64_t r = 0; r < rows; ++r, place.offset[kWhere] += run.step.stride[kWhere]) {
+      uint8_t* const to = wheres_ + r * spacing_;
+      memset(to + job_.n, 0, kLanes);  // read along with the row's last elements
+      gather_visible(job_, place, 0, job_.n, to);
+    }
+    where_ = wheres_;
+    where_stride_ = spacing_;
+  }
+
+  SOFTMAXLIB_INLINE GradientPiece<kLog, V, true, Storage> piece(int64_t r) const {
+    r += first_;
+    const uint8_t* const where = where_ ? where_ + r * where_stride_ : nullptr;
+    if (kind_.reduces) return {nullptr, nullptr, x_.row(r), where};
+    return {grad_.row(r), y_.row(r), kind_.stable ? x_.row(r) : nullptr, where};
+  }
+
+  // The sums of some rows, a row per lane.
+  Element begin(const GradientScale& of_all) {
+    InLanes<V> sums = in_all(0, V());
+    bool quick = false;
+    if (!kind_.reduces) {
+      for (int r = 0; r < rows_; ++r) lanes_.keep(r, piece(r).sum(job_.n));
+      Lanes<V> one;  // of lanes without a row
+      one.sum = f64x8::set1(1);
+      for (int r = rows_; r < kLanes; ++r) lanes_.keep(r, one);
+      sums = lanes_.total();
+      quick = all_trusted(sums);
+      if (SOFTMAXLIB_UNLIKELY(!quick)) sums = trusted(sums);
+    }
+    return Element(of_all, sums, quick);
+  }
+
+  SOFTMAXLIB_NOINLINE InLanes<V> trusted(InLanes<V> sums) {
+    double each[kLanes];
+    store_lanes(each, sums);
+    for (int r = 0; r < rows_; ++r) {
+      if (all_trusted(in_all(each[r], V()))) continue;
+      Total total;
+      total.reference = 0;
+      piece(r).careful_sum(job_.n, 1).fold_into(total);
+      each[r] = total.value();
+    }
+    load_lanes(each, sums);
+    return sums;
+  }
+
+  // And what follows from them.
+  void finish(const RowRun& run, int64_t row, const Element& of_all) {
+    T* const results = results_ + kLanes;
+    const int64_t step = run.step.stride[kOut];
+    char* const y = job_.base[kOut] + run.place.offset[kOut] + first_ * step;
+    const auto out = [&](int64_t r) SOFTMAXLIB_INLINE_LAMBDA {
+      if constexpr (!kIsOwn) return reinterpret_cast<Storage*>(y + r * step);
+      else return is_direct_ ? reinterpret_cast<T*>(y + r * step) : results + r * spacing_;
+    };
+    T hi[kLanes], lo[kLanes];
+    store(hi, of_all.hi());
+    store(lo, of_all.lo());
+    for (int r = 0; of_all.is_plain() && r < rows_; ++r)
+      write(r, out(r), typename Element::Plain{V::set1(hi[r]), V::set1(lo[r])});
+    const bool all = of_all.is_plain() || write_each(run, row, of_all, out);
+    if (is_direct_) return;
+    if (all && is_dense_ && sender_.takes_rows())
+      return sender_.put_adjacent(y, results, rows_ * job_.n);
+    if (all && sender_.sends_squares()) {
+      alignas(64) T ones[kLanes];
+      store(ones, V::set1(1));
+      return sender_.put_square(y, results, pitch_, rows_, ones);
+    }
+    for (int r = 0; r < rows_; ++r)
+      if (all || !alone_[r]) sender_.put(y + r * step, results + r * spacing_, 1);
+  }
+  template <class F>
+  SOFTMAXLIB_INLINE void write(int64_t r, Storage* to, const F& element) const {
+    const auto row = piece(r);
+    const int64_t n = job_.n;
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store(to + i, row.results(i, kLanes, element));
+    if (i == n) return;
+    const V last = row.results(i, kLanes, element);
+    if (SOFTMAXLIB_UNLIKELY(is_direct_ && first_ + r >= exact_from_))
+      store_n(to + i, last, static_cast<int>(n - i));
+    else store(to + i, last);
+  }
+  // Row by row; false where one was computed alone.
+  template <class Out>
+  SOFTMAXLIB_NOINLINE bool write_each(const RowRun& run, int64_t row, const Element& of_all,
+                                      Out out) {
+    double sums[kLanes];
+    store_lanes(sums, of_all.sums());
+    Place place = run.place;
+    for (int k = 0; k < kOperands; ++k) place.offset[k] += first_ * run.step.stride[k];
+    bool all = true;
+    for (int r = 0; r < rows_; ++r) {
+      alone_[r] = !kind_.reduces && sizeof(T) == 8 && needs_smaller_unit(sums[r]);
+      if (alone_[r]) {
+        all = false;
+        sender_.finish();
+        gradient_of_row<kLog, T>(job_, row + first_ + r);
+      } else {
+        double result = 0;
+        if (kind_.reduces) {
+          sums[r] = row_operand(job_, place, kGrad, 0);
+          result = row_operand(job_, place, kResult, 0);
+        }
+        const auto write_under = [&](const GradientScale& scale) {
+          write(r, out(r), Element(scale, in_all(sums[r], V()), false, result));
+        };
+        if (job_.base[kScale]) write_under(GradientScale(kind_, affine_of(job_, place, {0, 0})));
+        else write_under(of_all.scale());
+      }
+      for (int k = 0; k < kOperands; ++k) place.offset[k] += run.step.stride[k];
+    }
+    return all;
+  }
+
+  const Job& job_;
+  const GradientKind kind_;
+  const int64_t pitch_;
+  bool is_dense_ = false;  // rows follow each other without gaps, in memory and in tiles
+  int64_t spacing_ = 0;    // of rows in tiles
+  int64_t first_ = 0;      // of these, at which the present ones begin
+  int64_t exact_from_ = 0;
+  int rows_ = 0;
+  Tile grad_, y_, x_;
+  const bool where_along_;
+  const uint8_t* where_ = nullptr;  // NULL: all take part
+  int64_t where_stride_ = 0;
+  Sender<V> sender_;
+  const bool is_direct_;
+  LanesOfRows<V> lanes_;
+  bool alone_[kLanes];
+  uint8_t wheres_[kRoom + kLanes];
+  alignas(64) T
+      results_[kIsOwn ? kLanes + kRoom + kLanes : kLanes];  // an outbox reads around what it takes
+};
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

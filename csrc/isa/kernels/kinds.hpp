@@ -1,0 +1,413 @@
+// What is computed of many short rows at once, a row per lane: the kinds of kernels/batch.hpp and
+// kernels/lanes.hpp.
+#pragma once
+
+#include "isa/kernels/log_softmax.hpp"
+#include "isa/kernels/stablemax.hpp"
+#include "isa/stage/stage_rows.hpp"
+#include "isa/sum/columns.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// What the sums of a batch's rows have been folded to, a row per lane.
+template <class V>
+struct BatchSums {
+  InLanes<V> sum, error;
+  V reference;
+
+  // Rows whose sums cannot be trusted are to be computed alone.
+  void check(V value, bool (&alone)[V::lanes]) const {
+    if (all_usable(reference, value)) return;
+    typename V::elem r[V::lanes], v[V::lanes];
+    store(r, reference);
+    store(v, value);
+    for (int i = 0; i < V::lanes; ++i) alone[i] |= !SOFTMAX_ISA::usable(r[i], v[i]);
+  }
+};
+
+// Lanes of a row, a vector of rows each, as sum_lanes() folds those of one vector; what is missing
+// to all of them is +0.
+template <class V>
+SOFTMAXLIB_NOINLINE InLanes<V> fold_lanes(const InLanes<V>* lanes, int count) {
+  InLanes<V> eight[8];
+  for (int i = 0; i < 8; ++i) {
+    eight[i] = i < count ? lanes[i] : in_all(0, V());
+    if (i + 8 < count) eight[i] = eight[i] + lanes[i + 8];
+  }
+  return fold_eight(eight);
+}
+
+// Terms of some arguments of each row, under the rows' references where F follows them.
+template <int N, class F, class X, class V = typename F::V>
+SOFTMAXLIB_INLINE void make_terms(const F& f, const X (&x)[N], V magic, V floor, V (&t)[N]) {
+  constexpr int kStep = kInStep < N ? kInStep : N;
+  for (int k = 0; k < N; k += kStep)
+    if constexpr (F::kFollows) f.template evaluate<kStep>(x + k, magic, floor, t + k);
+    else f.template evaluate<kStep>(x + k, t + k);
+}
+
+// The element that each row holds out of its sum: a column per lane of the row.
+template <class V>
+struct BatchHeld {
+  V hi, lo;
+  InLanes<V> others;  // f of what the other lanes hold, summed
+
+  // take_largest() of isa/sum/terms.hpp for a vector of rows, which hold one element in each of so
+  // many lanes.
+  template <class F, class X>
+  SOFTMAXLIB_NOINLINE BatchHeld(const F& f, const X* held, int lanes, V magic, V floor) {
+    using T = typename V::elem;
+    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
+    V place = zero;
+    hi = high(held[0]);
+    lo = to_pair(held[0]).lo;
+    for (int i = 1; i < lanes; ++i) {
+      const Pair<V> x = to_pair(held[i]);
+      const auto larger = gt(x.hi, hi);
+      hi = select(larger, x.hi, hi);
+      lo = select(larger, x.lo, lo);
+      place = select(larger, V::set1(static_cast<T>(i)), place);
+    }
+    InLanes<V> terms[V::lanes];
+    const auto add = [&](int i, auto count) SOFTMAXLIB_INLINE_LAMBDA {
+      X x[count];
+      V t[count];
+      for (int k = 0; k < count; ++k) {
+        const auto is_it = eq(place, V::set1(static_cast<T>(i + k)));
+        const Pair<V> one = to_pair(held[i + k]);
+        from_pair(Pair<V>{select(is_it, none, one.hi), select(is_it, zero, one.lo)}, x[k]);
+      }
+      make_terms<count>(f, x, magic, floor, t);
+      for (int k = 0; k < count; ++k) terms[i + k] = InLanes<V>::of(t[k]);
+    };
+    int i = 0;
+    for (; i + 4 <= lanes; i += 4) add(i, Elements<4>());
+    for (; i < lanes; ++i) add(i, Elements<1>());
+    others = fold_lanes(terms, lanes);
+  }
+};
+
+// Sums without what each row holds, and that.
+template <class V>
+struct HeldSums {
+  BatchSums<V> sums;
+  BatchHeld<V> top;
+};
+
+// 1 / sum. A float's sum has no error.
+inline InLanes<f32x16> reciprocals_of(const BatchSums<f32x16>& sums) { return inverse(sums.sum); }
+inline InLanes<f64x8> reciprocals_of(const BatchSums<f64x8>& sums) {
+  return reciprocals<f64x8>(sums.sum, sums.error);
+}
+
+// What is computed of a row. Each kind has the function of an element F; finish(), which makes what
+// follows the sums, a row per lane; the rows' results where terms are not kept; and says:
+struct KindOfBatch {
+  static constexpr bool kHolds = false;     // each lane holds its largest argument out of the sum
+  static constexpr bool kReduces = false;   // rows have no results of their elements
+  static constexpr bool kOneIsOne = false;  // a row of one element is 1, whatever p 1/p is
+  static constexpr bool kTargets = false;   // finish() reads elements one by one, and writes
+
+  // Makes the results of the row in this lane those of a row that sees nothing, its arguments being
+  // -inf and its terms 0. False where it has to be computed alone.
+  bool see_nothing(int) { return false; }
+};
+
+// f / sum of f: softmax and stablemax.
+template <class Function>
+struct BatchOfRatio : KindOfBatch {
+  using F = Function;
+  using V = typename F::V;
+  using T = typename V::elem;
+  static constexpr bool kOneIsOne = true;
+
+  alignas(64) T scale[V::lanes];
+
+  bool see_nothing(int r) {
+    scale[r] = 1;
+    return true;
+  }
+  void finish(const BatchSums<V>& sums, bool (&alone)[V::lanes]) {
+    const V r = reciprocals_of(sums).value();
+    store(scale, r);
+    if constexpr (F::kFollows) {
+      sums.check(r, alone);
+    } else {  // nothing is wrong with a sum that needs no other reference
+      double sum[V::lanes];
+      store_lanes(sum, sums.sum);
+      for (int i = 0; i < V::lanes; ++i)
+        alone[i] |= !positive_finite(sum[i]) || stable_reference<V>(sum[i]) != 0;
+    }
+  }
+};
+template <class V>
+using BatchOfSoftmax = BatchOfRatio<Exp<V>>;
+template <class V>
+using BatchOfStablemax = BatchOfRatio<Stable<V>>;
+
+// log1p(rest / e^held), as log1p_pair() gives it.
+template <class V>
+struct LogRest {
+  InLanes<V> hi, lo;
+  InLanes<V> of_held, ratio;  // e^held in units of 2^(reference - kBias) of double; rest / e^held
+
+  LogRest(const BatchSums<V>& sums, const BatchHeld<V>& held) {
+    constexpr int kBias = Exp<V, Use::kLogarithms>::kBias;
+    const InLanes<V> reference = InLanes<V>::of(sums.reference), value = sums.sum + sums.error;
+    const InLanes<V> held_hi = InLanes<V>::of(held.hi), held_lo = InLanes<V>::of(held.lo);
+    of(held_hi, held_lo, reference, value, power_of_two(Exp<f64x8>::kBias - kBias));
+  }
+
+ private:
+  using C = LogConstants<f64x8>;
+
+  struct One {
+    f64x8 hi, lo, of_held, ratio;
+  };
+  static One of(f64x8 held_hi, f64x8 held_lo, f64x8 reference, f64x8 value, double unit) {
+    const ExpInLanes<f64x8> exp((InLanes<f64x8>{reference}));
+    const f64x8 held = exp(Pair<f64x8>{held_hi, held_lo});
+    const f64x8 ratio = value * f64x8::set1(unit) / held;
+    const auto parts = log1p_parts(ratio, f64x8::set1(0));
+    return {parts.exponent * f64x8::set1(C::kLn2Hi),
+            parts.mantissa + parts.exponent * f64x8::set1(C::kLn2Lo), held, ratio};
+  }
+  void of(InLanes<f32x16> h, InLanes<f32x16> l, InLanes<f32x16> r, InLanes<f32x16> v, double unit) {
+    const One a = of(h.low, l.low, r.low, v.low, unit);
+    const One b = of(h.high, l.high, r.high, v.high, unit);
+    hi = {a.hi, b.hi};
+    lo = {a.lo, b.lo};
+    of_held = {a.of_held, b.of_held};
+    ratio = {a.ratio, b.ratio};
+  }
+  void of(InLanes<f64x8> h, InLanes<f64x8> l, InLanes<f64x8> r, InLanes<f64x8> v, double unit) {
+    const One a = of(h.all, l.all, r.all, v.all, unit);
+    hi = {a.hi};
+    lo = {a.lo};
+    of_held = {a.of_held};
+    ratio = {a.ratio};
+  }
+};
+
+template <class Vector>
+struct BatchOfLogSoftmax : KindOfBatch {
+  using V = Vector;
+  using T = typename V::elem;
+  using F = Exp<V, Use::kLogarithms>;
+  static constexpr bool kHolds = true;
+
+  void finish(const BatchSums<V>& sums, const BatchHeld<V>& held, bool (&alone)[V::lanes]) {
+    set(LogRest<V>(sums, held), held);
+    sums.check(sums.sum.value(), alone);
+  }
+  void set(const LogRest<V>& rest, const BatchHeld<V>& held) {
+    store(hi_, held.hi);
+    store(lo_, held.lo);
+    store(log_rest_, (rest.hi + rest.lo).value());
+  }
+  bool see_nothing(int r) {
+    hi_[r] = lo_[r] = log_rest_[r] = 0;
+    return true;
+  }
+  auto result(int r) const {
+    return [hi = V::set1(hi_[r]), lo = V::set1(lo_[r]), log_rest = V::set1(log_rest_[r])](auto x)
+               SOFTMAXLIB_INLINE_LAMBDA { return subtract(x, hi, lo) - log_rest; };
+  }
+  // Element j of every row.
+  template <class X>
+  SOFTMAXLIB_INLINE V results(X x, int) const {
+    return subtract(x, load(hi_), load(lo_)) - load(log_rest_);
+  }
+
+ private:
+  alignas(64) T hi_[V::lanes], lo_[V::lanes], log_rest_[V::lanes];
+};
+
+template <class Vector>
+struct BatchOfLogStablemax : KindOfBatch {
+  using V = Vector;
+  using T = typename V::elem;
+  using F = Stable<V>;
+  static constexpr bool kHolds = true;
+
+  void finish(const BatchSums<V>& sums, const BatchHeld<V>& held, bool (&alone)[V::lanes]) {
+    double hi[V::lanes], lo[V::lanes], rest[V::lanes], exponent[V::lanes], mantissa[V::lanes];
+    double of_largest[V::lanes], sum[V::lanes];
+    store_lanes(hi, InLanes<V>::of(held.hi));
+    store_lanes(lo, InLanes<V>::of(held.lo));
+    store_lanes(rest, sums.sum + sums.error);
+    store_lanes(sum, sums.sum);
+    for (int i = 0; i < V::lanes; i += f64x8::lanes) {
+      const Pair<f64x8> largest = normalized(Pair<f64x8>{load(hi + i), load(lo + i)});
+      const f64x8 s = Stable<f64x8>(0)(Pair<f64x8>{load(hi + i), load(lo + i)});
+      const LogSumsOfStable of(largest, load(rest + i) / s);
+      store(exponent + i, of.exponent);
+      store(mantissa + i, of.template mantissa_for<V>());
+      store(of_largest + i, of.of_largest);
+      store(sum + i, load(sum + i) + s);
+    }
+    for (int i = 0; i < V::lanes; ++i) {
+      alone[i] |= !positive_finite(sum[i]) || stable_reference<V>(sum[i]) != 0;
+      exponent_[i] = static_cast<T>(exponent[i]);
+      mantissa_[i] = static_cast<T>(mantissa[i]);
+      of_largest_[i] = static_cast<T>(of_largest[i]);
+    }
+    store(largest_, held.hi);
+  }
+  auto result(int r) const {
+    const LogSumOfStable<V> sum = {V::set1(exponent_[r]), V::set1(mantissa_[r]),
+                                   V::set1(largest_[r]), V::set1(of_largest_[r])};
+    return [sum](auto x) SOFTMAXLIB_INLINE_LAMBDA { return log_stablemax_of<V>(x, sum); };
+  }
+  // Element j of every row.
+  template <class X>
+  SOFTMAXLIB_INLINE V results(X x, int) const {
+    return log_stablemax_of<V>(
+        x, {load(exponent_), load(mantissa_), load(largest_), load(of_largest_)});
+  }
+
+ private:
+  alignas(64) T exponent_[V::lanes], mantissa_[V::lanes], largest_[V::lanes];
+  alignas(64) T of_largest_[V::lanes];
+};
+
+// What rows of a batch or of lanes read and write beside their elements.
+template <class V>
+struct RowsBeside {
+  using T = typename V::elem;
+  const Job* job;
+  Place place;  // of the first
+  Dim step;     // to the next
+  int rows;
+
+  void begin(const RowRun& run, int first, int count) {
+    job = &run.job;
+    rows = count;
+    step = run.step;
+    for (int k = 0; k < kOperands; ++k)
+      place.offset[k] = run.place.offset[k] + first * step.stride[k];
+  }
+  char* at(Operand k, int r) const { return job->base[k] + place.offset[k] + r * step.stride[k]; }
+  int64_t index(int r, int64_t offset = 0) const {
+    int64_t i;
+    memcpy(&i, at(kIndices, r) + offset, sizeof(i));
+    return i;
+  }
+  // A result per row, so far from an operand, but for those that are computed alone.
+  SOFTMAXLIB_NOINLINE void put(Operand k, const T* values, const bool (&alone)[V::lanes],
+                               int64_t offset = 0) const {
+    // Where one is, its x may be in the same place.
+    bool all = (job->dtype[k] == SOFTMAXLIB_F64) == (sizeof(T) == 8);
+    for (int r = 0; r < rows; ++r) all &= !alone[r];
+    if (all) return store_all(job->dtype[k], at(k, 0) + offset, step.stride[k], rows, values);
+    for (int r = 0; r < rows; ++r)
+      if (!alone[r]) put_as(job->dtype[k], at(k, r) + offset, static_cast<double>(values[r]));
+  }
+};
+
+inline double product_or_zero(double q, double y) { return q == 0 ? 0 : q * y; }
+
+// The classes of rows, their arguments and weights.
+template <class V>
+struct LabelsOfRows {
+  using T = typename V::elem;
+  alignas(64) T hi[V::lanes] = {}, lo[V::lanes] = {}, target[V::lanes] = {};
+  alignas(64) double weight[V::lanes] = {};
+
+  template <class At>
+  LabelsOfRows(const RowsBeside<V>& rows, bool (&alone)[V::lanes], At at) {
+    const Job& job = *rows.job;
+    for (int r = 0; r < rows.rows; ++r) {
+      const int64_t i = rows.index(r);
+      // One that is ignored, or not seen: and the caller's memory may have changed since the check.
+      bool usual = i != job.loss->ignore_index && i >= 0 && i < job.n;
+      if (usual) {
+        const Pair<T> z = at(r, i);
+        usual = z.hi != static_cast<T>(-INFINITY);
+        hi[r] = z.hi, lo[r] = z.lo;
+        weight[r] = weight_of(*job.loss, i);
+        target[r] = static_cast<T>(i);
+      }
+      alone[r] |= !usual;
+    }
+  }
+  Pair<V> arguments() const { return {load(hi), load(lo)}; }
+  void put_losses(const RowsBeside<V>& rows, const BatchOfLogSoftmax<V>& log_softmax,
+                  const bool (&alone)[V::lanes]) const {
+    T log_p[V::lanes], losses[V::lanes];
+    store(log_p, log_softmax.results(arguments(), 0));
+    const bool is_wide = sizeof(T) == 4 && rows.job->dtype[kLoss] == SOFTMAXLIB_F64;
+    for (int r = 0; r < rows.rows; ++r) {
+      const double y = product_or_zero(weight[r], 0 - static_cast<double>(log_p[r]));
+      const double loss = y == y ? y : static_cast<double>(NAN);
+      losses[r] = static_cast<T>(loss);
+      if (is_wide && !alone[r]) put_as(SOFTMAXLIB_F64, rows.at(kLoss, r), loss);
+    }
+    if (!is_wide) rows.put(kLoss, losses, alone);
+  }
+};
+
+// What needs the logarithm of a row's sum and, at most, some of its elements: logsumexp, losses
+// without a gradient, take_log_softmax.
+template <class Vector>
+class BatchOfLogSums : public KindOfBatch {
+ public:
+  using V = Vector;
+  using T = typename V::elem;
+  using F = Exp<V, Use::kLogarithms>;
+  static constexpr bool kHolds = true, kReduces = true, kTargets = true;
+
+  void begin(const RowRun& run, int first, int rows) { rows_.begin(run, first, rows); }
+
+  template <class At>
+  SOFTMAXLIB_NOINLINE void finish(const BatchSums<V>& sums, const BatchHeld<V>& held,
+                                  bool (&alone)[V::lanes], At at) {
+    const Job& job = *rows_.job;
+    const LogRest<V> rest(sums, held);
+    sums.check(sums.sum.value(), alone);
+    if (!job.loss && !job.top) return put_sums(kOut, rest, held, alone);
+    BatchOfLogSoftmax<V> log_softmax;
+    log_softmax.set(rest, held);
+    if (job.loss) return LabelsOfRows<V>(rows_, alone, at).put_losses(rows_, log_softmax, alone);
+    take(log_softmax, alone, at);
+    if (job.base[kLogSum]) put_sums(kLogSum, rest, held, alone);
+  }
+  bool see_nothing(int r) {
+    const Job& job = *rows_.job;
+    if (job.loss || job.top) return false;
+    put_as(job.dtype[kOut], rows_.at(kOut, r), -INFINITY);
+    return true;
+  }
+
+ private:
+  void put_sums(Operand k, const LogRest<V>& rest, const BatchHeld<V>& held,
+                const bool (&alone)[V::lanes]) const {
+    alignas(64) T values[V::lanes];
+    const InLanes<V> large = (in_all(0, V()) + InLanes<V>::of(held.hi)) + rest.hi;
+    store(values, (large + (InLanes<V>::of(held.lo) + rest.lo)).value());
+    rows_.put(k, values, alone);
+  }
+  template <class At>
+  void take(const BatchOfLogSoftmax<V>& log_softmax, const bool (&alone)[V::lanes], At at) const {
+    const Job& job = *rows_.job;
+    for (int64_t i = 0; i < job.top->k; ++i) {
+      alignas(64) T hi[V::lanes] = {}, lo[V::lanes] = {}, taken[V::lanes];
+      for (int r = 0; r < rows_.rows; ++r) {
+        const int64_t element = rows_.index(r, i * job.top->index_stride);
+        const bool valid = element >= 0 && element < job.n;  // it may have changed since the check
+        const Pair<T> z = valid ? at(r, element) : Pair<T>{static_cast<T>(NAN), 0};
+        hi[r] = z.hi, lo[r] = z.lo;
+      }
+      store(taken, log_softmax.results(Pair<V>{load(hi), load(lo)}, 0));
+      rows_.put(kOut, taken, alone, i * job.top->weight_stride);
+    }
+  }
+
+  RowsBeside<V> rows_;
+};
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

@@ -1,0 +1,491 @@
+// Rows of up to a group, a row per lane: what is computed of them, once their elements are columns
+// of vectors. kernels/lanes.hpp brings them there and their results back. The bits are those of
+// isa/sum/sum.hpp.
+#pragma once
+
+#include "isa/kernels/batch.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// Lines that are fetched while groups are computed: of elements to come, some of a column and then
+// of the next, since hardware foresees lines that follow each other, but not where the next column
+// is; and those that results of a group go to.
+struct LinesAhead {
+  const char* x = nullptr;       // NULL: none
+  int64_t line = 0, column = 0;  // bytes from one line to the next, from the end of a column's
+  int64_t width = 1, at = 0;     // lines of a column
+  const char* y = nullptr;       // NULL: none
+  int64_t y_column = 0;
+
+  // Those of so many elements.
+  SOFTMAXLIB_INLINE void step(int count) {
+    for (int i = 0; x && i < count; ++i) {
+      SOFTMAXLIB_PREFETCH(x);
+      x += line;
+      if (++at == width) at = 0, x += column;
+    }
+    for (int i = 0; y && i < count; ++i, y += y_column) prefetch(y);
+  }
+};
+
+// Columns of several groups of rows: column j of a group holds element j of its rows, and later
+// their results. kLow: elements have a second part.
+template <class Vector, bool kLow>
+class LaneColumns {
+ public:
+  using V = Vector;
+  using T = typename V::elem;
+  static constexpr int kLanes = V::lanes;
+  // Columns: of a batch, a part of the first level cache; and what there is room for.
+  static constexpr int kMost = kLow ? 96 : 128;
+  static constexpr int kSlots = 4, kRoom = kSlots * kVectorsPerGroup * kLanes;
+  static_assert(kRoom >= kMost, "a batch fits");
+
+  explicit LaneColumns(int n) : n_(n), pitch_((n + 3) / 4 * 4), groups_(kMost / pitch_) {}
+
+  // Of a batch.
+  int groups() const { return groups_; }
+
+  // Where the elements of a group's rows are to go, a vector for each column;
+  T* columns(int group) {
+    read_from(group, column(hi_, group, 0), kLanes);
+    return column(hi_, group, 0);
+  }
+  // or where they are, with so much from a column to the next.
+  void read_from(int group, const T* elements, int64_t stride) {
+    from_[group] = elements;
+    stride_[group] = stride;
+  }
+  // Element j of a group's rows.
+  SOFTMAXLIB_INLINE void set(int group, int j, Pair<V> x) {
+    store(column(hi_, group, j), x.hi);
+    store(column(lo_, group, j), x.lo);
+  }
+  // All elements of a group's rows, `stride` apart; of less than four, up to three beyond are read.
+  SOFTMAXLIB_NOINLINE void load_rows(int group, const T* x, const T* low, int64_t stride) {
+    transpose(columns(group), x, stride);
+    if constexpr (kLow)
+      if (low) transpose(column(lo_, group, 0), low, stride);
+  }
+  // Elements become arguments: times a factor per row, as combine() of isa/stage/stage.hpp has it.
+  // False where that is not enough for one.
+  SOFTMAXLIB_NOINLINE bool scale(int group, Pair<V> factor) {
+    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
+    const V limit = V::set1(static_cast<T>(kLargestLow<V>));
+    V bad = zero;
+    for (int j = 0; j < n_; ++j) {
+      const V x = load(column(hi_, group, j)), hi = x * factor.hi;
+      V lo = fma(x, factor.lo, fma(x, factor.hi, zero - hi));
+      lo = select(eq(x, none), zero, lo);
+      bad = select(gt(limit, max(lo, zero - lo)), bad, limit);
+      set(group, j, Pair<V>{hi, lo});
+    }
+    return !any(gt(bad, zero));
+  }
+  // All columns times a factor per row, as rows. Of rows of less than four, up to three beyond are
+  // written, in order.
+  SOFTMAXLIB_NOINLINE void store_rows(int group, V factor, T* y, int64_t stride) const {
+    int j = 0;
+    for (; j + 8 <= n_; j += 8) store_block<8>(group, j, factor, y, stride);
+    for (; j + 4 <= n_; j += 4) store_block<4>(group, j, factor, y, stride);
+    if (j < n_) store_block<4>(group, n_ < 4 ? 0 : n_ - 4, factor, y, stride);
+  }
+
+ protected:
+  using X = typename OneOrPair<V, kLow>::type;
+
+  T* column(T* of, int group, int j) const { return of + (group * pitch_ + j) * kLanes; }
+  const T* column(const T* of, int group, int j) const {
+    return of + (group * pitch_ + j) * kLanes;
+  }
+  SOFTMAXLIB_INLINE void argument_of(int group, int j, V& x) const {
+    x = load(from_[group] + j * stride_[group]);
+  }
+  SOFTMAXLIB_INLINE void argument_of(int group, int j, Pair<V>& x) const {
+    x = {load(column(hi_, group, j)), load(column(lo_, group, j))};
+  }
+  SOFTMAXLIB_INLINE X argument(int group, int j) const {
+    X x;
+    argument_of(group, j, x);
+    return x;
+  }
+  // That of one row.
+  Pair<T> argument_of_row(int group, int r, int64_t j) const {
+    if constexpr (kLow)
+      return {column(hi_, group, static_cast<int>(j))[r],
+              column(lo_, group, static_cast<int>(j))[r]};
+    else return {element_at(from_[group], j * stride_[group] + r), 0};
+  }
+
+  const int n_, pitch_, groups_;
+  alignas(64) T hi_[kRoom * kLanes];
+
+ private:
+  void transpose(T* to, const T* x, int64_t stride) const {
+    int j = 0;
+    for (; j + 8 <= n_; j += 8) load_block<8>(to + j * kLanes, x + j, stride);
+    for (; j + 4 <= n_; j += 4) load_block<4>(to + j * kLanes, x + j, stride);
+    if (j == n_) return;
+    const int last = n_ < 4 ? 0 : n_ - 4;
+    load_block<4>(to + last * kLanes, x + last, stride);
+  }
+  template <int kColumns>
+  static SOFTMAXLIB_INLINE void load_block(T* to, const T* x, int64_t stride) {
+    V block[kColumns];
+    load_columns(x, stride, block);
+    for (int k = 0; k < kColumns; ++k) store(to + k * kLanes, block[k]);
+  }
+  template <int kColumns>
+  SOFTMAXLIB_INLINE void store_block(int group, int j, V factor, T* y, int64_t stride) const {
+    V block[kColumns];
+    for (int k = 0; k < kColumns; ++k) block[k] = load(column(hi_, group, j + k)) * factor;
+    store_columns(y + j, stride, block);
+  }
+
+  const T* from_[kRoom / 4];   // the elements of each group, which may be in hi_
+  int64_t stride_[kRoom / 4];  // from one column of them to the next
+  alignas(64) T lo_[kLow ? kRoom * kLanes : 1];
+};
+
+// Their terms and sums, as a function F of arguments has them.
+template <class Function, bool kLow>
+class LaneSums : public LaneColumns<typename Function::V, kLow> {
+ protected:
+  using Columns = LaneColumns<typename Function::V, kLow>;
+  using Columns::argument;
+  using Columns::column;
+  using Columns::hi_;
+  using Columns::n_;
+  using typename Columns::X;
+
+ public:
+  using F = Function;
+  using V = typename F::V;
+  using T = typename V::elem;
+  using Columns::kLanes;
+  using Columns::kRoom;
+
+  explicit LaneSums(int n) : Columns(n) {}
+
+  // The references of a group, from the maxima of its rows.
+  SOFTMAXLIB_NOINLINE void set_references(int g) {
+    V a = V::set1(static_cast<T>(-INFINITY)), b = a;
+    int j = 0;
+    for (; j + 2 <= n_; j += 2) {
+      a = max(high(argument(g, j)), a);
+      b = max(high(argument(g, j + 1)), b);
+    }
+    if (j < n_) a = max(high(argument(g, j)), a);
+    const V references = references_of(max(a, b)).value();
+    const ExpInLanes<V, F> exp(references);
+    store(reference_[g], references);
+    store(magic_[g], exp.magic());
+    store(floor_[g], exp.floor());
+  }
+  // Arguments become terms, while lines are fetched.
+  SOFTMAXLIB_NOINLINE void make_terms(int g, LinesAhead& ahead) {
+    int j = 0;
+    for (; j + 4 <= n_; j += 4) {
+      terms_of<4>(g, j);
+      ahead.step(4);
+    }
+    for (; j < n_; ++j) {
+      terms_of<1>(g, j);
+      ahead.step(1);
+    }
+  }
+  // The sums of a group's rows, once their arguments are terms;
+  SOFTMAXLIB_NOINLINE BatchSums<V> sum(int g) const {
+    return with_reference(sum_of_terms(column(hi_, g, 0)), g);
+  }
+  // or those without what each row holds, and that. Each virtual lane of a row, which are elements
+  // so many after each other, holds its largest argument, and the largest of all stays out of the
+  // sum.
+  SOFTMAXLIB_NOINLINE HeldSums<V> sum_held(int g) const {
+    const F f(0);
+    const int lanes = n_ < kLanes ? n_ : kLanes;
+    X held[kLanes];
+    V invalid = V::set1(0);  // a NaN is summed, not held
+    for (int i = 0; i < lanes; ++i) {
+      X none;
+      from_pair(Pair<V>{V::set1(static_cast<T>(-INFINITY)), V::set1(0)}, none);
+      const X x = argument(g, i);
+      invalid = select(eq(high(x), high(x)), invalid, high(x));
+      hold(none, x);
+      held[i] = none;
+    }
+    BatchSums<V> sums = with_reference({in_all(0, V()), in_all(0, V()), V::set1(0)}, g);
+    if (n_ > kLanes) {
+      InLanes<V> rests[kLanes];
+      const int more = n_ - kLanes < kLanes ? n_ - kLanes : kLanes;
+      int i = 0;
+      for (; i + 4 <= more; i += 4) rest_of_lanes<4>(f, g, i, held, rests);
+      for (; i < more; ++i) rest_of_lanes<1>(f, g, i, held, rests);
+      sums = summed(rests, more, sums);
+    }
+    const BatchHeld<V> top(f, held, lanes, magic(g), floor(g));
+    two_sum(sums.sum, sums.error, top.others);
+    sums.sum = sums.sum + InLanes<V>::of(invalid);
+    return {sums, top};
+  }
+
+ private:
+  BatchSums<V> with_reference(BatchSums<V> sums, int g) const {
+    sums.reference = F::kFollows ? load(reference_[g]) : V::set1(0);
+    return sums;
+  }
+  // Some at once.
+  template <int N>
+  SOFTMAXLIB_INLINE void terms_of(int g, int j) {
+    X x[N];
+    V t[N];
+    for (int k = 0; k < N; ++k) x[k] = argument(g, j + k);
+    SOFTMAX_ISA::make_terms<N>(F(0), x, magic(g), floor(g), t);
+    for (int k = 0; k < N; ++k) store(column(hi_, g, j + k), t[k]);
+  }
+
+  // Terms of a whole row, a vector each, as Lanes adds them up and folds them into a Total.
+  static void fold(const InLanes<f32x16> (&lane)[8], BatchSums<f32x16>& sums) {
+    sums.sum = fold_eight(lane);
+  }
+  static void fold(const InLanes<f64x8> (&lane)[8], BatchSums<f64x8>& sums) {
+    sums.sum = lane[0];
+    for (int i = 1; i < 8; ++i) two_sum(sums.sum.all, sums.error.all, lane[i].all);
+  }
+  BatchSums<V> sum_of_terms(const T* terms) const {
+    BatchSums<V> sums = {in_all(0, V()), in_all(0, V()), V::set1(0)};
+    InLanes<V> lane[8];
+    if (!F::kWide && n_ <= kLanes) {  // an element or two in each
+      for (int i = 0; i < 8; ++i) {
+        const auto at = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
+          return InLanes<V>::of(load(terms + j * kLanes));
+        };
+        lane[i] = i < n_ ? at(i) : in_all(0, V());
+        if (i + 8 < n_) lane[i] = lane[i] + at(i + 8);
+      }
+    } else {
+      for (int i = 0; i < 8; ++i) lane[i] = i < n_ ? lane_of(terms, i) : in_all(0, V());
+    }
+    fold(lane, sums);
+    return sums;
+  }
+  SOFTMAXLIB_INLINE InLanes<V> lane_of(const T* terms, int i) const {
+    const auto at = [&](int j) SOFTMAXLIB_INLINE_LAMBDA { return load(terms + j * kLanes); };
+    if constexpr (F::kWide) {  // terms are added in double
+      const auto some = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
+        return j < n_ ? InLanes<V>::of(at(j)) : in_all(0, V());
+      };
+      const auto wide = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
+        return j + kLanes / 2 < n_ ? some(j) + some(j + kLanes / 2) : some(j);
+      };
+      return (wide(i) + wide(i + kLanes)) + (wide(i + 2 * kLanes) + wide(i + 3 * kLanes));
+    } else {
+      const auto four = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
+        V sum = at(j);
+        if (j + kLanes < n_) sum = sum + at(j + kLanes);
+        if (j + 3 * kLanes < n_) return sum + (at(j + 2 * kLanes) + at(j + 3 * kLanes));
+        return j + 2 * kLanes < n_ ? sum + at(j + 2 * kLanes) : sum;
+      };
+      if (kLanes == 8 || i + kLanes / 2 >= n_) return InLanes<V>::of(four(i));
+      return InLanes<V>::of(four(i)) + InLanes<V>::of(four(i + kLanes / 2));
+    }
+  }
+
+  // What lanes i and after have beside what they hold: up to three elements each, a vector apart.
+  template <int N>
+  SOFTMAXLIB_INLINE void rest_of_lanes(const F& f, int g, int i, X* held, InLanes<V>* rests) const {
+    V t[3][N];
+    SOFTMAXLIB_NO_UNROLL
+    for (int q = 0; q < 3; ++q) {
+      const int from = i + (q + 1) * kLanes;
+      for (int k = 0; k < N; ++k) t[q][k] = V::set1(0);
+      if (from + N <= n_) {
+        X x[N];
+        for (int k = 0; k < N; ++k) x[k] = hold(held[i + k], argument(g, from + k));
+        SOFTMAX_ISA::make_terms<N>(f, x, magic(g), floor(g), t[q]);
+        continue;
+      }
+      SOFTMAXLIB_NO_UNROLL
+      for (int k = 0; k < N; ++k) {
+        if (from + k >= n_) break;
+        const X x[1] = {hold(held[i + k], argument(g, from + k))};
+        V one[1];
+        SOFTMAX_ISA::make_terms<1>(f, x, magic(g), floor(g), one);
+        t[q][k] = one[0];
+      }
+    }
+    for (int k = 0; k < N; ++k) {
+      if constexpr (F::kWide)
+        rests[i + k] =
+            InLanes<V>::of(t[0][k]) + (InLanes<V>::of(t[1][k]) + InLanes<V>::of(t[2][k]));
+      else rests[i + k] = InLanes<V>::of(t[0][k] + (t[1][k] + t[2][k]));
+    }
+  }
+  static BatchSums<f32x16> summed(const InLanes<f32x16>* rests, int n, BatchSums<f32x16> sums) {
+    sums.sum = fold_lanes(rests, n);
+    return sums;
+  }
+  static BatchSums<f64x8> summed(const InLanes<f64x8>* rests, int n, BatchSums<f64x8> sums) {
+    for (int i = 0; i < n; ++i) two_sum(sums.sum.all, sums.error.all, rests[i].all);
+    return sums;
+  }
+  SOFTMAXLIB_INLINE V magic(int g) const { return F::kFollows ? load(magic_[g]) : V::set1(0); }
+  SOFTMAXLIB_INLINE V floor(int g) const { return F::kFollows ? load(floor_[g]) : V::set1(0); }
+
+  alignas(64) T reference_[kRoom / 4][kLanes], magic_[kRoom / 4][kLanes];
+  alignas(64) T floor_[kRoom / 4][kLanes];
+};
+
+// What a kind computes of them. The groups go through the phases one after the other: the chain of
+// a single group's maximum, exponentials, sum and reciprocal would be too long.
+template <class P, bool kLow>
+class LaneGroups : public LaneSums<typename P::F, kLow> {
+  using Sums = LaneSums<typename P::F, kLow>;
+  using Sums::argument;
+  using Sums::column;
+  using Sums::hi_;
+  using Sums::n_;
+
+ public:
+  using Sums::kLanes;
+  using Sums::kRoom;
+  using typename Sums::F;
+  using typename Sums::T;
+  using typename Sums::V;
+
+  // counts: a row may see but one of its elements, which takes all.
+  LaneGroups(int n, bool counts) : Sums(n), counts_(P::kOneIsOne && n > 1 && counts) {}
+
+  // What the rows of a group need beside their elements: those of a run from `first` on.
+  void begin(int group, const RowRun& run, int first, int rows) {
+    of_[group].begin(run, first, rows);
+  }
+
+  // From arguments to terms, to sums and what follows from them, in steps: those of one group wait
+  // for each other. False where some row has to be computed alone.
+  SOFTMAXLIB_NOINLINE bool evaluate(int groups, LinesAhead ahead) {
+    for (int g = 0; g < groups; ++g) start(g);
+    for (int g = 0; g < groups; ++g) make_terms(g, ahead);
+    bool good = true;
+    for (int g = 0; g < groups; ++g) good &= finish(g);
+    return good;
+  }
+  SOFTMAXLIB_INLINE void start(int g) {
+    if constexpr (F::kFollows) this->set_references(g);
+    if constexpr (P::kOneIsOne)
+      if (counts_) store(seen_[g], count(g));
+  }
+  SOFTMAXLIB_INLINE void make_terms(int g, LinesAhead& ahead) {
+    if constexpr (P::kHolds) ahead.step(n_);
+    else Sums::make_terms(g, ahead);
+  }
+  SOFTMAXLIB_NOINLINE bool finish(int g) {
+    memset(alone_[g], 0, sizeof(alone_[g]));
+    if constexpr (P::kHolds) {
+      const HeldSums<V> held = this->sum_held(g);
+      if constexpr (P::kTargets) {
+        const auto element = [&](int r, int64_t j) SOFTMAXLIB_INLINE_LAMBDA {
+          return this->argument_of_row(g, r, j);
+        };
+        of_[g].finish(held.sums, held.top, alone_[g], element);
+      } else {
+        of_[g].finish(held.sums, held.top, alone_[g]);
+      }
+    } else {
+      of_[g].finish(this->sum(g), alone_[g]);
+      if constexpr (P::kOneIsOne) {
+        if (n_ == 1) set_to_one(g);
+        if (counts_ && any(eq(load(seen_[g]), V::set1(1)))) check_ones(g, load(seen_[g]));
+      }
+    }
+    return !is_any_alone(g);
+  }
+  // Once more, where some rows of a group would be computed alone: those that see nothing need not.
+  // where: of the first row's first element.
+  SOFTMAXLIB_NOINLINE bool settle(int g, const Job& job, const char* where, int64_t step,
+                                  int rows) {
+    const int64_t stride = job.inner[0].stride[kWhere];
+    for (int r = 0; r < rows && r < kLanes; ++r, where += step) {
+      if (!alone_[g][r]) continue;
+      bool sees = false;
+      for (int j = 0; j < n_ && !sees; ++j) sees = where[j * stride] != 0;
+      if (sees || !of_[g].see_nothing(r)) continue;
+      if constexpr (P::kOneIsOne)  // that of one element may be 1 by now
+        column(hi_, g, 0)[r] = 0;
+      alone_[g][r] = false;
+    }
+    return !is_any_alone(g);
+  }
+  bool is_alone(int row) const { return alone_[row / kLanes][row % kLanes]; }
+  bool is_any_alone(int group) const {
+    uint64_t all[kLanes / 8], any = 0;
+    static_assert(sizeof(all) == sizeof(alone_[0]), "a byte per lane");
+    memcpy(all, alone_[group], sizeof(all));
+    for (const uint64_t some : all) any |= some;
+    return any != 0;
+  }
+
+  // A function of j: result j of a group's rows.
+  SOFTMAXLIB_INLINE auto results(int group) const {
+    if constexpr (P::kHolds) {
+      return [this, group](int j)
+                 SOFTMAXLIB_INLINE_LAMBDA { return of_[group].results(argument(group, j), j); };
+    } else {
+      return [terms = column(hi_, group, 0), scale = load(of_[group].scale)](int j)
+                 SOFTMAXLIB_INLINE_LAMBDA { return load(terms + j * kLanes) * scale; };
+    }
+  }
+  // All of them, as rows.
+  void store_results(int group, T* y, int64_t stride) {
+    if constexpr (P::kHolds) {
+      resolve(group);
+      this->store_rows(group, V::set1(1), y, stride);
+    } else {
+      this->store_rows(group, load(of_[group].scale), y, stride);
+    }
+  }
+
+ private:
+  // Results take the place of arguments.
+  SOFTMAXLIB_NOINLINE void resolve(int group) {
+    const auto result = results(group);
+    for (int j = 0; j < n_; ++j) store(column(hi_, group, j), result(j));
+  }
+
+  // A row that sees one element, which then is 1: whether others are -inf or not seen is for it to
+  // say where p times the rounded 1 / p is not.
+  SOFTMAXLIB_NOINLINE void check_ones(int g, V seen) {
+    V top = V::set1(0);
+    const auto result = results(g);
+    for (int j = 0; j < n_; ++j) top = max(top, result(j));
+    T counts[kLanes], largest[kLanes];
+    store(counts, seen);
+    store(largest, top);
+    for (int i = 0; i < kLanes; ++i) alone_[g][i] |= counts[i] == 1 && largest[i] != 1;
+  }
+
+  SOFTMAXLIB_NOINLINE V count(int g) const {
+    V seen = V::set1(0);
+    for (int j = 0; j < n_; ++j)
+      seen = seen + select(eq(high(argument(g, j)), V::set1(static_cast<T>(-INFINITY))), V::set1(0),
+                           V::set1(1));
+    return seen;
+  }
+
+  // Of a row of one element, which p times the rounded 1 / p need not be.
+  void set_to_one(int group) {
+    store(column(hi_, group, 0), V::set1(1));
+    store(of_[group].scale, V::set1(1));
+  }
+
+  const bool counts_;
+  alignas(64) T seen_[kRoom / 4][kLanes];  // how many elements of a row are not -inf
+  bool alone_[kRoom / 4][kLanes];
+  P of_[kRoom / 4];
+};
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

@@ -1,0 +1,422 @@
+// Rows of up to a group, as many at a time as a vector has lanes: every lane is a row, so that a
+// row's maximum, sum and logarithm take no shuffles. Rows that are contiguous are transposed on
+// their way in and out; those along an axis that is not the last lie across vectors already. What
+// is computed of a row is one of kernels/kinds.hpp.
+#pragma once
+
+#include "isa/kernels/lane_groups.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// The rows of a run from `first` on, which lie side by side, to a group; false where the short
+// computation of their arguments does not do.
+template <class V, bool kLow>
+SOFTMAXLIB_NOINLINE bool fetch_across(const Job& job, Stager<V>& stager, const RowRun& run,
+                                      int first, int rows, LaneColumns<V, kLow>& to, int g) {
+  const int n = static_cast<int>(job.n);
+  if constexpr (kLow) {
+    if (!is_only_scaled(job)) {
+      Terms<V> terms = stager.terms_across(run);
+      for (int j = 0; j < n; ++j) to.set(g, j, stager.across(run, terms, first, rows, j));
+      return true;
+    }
+  }
+  const char* x = job.base[kX] + run.place.offset[kX] + first * run.step.stride[kX];
+  auto* const columns = to.columns(g);
+  for (int j = 0; j < n; ++j, x += job.inner[0].stride[kX])
+    store(columns + j * V::lanes, load_some(job.dtype[kX], x, rows, V()));
+  if constexpr (kLow) {
+    Pair<V> factor;
+    return stager.factors(run, first, rows, factor) && to.scale(g, factor);
+  }
+  return true;
+}
+
+// Rows that lie side by side: vectors across them are read where they are. Groups may come from
+// several runs.
+template <class P, bool kLow>
+class LanesAcross {
+ public:
+  // Whether all operands of elements lie so.
+  static bool takes(const Job& job) {
+    if (!Access(job, kX).across || job.causal) return false;
+    return !kLow || is_only_scaled(job) || Stager<V>(job).is_across(RowRun(job, 0));
+  }
+
+  explicit LanesAcross(const Job& job)
+      : job_(job),
+        x_(job, kX),
+        out_(job, kOut),
+        columns_apart_(job.inner[0].stride[kX] / kItem),
+        where_apart_(job.outer[job.outer_ndim - 1].stride[kWhere]),
+        in_place_(x_.item == kItem && job.inner[0].stride[kX] % kItem == 0),
+        // Columns at the same place of their pages would take each other's place in cache.
+        fetches_y_(!P::kReduces && out_.across && !job.in_place && !job.streaming &&
+                   (job.n <= 16 || job.inner[0].stride[kOut] % 4096)),
+        groups_(static_cast<int>(job.n), kLow && !is_only_scaled(job)),
+        stager_(job),
+        sender_(job) {}
+
+  // The steps of a group wait for each other, so those of its neighbours come between them.
+  void compute(int64_t row, int64_t stop, void (*alone)(const Job& job, int64_t row)) {
+    const auto slot = [](int64_t v) { return static_cast<int>(v % kSlots); };
+    Cursor now(job_, row), later(job_, row);
+    LinesAhead ahead;
+    later.skip(groups_ahead(later) * kLanes);
+    int64_t filled = 0, next = 0;
+    for (int64_t v = 0; v < filled + 3 || row < stop; ++v) {
+      if (row < stop) {
+        if (v == next) next += fetch_ahead(later, ahead);
+        row += fill(slot(v), now, row, stop);
+        ++filled;
+        groups_.start(slot(v));
+        ahead.y = fetches_y_ ? strips_[slot(v)].y : nullptr;
+      }
+      if (v >= 1 && v - 1 < filled) groups_.make_terms(slot(v - 1), ahead);
+      if (v >= 2 && v - 2 < filled) strips_[slot(v - 2)].is_good = groups_.finish(slot(v - 2));
+      if (v >= 3) put(slot(v - 3), alone);
+    }
+    sender_.finish();
+  }
+
+ private:
+  using V = typename P::V;
+  using T = typename V::elem;
+  using Groups = LaneGroups<P, kLow>;
+  static constexpr int kLanes = V::lanes;
+  static constexpr int64_t kItem = sizeof(T);
+  static constexpr int kSlots = Groups::kSlots;  // of groups under way
+  static constexpr int64_t kLinesAhead = 512;
+
+  // Where rows are: in a run, `left` from its end.
+  struct Cursor {
+    RowRun run;
+    int64_t left;
+    const char* x;
+    char* y;
+
+    Cursor(const Job& job, int64_t row) : run(job, row) { begin(); }
+    int first() const { return static_cast<int>(run.rows - left); }
+    // Up to so many rows of the run.
+    SOFTMAXLIB_INLINE void skip(int64_t rows) {
+      if (rows > left) rows = left;
+      left -= rows;
+      x += rows * run.step.stride[kX];
+      y += rows * run.step.stride[kOut];
+      if (left > 0) return;
+      run.advance(run.rows);
+      begin();
+    }
+
+   private:
+    void begin() {
+      left = run.rows;
+      x = run.job.base[kX] + run.place.offset[kX];
+      y = run.job.base[kOut] + run.place.offset[kOut];
+    }
+  };
+
+  // A group's rows, and where their results go.
+  struct Strip {
+    int64_t row;
+    char* y;
+    int rows;
+    bool is_usual, is_good;
+    const char* where;
+  };
+
+  // Returns how many rows it is.
+  SOFTMAXLIB_INLINE int64_t fill(int g, Cursor& now, int64_t row, int64_t stop) {
+    int64_t rows = now.left < stop - row ? now.left : stop - row;
+    if (rows > kLanes) rows = kLanes;
+    strips_[g] = {row, now.y, static_cast<int>(rows), true, true, nullptr};
+    if (kLow && job_.base[kWhere])
+      strips_[g].where = job_.base[kWhere] + now.run.place.offset[kWhere] +
+                         now.first() * now.run.step.stride[kWhere];
+    if constexpr (P::kTargets) groups_.begin(g, now.run, now.first(), static_cast<int>(rows));
+    if (!kLow && rows == kLanes && in_place_)
+      groups_.read_from(g, reinterpret_cast<const T*>(now.x), columns_apart_);
+    else
+      strips_[g].is_usual =
+          fetch_across(job_, stager_, now.run, now.first(), strips_[g].rows, groups_, g);
+    now.skip(rows);
+    return rows;
+  }
+  // How many groups of a run are fetched in one go.
+  int64_t groups_ahead(const Cursor& at) const {
+    const int64_t width = kLinesAhead / job_.n > 16 ? kLinesAhead / job_.n : 16;
+    const int64_t left = (at.left + kLanes - 1) / kLanes;
+    return width < left ? width : left;
+  }
+  // Those at a cursor, which goes on; returns how many they are.
+  int64_t fetch_ahead(Cursor& later, LinesAhead& ahead) const {
+    const int64_t width = groups_ahead(later), line = kLanes * x_.item;
+    ahead.x = later.x;
+    ahead.line = line;
+    ahead.column = job_.inner[0].stride[kX] - width * line;
+    ahead.width = width;
+    ahead.at = 0;
+    ahead.y_column = job_.inner[0].stride[kOut];
+    later.skip(width * kLanes);
+    return width;
+  }
+  SOFTMAXLIB_INLINE void put(int g, void (*alone)(const Job& job, int64_t row)) {
+    Strip& strip = strips_[g];
+    if (kLow && !strip.is_good && strip.where)
+      strip.is_good = groups_.settle(g, job_, strip.where, where_apart_, strip.rows);
+    if (SOFTMAXLIB_UNLIKELY(!(strip.is_good && strip.is_usual))) return put_each(g, alone);
+    if constexpr (!P::kReduces) {
+      if (!out_.across) return put_each(g, alone);
+      sender_.put_strip(strip.y, strip.rows, groups_.results(g));
+    }
+  }
+  SOFTMAXLIB_NOINLINE void put_each(int g, void (*alone)(const Job& job, int64_t row)) {
+    const Strip& strip = strips_[g];
+    const auto is_alone = [&](int r) {
+      return !strip.is_usual || groups_.is_alone(g * kLanes + r);
+    };
+    for (int r = 0; r < strip.rows; ++r)
+      if (is_alone(r)) alone(job_, strip.row + r);
+    if constexpr (!P::kReduces) {
+      alignas(64) T results[(kVectorsPerGroup * kLanes + 2) * kLanes];
+      groups_.store_results(g, results + kLanes, job_.n);
+      const int64_t step = job_.outer[job_.outer_ndim - 1].stride[kOut];
+      for (int r = 0; r < strip.rows; ++r)
+        if (!is_alone(r)) sender_.put(strip.y + r * step, results + kLanes + r * job_.n, 1);
+    }
+  }
+
+  const Job& job_;
+  const Access x_, out_;
+  const int64_t columns_apart_, where_apart_;
+  const bool in_place_, fetches_y_;
+  Groups groups_;
+  Stager<V> stager_;
+  Sender<V> sender_;
+  Strip strips_[kSlots];
+};
+
+// Brings rows that are contiguous, or lie anyhow, to columns.
+template <class Vector, bool kLow>
+class RowsToColumns {
+ public:
+  using V = Vector;
+  using T = typename V::elem;
+  using Columns = LaneColumns<V, kLow>;
+
+  explicit RowsToColumns(const Job& job)
+      : job_(job),
+        n_(static_cast<int>(job.n)),
+        pitch_((n_ + kLanes - 1) / kLanes * kLanes),
+        x_(job, kX),
+        only_scaled_(kLow && is_only_scaled(job)),
+        as_they_are_((!kLow || only_scaled_) && !job.causal),
+        stager_(job) {}
+
+  // Whether a row may see but one of its elements.
+  bool counts() const { return !as_they_are_; }
+
+  // The first rows of a run, at most so many, to groups from 0 on; returns how many, and where
+  // their like will be read.
+  SOFTMAXLIB_NOINLINE int fill(const RowRun& run, int64_t left, Columns& to, const char** ahead) {
+    const bool even = stager_.is_even(run);
+    int rows = to.groups() * kLanes;
+    if (!even && rows * pitch_ > kRoom) rows = static_cast<int>(kRoom / pitch_) / kLanes * kLanes;
+    if (rows > run.rows) rows = static_cast<int>(run.rows);
+    if (rows > left) rows = static_cast<int>(left);
+    const int count = (rows + kLanes - 1) / kLanes;
+    const char* const x = job_.base[kX] + run.place.offset[kX];
+    const int64_t step = run.step.stride[kX];
+    *ahead = nullptr;
+    // A block of a row of less than four reaches into the next row.
+    const bool can_reach = n_ >= 4 || (step == n_ * kItem && rows < run.rows);
+    if (as_they_are_ && x_.along && x_.item == kItem && rows == count * kLanes &&
+        step % kItem == 0 && can_reach) {
+      for (int g = 0; g < count; ++g)
+        to.load_rows(g, reinterpret_cast<const T*>(x + g * kLanes * step), nullptr, step / kItem);
+      *ahead = x + kBatchPrefetchBytes;
+    } else if (only_scaled_ && as_they_are_ && x_.fits) {
+      transpose(rows, stager_.fetch_elements(run, rows, hi(), pitch_), false, to);
+    } else {
+      stage(run, rows, even, to);
+      return rows;
+    }
+    if constexpr (kLow) {
+      for (int g = 0; g < count; ++g) {
+        Pair<V> factor;
+        const int in_group = rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes;
+        if (stager_.factors(run, g * kLanes, in_group, factor) && to.scale(g, factor)) continue;
+        stage(run, rows, even, to);
+        break;
+      }
+    }
+    return rows;
+  }
+
+ private:
+  static constexpr int kLanes = V::lanes, kRoom = Columns::kMost * kLanes;
+  static constexpr int64_t kItem = sizeof(T);
+
+  T* hi() { return room_[0] + kLanes; }
+  T* lo() { return room_[kLow] + kLanes; }
+  void stage(const RowRun& run, int rows, bool even, Columns& to) {
+    if (even) stager_.fetch_even(run, rows, hi(), lo(), nullptr);
+    else stager_.fetch(run, rows, hi(), lo(), pitch_, nullptr);
+    transpose(rows, even ? n_ : pitch_, true, to);
+  }
+  void transpose(int rows, int64_t between, bool low, Columns& to) {
+    const int count = (rows + kLanes - 1) / kLanes;
+    for (int64_t i = rows * between; i < count * kLanes * between + 4; ++i) hi()[i] = lo()[i] = 0;
+    for (int g = 0; g < count; ++g)
+      to.load_rows(g, hi() + g * kLanes * between, low ? lo() + g * kLanes * between : nullptr,
+                   between);
+  }
+
+  const Job& job_;
+  const int n_;
+  const int64_t pitch_;
+  const Access x_;
+  const bool only_scaled_, as_they_are_;
+  Stager<V> stager_;
+  alignas(64) T room_[kLow ? 2 : 1][kRoom + 2 * kLanes];
+};
+
+template <class P, bool kLow>
+inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
+                         void (*alone)(const Job& job, int64_t row)) {
+  using V = typename P::V;
+  using T = typename V::elem;
+  using Groups = LaneGroups<P, kLow>;
+  constexpr int kLanes = V::lanes, kRoom = Groups::kMost * kLanes;
+  constexpr int64_t kItem = sizeof(T);
+  const int n = static_cast<int>(job.n);
+  const Access out(job, kOut);
+  RowsToColumns<V, kLow> filler(job);
+  Groups groups(n, filler.counts());
+  Sender<V> sender(job);
+  // Results on their way out: those of a batch wait while the next is computed, since what was just
+  // stored cannot be loaded in other pieces at once.
+  alignas(64) T buffers[2][kRoom + 2 * kLanes];
+  T *results = buffers[0] + kLanes, *before = buffers[1] + kLanes;
+  char* waiting_for = nullptr;
+  int64_t waiting = 0;
+  const auto flush = [&] {
+    if (waiting) sender.put_adjacent(waiting_for, before, waiting);
+    waiting = 0;
+  };
+
+  for (RowRun run(job, row); row < stop;) {
+    const char* ahead;
+    const int rows = filler.fill(run, stop - row, groups, &ahead);
+    const int count = (rows + kLanes - 1) / kLanes;
+    if constexpr (P::kTargets)
+      for (int g = 0; g < count; ++g)
+        groups.begin(g, run, g * kLanes, rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes);
+    bool good = groups.evaluate(count, LinesAhead{ahead, kLanes * kItem});
+    if (kLow && !good && job.base[kWhere] && job.inner_ndim == 1) {
+      const char* where = job.base[kWhere] + run.place.offset[kWhere];
+      good = true;
+      for (int g = 0; g < count; ++g, where += kLanes * run.step.stride[kWhere])
+        good &= groups.settle(g, job, where, run.step.stride[kWhere], rows - g * kLanes);
+    }
+
+    char* const y = job.base[kOut] + run.place.offset[kOut];
+    const int64_t y_step = run.step.stride[kOut];
+    if constexpr (P::kReduces) {
+      for (int r = 0; !good && r < rows; ++r)
+        if (groups.is_alone(r)) alone(job, row + r);
+    } else {
+      const bool directly = good && rows == count * kLanes && n >= 4 && !job.streaming &&
+                            out.along && out.item == kItem && y_step % kItem == 0;
+      for (int g = 0; g < count; ++g) {
+        if (directly)
+          groups.store_results(g, reinterpret_cast<T*>(y + g * kLanes * y_step), y_step / kItem);
+        else groups.store_results(g, results + g * kLanes * n, n);
+      }
+      if (!directly) flush();
+      if (!directly && good && out.along && y_step == n * out.item) {
+        waiting = rows * n;
+        waiting_for = y;
+        T* const free = before;
+        before = results;
+        results = free;
+      } else if (!directly) {
+        for (int r = 0; r < rows; ++r) {
+          if (groups.is_alone(r)) {
+            sender.finish();
+            alone(job, row + r);
+          } else {
+            sender.put(y + r * y_step, results + r * n, 1);
+          }
+        }
+      }
+    }
+    row += rows;
+    run.advance(rows);
+  }
+  flush();
+  sender.finish();
+}
+
+template <class P, bool kLow>
+inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
+                             void (*alone)(const Job& job, int64_t row)) {
+  if (LanesAcross<P, kLow>::takes(job)) LanesAcross<P, kLow>(job).compute(start, stop, alone);
+  else run_in_lanes<P, kLow>(job, start, stop, alone);
+}
+template <class P>
+inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
+                             void (*alone)(const Job& job, int64_t row)) {
+  if (job.elements_of_x) run_any_in_lanes<P, false>(job, start, stop, alone);
+  else run_any_in_lanes<P, true>(job, start, stop, alone);
+}
+
+// Whether calls that have no schedule of their own compute rows many at a time, and how.
+enum class Many { kNo, kInLanes, kBatched };
+inline Many many_rows(const Job& job, int lanes) {
+  constexpr int64_t kShare = 8;  // as host/schedule.cpp has it
+  if (job.n == 0 || job.n > kVectorsPerChunk * lanes) return Many::kNo;
+  return job.n < kVectorsPerGroup * lanes && job.rows * kShare >= job.n ? Many::kInLanes
+                                                                        : Many::kBatched;
+}
+template <class Kind>
+inline bool run_many(const Job& job, int64_t start, int64_t stop, char* scratch,
+                     void (*alone)(const Job& job, int64_t row)) {
+  if constexpr (kHasManyRows) {
+    const Many many = many_rows(job, Kind::V::lanes);
+    if (many == Many::kInLanes) run_any_in_lanes<Kind>(job, start, stop, alone);
+    if (many == Many::kBatched) run_any_batches<Kind>(job, start, stop, scratch, alone);
+    return many != Many::kNo;
+  }
+  return false;
+}
+
+// Each function in batches and in lanes, rows that are alone by their kernel of one row.
+template <class T, auto kKernel>
+void function_alone(const Job& job, int64_t row) {
+  compute_alone<T>(job, row, run_row<T, kKernel>);
+}
+
+#define SOFTMAXLIB_MANY_ROWS(function, Kind)                                                       \
+  template <class T>                                                                               \
+  inline void function##_batched(const Job& job, int64_t start, int64_t stop, char* scratch) {     \
+    run_any_batches<Kind<typename vector_of<T>::type>>(job, start, stop, scratch,                  \
+                                                       function_alone<T, function##_two_pass<T>>); \
+  }                                                                                                \
+  template <class T>                                                                               \
+  inline void function##_in_lanes(const Job& job, int64_t start, int64_t stop, char*) {            \
+    run_any_in_lanes<Kind<typename vector_of<T>::type>>(                                           \
+        job, start, stop, function_alone<T, function##_two_pass<T>>);                              \
+  }
+SOFTMAXLIB_MANY_ROWS(softmax, BatchOfSoftmax)
+SOFTMAXLIB_MANY_ROWS(log_softmax, BatchOfLogSoftmax)
+SOFTMAXLIB_MANY_ROWS(logsumexp, BatchOfLogSums)
+SOFTMAXLIB_MANY_ROWS(stablemax, BatchOfStablemax)
+SOFTMAXLIB_MANY_ROWS(log_stablemax, BatchOfLogStablemax)
+#undef SOFTMAXLIB_MANY_ROWS
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

@@ -1,0 +1,156 @@
+// log_softmax and logsumexp with relative accuracy where one element holds nearly all of the sum:
+// with M the largest element and rest = sum of the others' e^(x - M),
+//
+//   logsumexp = M + log1p(rest),  log_softmax = (x - M) - log1p(rest)
+//
+// Passes: three-pass reads x once more for the maximum, which spares the sum its check.
+#pragma once
+
+#include "isa/kernels/softmax.hpp"
+#include "isa/math/log.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+struct LogSum {
+  double held_hi, held_lo;  // M, less the row's shift
+  Pair<double> log_rest;    // log1p(rest)
+};
+
+template <class D>
+using LogExp = Exp<typename Row<D>::V, Use::kLogarithms>;
+
+// e^M in units of 2^(reference - kBias) of double.
+template <class F>
+inline double exp_of_held(const RowRest<F>& rest) {
+  const Exp<f64x8> exp(rest.reference);
+  const Pair<f64x8> held = {f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)};
+  return first(exp(held));
+}
+// rest / e^M, from exp_of_held.
+template <class D>
+inline double ratio_of(const RowRest<LogExp<D>>& rest, double held) {
+  const double unit = power_of_two(Exp<f64x8>::kBias - LogExp<D>::kBias);
+  return rest.value() * unit / held;
+}
+template <class D>
+inline LogSum log_sum_of(const RowRest<LogExp<D>>& rest) {
+  return {rest.held_hi, rest.held_lo, log1p_pair(ratio_of<D>(rest, exp_of_held(rest)))};
+}
+
+template <class V>
+inline V subtract(V x, V y, V y_low) {
+  return (x - y) - y_low;
+}
+template <class V>
+inline V subtract(Pair<V> x, V y, V y_low) {
+  return (x.hi - y) + (x.lo - y_low);
+}
+
+// finish(row, its RowRest), or invalid(row, its maximum) where there is no sum.
+template <class D, class Finish, class Invalid>
+inline void with_rest(Row<D> row, bool three_pass, Finish finish, Invalid invalid) {
+  for (int attempt = 0; attempt < 2; ++attempt) {
+    const Known known = three_pass ? Known{max_of_row(row)} : Known{};
+    const auto rest = rest_of<LogExp<D>>(row, known);
+    if (usable(rest)) return finish(row, rest);
+    const Pair<double> top = exact_max_of(row);
+    if (!finite(top.hi)) return invalid(row, top.hi);
+    row.shift_by(top);
+  }
+  invalid(row, NAN);
+}
+
+// finish(row, its LogSum), likewise.
+template <class D, class Finish, class Invalid>
+inline void with_log_sum(const Row<D>& row, bool three_pass, Finish finish, Invalid invalid) {
+  with_rest(
+      row, three_pass, [&](const Row<D>& r, const auto& rest) { finish(r, log_sum_of<D>(rest)); },
+      invalid);
+}
+
+// Of one element.
+template <class V>
+struct LogSoftmaxOf {
+  typename V::elem hi, lo, log_rest;
+
+  explicit LogSoftmaxOf(LogSum s)
+      : hi(static_cast<typename V::elem>(s.held_hi)),
+        lo(static_cast<typename V::elem>(s.held_lo)),
+        log_rest(static_cast<typename V::elem>(s.log_rest.hi + s.log_rest.lo)) {}
+
+  template <class X>
+  SOFTMAXLIB_INLINE V operator()(X x) const {
+    return subtract(x, V::set1(hi), V::set1(lo)) - V::set1(log_rest);
+  }
+};
+
+template <class D>
+inline void write_log_softmax(const Row<D>& row, LogSum s) {
+  const LogSoftmaxOf<typename Row<D>::V> log_softmax(s);
+  row.map([log_softmax](auto x) SOFTMAXLIB_INLINE_LAMBDA { return log_softmax(x); });
+}
+
+template <class D>
+inline void log_softmax(const Row<D>& row, bool three_pass) {
+  using T = typename Row<D>::T;
+  with_log_sum(
+      row, three_pass, [](const Row<D>& r, LogSum s) { write_log_softmax(r, s); },
+      [](const Row<D>& r, double) { r.fill(static_cast<T>(NAN), static_cast<T>(-INFINITY)); });
+}
+
+template <class D>
+inline void log_softmax_three_pass_recompute(const Row<D>& row) {
+  log_softmax(row, true);
+}
+template <class D>
+inline void log_softmax_two_pass(const Row<D>& row) {
+  log_softmax(row, false);
+}
+
+// -inf if that is all there is, +inf if it is the largest, NaN if there is any.
+template <class D>
+inline double logsumexp_of_invalid(const Row<D>& row, double top) {
+  using V = typename Row<D>::V;
+  bool nan = top != top;
+  row.read(0, row.size(), [&](auto x, int64_t, int64_t n) {
+    V seen = V::set1(0);
+    for (int64_t i = 0; i < n; i += V::lanes) {
+      const V v = high(load_up_to(x, i, n - i));
+      seen = select(eq(v, v), seen, V::set1(1));
+    }
+    nan |= any(gt(seen, V::set1(0)));
+  });
+  return nan ? NAN : top;
+}
+
+// The large parts may cancel, exactly.
+inline double logsumexp_of(LogSum s, double shift) {
+  const double large = (shift + s.held_hi) + s.log_rest.hi;
+  return large + (s.held_lo + s.log_rest.lo);
+}
+
+template <class D>
+inline void logsumexp(const Row<D>& row, bool three_pass) {
+  using T = typename Row<D>::T;
+  with_log_sum(
+      row, three_pass,
+      [](const Row<D>& r, LogSum s) { r.put_first(static_cast<T>(logsumexp_of(s, r.shift()))); },
+      [](const Row<D>& r, double top) {
+        r.put_first(static_cast<T>(logsumexp_of_invalid(r, top)));
+      });
+}
+
+template <class D>
+inline void logsumexp_three_pass_recompute(const Row<D>& row) {
+  logsumexp(row, true);
+}
+template <class D>
+inline void logsumexp_two_pass(const Row<D>& row) {
+  logsumexp(row, false);
+}
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

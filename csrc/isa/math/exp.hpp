@@ -1,0 +1,285 @@
+// e^x as the paper's (mantissa, exponent) pair, relative to a reference exponent R:
+//
+//   Exp<V>(R)(x) = e^x 2^(kBias - R), and exactly 0 far below, for x up to 2^40 above R.
+//
+// The argument is decomposed as it is, without subtracting a maximum first:
+//   k = round(8 x log2 e),  t = x - k ln2/8 (two fma),  e^x = 2^(k div 8) 2^((k mod 8)/8) e^t
+// in float, with the eight fractions in one register, and n = round(x log2 e), t = x - n ln2 in
+// double. kBias keeps what is far below the reference normal until it is scaled for good, so that
+// a subnormal result is rounded once. Exhaustive over all floats (softmaxlib verify):
+//   float            max error 1.18 ULP
+//   float, exact     max error 0.15 ULP before it is rounded
+// double: polynomial error 2^-57.7. Coefficients: by Remez exchange (coefficients.py).
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#include "isa/macros.hpp"
+#include "isa/math/coefficients.hpp"
+#include "isa/math/in_lanes.hpp"
+#include "isa/math/value.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// Beyond this magnitude of a row's maximum the row takes the path that subtracts the maximum (which
+// is exact there for every element that counts).
+constexpr double kSafe = 32768.0;
+constexpr int kSafeReference = 47274;  // round(kSafe log2 e)
+
+// The reference is raised when an element is more than this many binades above it.
+constexpr int kSlack = 40;
+
+// round(x log2 e) of a row's or group's maximum, clamped to the safe range; NaN gives the lower
+// end.
+inline int reference_of(double x) {
+  x = x > -kSafe ? x : -kSafe;
+  x = x < kSafe ? x : kSafe;
+  return static_cast<int>(x * kLog2E + 0x1.8p52 - 0x1.8p52);
+}
+
+// The largest x that needs no raise.
+inline double limit_of(int reference) { return (reference + kSlack) * kLn2Hi; }
+
+// t plus what x has beside its high part, unless that was below the floor.
+template <class V>
+inline V plus_low(V t, V, V) {
+  return t;
+}
+template <class V>
+inline V plus_low(V t, Pair<V> x, V floor) {
+  return t + select(gt(x.hi, floor), x.lo, V::set1(0));
+}
+
+// What exponentials are for. Results: what is far below the reference is 0. Sums of logarithms also
+// need the terms that are below the range of results one by one. Exact ones are an unevaluated sum,
+// so that their last rounding happens in what they are part of.
+enum class Use { kResults, kLogarithms, kExact };
+
+// A number of one part or of two.
+template <class V, bool kPair>
+struct OneOrPair {
+  using type = V;
+};
+template <class V>
+struct OneOrPair<V, true> {
+  using type = Pair<V>;
+};
+
+template <class Vector, Use kUse = Use::kResults>
+class Exp;
+
+template <Use kUse>
+class Exp<f32x16, kUse> {
+ public:
+  using V = f32x16;
+  using Term = typename OneOrPair<V, kUse == Use::kExact>::type;
+  static constexpr bool kFollows = true;  // the reference follows the row
+  static constexpr bool kWide = false;
+  static constexpr int kBias = kUse == Use::kResults ? 26 : 60;
+
+  explicit Exp(int reference)
+      : magic_(static_cast<float>(0x1.8p23 + 8 * (127 + kBias - reference))),
+        floor_(static_cast<float>((reference - kBias - 127) * kLn2Hi)),
+        table_(load_table8(kExp32Table)),
+        delta_(load_table8(reinterpret_cast<const uint32_t*>(kExp32Delta))) {}
+
+  template <class X>
+  SOFTMAXLIB_INLINE Term operator()(X x) const {
+    return evaluate(x, V::set1(magic_), V::set1(floor_));
+  }
+  template <class X>
+  SOFTMAXLIB_INLINE Term evaluate(X x, V magic, V floor) const {
+    Term y;
+    evaluate<1>(&x, magic, floor, &y);
+    return y;
+  }
+  // N vectors in step: their chains of dependent instructions overlap.
+  template <int N, class X>
+  SOFTMAXLIB_INLINE void evaluate(const X* x, Term* y) const {
+    evaluate<N>(x, V::set1(magic_), V::set1(floor_), y);
+  }
+  template <int N, class X>
+  SOFTMAXLIB_INLINE void evaluate(const X* argument, V magic, V floor, Term* y) const {
+    V x[N], m[N], k[N], t[N], s[N], q[N];
+    // max() passes its second operand on when one is NaN.
+    for (int j = 0; j < N; ++j) x[j] = max(floor, high(argument[j]));
+    for (int j = 0; j < N; ++j) m[j] = fma(x[j], V::set1(k8Log2E), magic);
+    for (int j = 0; j < N; ++j) k[j] = m[j] - magic;
+    for (int j = 0; j < N; ++j) t[j] = fnma(k[j], V::set1(kLn2Over8Hi), x[j]);
+    for (int j = 0; j < N; ++j) t[j] = fnma(k[j], V::set1(kLn2Over8Lo), t[j]);
+    for (int j = 0; j < N; ++j) t[j] = plus_low(t[j], argument[j], floor);
+    for (int j = 0; j < N; ++j) s[j] = from_bits(lookup(table_, bits(m[j])) + shl<20>(bits(m[j])));
+    if constexpr (kUse == Use::kExact) {
+      for (int j = 0; j < N; ++j) t[j] = t[j] + from_bits(lookup(delta_, bits(m[j])));
+      for (int j = 0; j < N; ++j)
+        q[j] = fma(V::set1(kExp32Accurate[3]), t[j], V::set1(kExp32Accurate[2]));
+      for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(kExp32Accurate[1]));
+      for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(kExp32Accurate[0]));
+      for (int j = 0; j < N; ++j) y[j] = {s[j], s[j] * t[j] * q[j]};
+    } else {
+      for (int j = 0; j < N; ++j) q[j] = fma(V::set1(kExp32[2]), t[j], V::set1(kExp32[1]));
+      for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(kExp32[0]));
+      for (int j = 0; j < N; ++j) y[j] = fma(s[j] * t[j], q[j], s[j]);
+    }
+  }
+
+ private:
+  // Scalars: a broadcast stays in one register, a vector from memory may take two.
+  float magic_, floor_;
+  Table8 table_, delta_;
+};
+
+template <Use kUse>
+class Exp<f64x8, kUse> {
+ public:
+  using V = f64x8;
+  using Term = V;
+  static constexpr bool kFollows = true;  // the reference follows the row
+  static constexpr bool kWide = false;
+  static constexpr int kBias = 64;
+
+  explicit Exp(int reference)
+      : magic_(0x1.8p52 + (1023 + kBias - reference)),
+        floor_((reference - kBias - 1023) * kLn2Hi) {}
+
+  template <class X>
+  SOFTMAXLIB_INLINE Term operator()(X x) const {
+    return evaluate(x, V::set1(magic_), V::set1(floor_));
+  }
+  template <class X>
+  SOFTMAXLIB_INLINE Term evaluate(X x, V magic, V floor) const {
+    Term y;
+    evaluate<1>(&x, magic, floor, &y);
+    return y;
+  }
+  template <int N, class X>
+  SOFTMAXLIB_INLINE void evaluate(const X* x, Term* y) const {
+    evaluate<N>(x, V::set1(magic_), V::set1(floor_), y);
+  }
+  template <int N, class X>
+  SOFTMAXLIB_INLINE void evaluate(const X* argument, V magic, V floor, Term* y) const {
+    V x[N], m[N], n[N], t[N], q[N];
+    for (int j = 0; j < N; ++j) x[j] = max(floor, high(argument[j]));
+    for (int j = 0; j < N; ++j) m[j] = fma(x[j], V::set1(kLog2E), magic);
+    for (int j = 0; j < N; ++j) n[j] = m[j] - magic;
+    for (int j = 0; j < N; ++j) t[j] = fnma(n[j], V::set1(kLn2Hi), x[j]);
+    for (int j = 0; j < N; ++j) t[j] = fnma(n[j], V::set1(kLn2Lo), t[j]);
+    for (int j = 0; j < N; ++j) t[j] = plus_low(t[j], argument[j], floor);
+    for (int j = 0; j < N; ++j) q[j] = V::set1(kExp64[10]);
+    const auto step = [&](double c) SOFTMAXLIB_INLINE_LAMBDA {
+      for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(c));
+    };
+    step(kExp64[9]);
+    step(kExp64[8]);
+    step(kExp64[7]);
+    step(kExp64[6]);
+    step(kExp64[5]);
+    step(kExp64[4]);
+    step(kExp64[3]);
+    step(kExp64[2]);
+    step(kExp64[1]);
+    step(kExp64[0]);
+    for (int j = 0; j < N; ++j) {
+      const V s = from_bits(shl<52>(bits(m[j])));
+      y[j] = fma(s * t[j], q[j], s);
+    }
+  }
+
+ private:
+  double magic_, floor_;
+};
+
+// reference_of() of every lane's maximum.
+template <class V>
+SOFTMAXLIB_INLINE InLanes<V> references_of(V top) {
+  using T = typename V::elem;
+  top = min(max(top, V::set1(static_cast<T>(-kSafe))), V::set1(static_cast<T>(kSafe)));
+  return InLanes<V>::of(top).map([](f64x8 x) {
+    return x * f64x8::set1(kLog2E) + f64x8::set1(0x1.8p52) - f64x8::set1(0x1.8p52);
+  });
+}
+
+// Exp with a reference per lane; the same bits as Exp(reference) gives for that lane. The floor may
+// be off by a few units in the last place, which changes nothing: from half a step of k above it
+// downwards all results are 0.
+template <class V, class F = Exp<V>>
+class ExpInLanes {
+ public:
+  explicit ExpInLanes(InLanes<V> references) : ExpInLanes(references.value()) {}
+  explicit ExpInLanes(V references)
+      : exp_(0),
+        magic_(fnma(references, V::set1(kSteps), V::set1(kMagic + kSteps * kOffset))),
+        floor_((references - V::set1(kOffset)) * V::set1(static_cast<T>(kLn2Hi))) {}
+
+  template <class X>
+  SOFTMAXLIB_INLINE V operator()(X x) const {
+    return exp_.evaluate(x, magic_, floor_);
+  }
+  V magic() const { return magic_; }
+  V floor() const { return floor_; }
+
+ private:
+  using T = typename V::elem;
+  static constexpr bool kFloat = sizeof(T) == 4;
+  static constexpr T kSteps = kFloat ? 8 : 1;
+  static constexpr T kMagic = static_cast<T>(kFloat ? 0x1.8p23 : 0x1.8p52);
+  static constexpr T kOffset = (kFloat ? 127 : 1023) + F::kBias;
+
+  F exp_;
+  V magic_, floor_;
+};
+
+// 2^k; 0 below the range of normal doubles.
+inline double power_of_two(int k) {
+  if (k < -1022) return 0.0;
+  const uint64_t field = static_cast<uint64_t>((k > 1023 ? 1023 : k) + 1023) << 52;
+  double result;
+  memcpy(&result, &field, sizeof(result));
+  return result;
+}
+
+// x = m 2^exponent with 1/2 <= |m| < 1; of 0, an infinity and NaN: themselves and 0.
+inline double split_exponent(double x, int* exponent) {
+  uint64_t bits;
+  memcpy(&bits, &x, sizeof(bits));
+  const int field = static_cast<int>(bits >> 52 & 0x7ff);
+  *exponent = 0;
+  if (x == 0 || field == 0x7ff) return x;
+  if (field == 0) {
+    const double m = split_exponent(x * 0x1p64, exponent);
+    *exponent -= 64;
+    return m;
+  }
+  *exponent = field - 1022;
+  return x * power_of_two(511 - field / 2) * power_of_two(511 - (field - field / 2));
+}
+
+// x 2^k for k <= 0: exact wherever the product is normal.
+inline double scale_down(double x, int k) {
+  const int first = k > -1022 ? k : -1022;
+  return x * power_of_two(first) * power_of_two(k - first);
+}
+
+// The same for vectors: two factors, so that the product is exact wherever it is normal.
+template <class V>
+class ScaleDown {
+ public:
+  explicit ScaleDown(int k) {
+    constexpr int kLowest = sizeof(typename V::elem) == 4 ? -126 : -1022;
+    const int first = k > kLowest ? k : kLowest;
+    const int rest = k - first;
+    first_ = static_cast<typename V::elem>(power_of_two(first));
+    second_ = static_cast<typename V::elem>(power_of_two(rest > kLowest ? rest : kLowest));
+  }
+  V operator()(V x) const { return x * V::set1(first_) * V::set1(second_); }
+
+ private:
+  typename V::elem first_, second_;
+};
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib

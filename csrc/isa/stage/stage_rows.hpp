@@ -1,0 +1,573 @@
+// The two ends of kernels that compute many short rows at once over tiles: contiguous elements of
+// the arithmetic's own type, one row after the other. A Stager fills a tile from whatever the
+// operands are: strided or transposed, of another dtype, with scale, bias, ALiBi, mask or a causal
+// end. A Sender brings results to wherever they belong. Both are chosen once per call; no kernel is
+// compiled for a storage, a layout or an option.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+#include "isa/stage/combined.hpp"
+#include "isa/stage/row.hpp"
+#include "isa/sum/batch.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// Rows that lie side by side, an element apart, are transposed a square of so many at a time.
+template <class V>
+struct Square {
+  using T = typename V::elem;
+  static constexpr int kLanes = V::lanes;
+  alignas(64) T at[kLanes][kLanes];
+
+  // Row r of what is here becomes columns of `to`, `pitch` apart.
+  SOFTMAXLIB_INLINE void put_transposed(T* to, int64_t pitch, int columns) const {
+    for (int c = 0; c < columns; c += 8) {
+      V block[8];
+      load_columns(at[0] + c, kLanes, block);
+      for (int k = 0; k < 8 && c + k < columns; ++k) store(to + (c + k) * pitch, block[k]);
+    }
+  }
+  // The other way round, column c times scale[c].
+  SOFTMAXLIB_INLINE void get_transposed(const T* from, int64_t pitch, int columns, const T* scale) {
+    for (int c = 0; c < kLanes; c += 8) {
+      V block[8];
+      for (int k = 0; k < 8; ++k)
+        block[k] =
+            c + k < columns ? load(from + (c + k) * pitch) * V::set1(scale[c + k]) : V::set1(0);
+      store_columns(at[0] + c, kLanes, block);
+    }
+  }
+};
+
+// How the rows of an operand of a float dtype lie in memory.
+struct Access {
+  int64_t item = 0;     // bytes of an element; 0: not of a float dtype
+  bool fits = false;    // vectors of it convert to the arithmetic's type
+  bool along = false;   // contiguous within a row
+  bool across = false;  // rows lie side by side: for those of one element either may be said
+
+  SOFTMAXLIB_NOINLINE Access(const Job& job, Operand k) {
+    if (!job.base[k] || job.dtype[k] > SOFTMAXLIB_BF16) return;
+    item = float_item(job.dtype[k]);
+    // Doubles for rows of floats, or the other way round, are gathered one by one.
+    fits = (job.dtype[k] == SOFTMAXLIB_F64) == (job.dtype[kOut] == SOFTMAXLIB_F64);
+    if (!fits || job.inner_ndim != 1) return;
+    const Dim& row = job.inner[0];
+    const Dim* const beside = job.outer_ndim ? &job.outer[job.outer_ndim - 1] : nullptr;
+    along = row.size == 1 || row.stride[k] == item;
+    across = (!along || row.size == 1) && beside && beside->stride[k] == item;
+  }
+};
+
+// Whether a factor is all that arguments are beside the elements of x.
+inline bool is_only_scaled(const Job& job) {
+  return !job.elements_of_x && !job.base[kBias] && !job.base[kWhere] && !job.base[kSlope];
+}
+
+// Elements of one operand on their way into tiles, as they are.
+template <class V>
+class Reader {
+ public:
+  using T = typename V::elem;
+  static constexpr int kLanes = V::lanes;
+  static constexpr int64_t kItem = sizeof(T);
+
+  Reader(const Job& job, Operand k) : job_(job), operand_(k), access_(job, k) {}
+
+  const Access& access() const { return access_; }
+  // Whether no tile is needed.
+  bool is_in_place() const { return access_.along && access_.item == kItem; }
+  const T* in_place(const Place& place) const { return reinterpret_cast<const T*>(at(place)); }
+
+  // The first rows of a run to `to`, `pitch` elements apart. Up to a vector is written beyond.
+  SOFTMAXLIB_NOINLINE void copy(const RowRun& run, int rows, T* to, int64_t pitch) const {
+    Place place = run.place;
+    if (access_.across) {
+      for (int r = 0; r < rows; r += kLanes)
+        transpose(at(place) + r * access_.item, rows - r < kLanes ? rows - r : kLanes,
+                  to + r * pitch, pitch);
+      return;
+    }
+    const int64_t step = run.step.stride[operand_];
+    for (int r = 0; r < rows; ++r, place.offset[operand_] += step) {
+      if (access_.along) {
+        convert(at(place), job_.n, to + r * pitch);
+        continue;
+      }
+      gather_elements(job_, place, operand_, 0, job_.n, to + r * pitch);
+    }
+  }
+  // Contiguous elements.
+  SOFTMAXLIB_NOINLINE void convert(const char* p, int64_t n, T* to) const {
+    with_storage(job_.dtype[operand_], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      const auto* const from = reinterpret_cast<decltype(storage)>(p);
+      int64_t i = 0;
+      for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+      if (i < n) store(to + i, load_n(from + i, static_cast<int>(n - i), 0));
+    });
+  }
+
+ private:
+  const char* at(const Place& place) const { return job_.base[operand_] + place.offset[operand_]; }
+  void transpose(const char* x, int rows, T* to, int64_t pitch) const {
+    Square<V> square;
+    const int64_t stride = job_.inner[0].stride[operand_];
+    with_storage(job_.dtype[operand_], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      using From = decltype(storage);
+      for (int64_t i = 0; i < job_.n; i += kLanes) {
+        const int64_t count = job_.n - i < kLanes ? job_.n - i : kLanes;
+        if (rows == kLanes)
+          for (int64_t j = 0; j < count; ++j, x += stride)
+            store(square.at[j], load(reinterpret_cast<From>(x)));
+        else
+          for (int64_t j = 0; j < count; ++j, x += stride)
+            store(square.at[j], load_n(reinterpret_cast<From>(x), rows, 0));
+        square.put_transposed(to + i, pitch, rows);
+      }
+    });
+  }
+
+  const Job& job_;
+  const Operand operand_;
+  const Access access_;
+};
+
+template <class V>
+class Stager {
+ public:
+  using T = typename V::elem;
+  static constexpr int kLanes = V::lanes;
+  static constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
+
+  SOFTMAXLIB_NOINLINE explicit Stager(const Job& job)
+      : job_(job), x_(job, kX), arguments_(affine_of(job, RowRun(job, 0).place, {0, 0})) {}
+
+  // The first rows of a run to hi, `pitch` elements apart, with -inf up to the pitch; with options,
+  // what hi lacks to lo. visible[r]: how many elements take part in row r, as far as 2.
+  SOFTMAXLIB_NOINLINE void fetch(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
+                                 int* visible) {
+    if (!job_.elements_of_x && x_.access().across) {
+      if (fetch_scaled_across(run, rows, hi, lo, pitch, visible)) return;
+      if (is_across(run)) return fetch_across(run, rows, hi, lo, pitch, visible);
+    }
+    Place place = run.place;
+    if (!x_.is_in_place()) x_.copy(run, rows, hi, pitch);
+    Factors factors;
+    for (int r = 0; r < rows; ++r) {
+      if (job_.base[kScale] && r % kLanes == 0)
+        factors = factors_of(run, r, rows - r < kLanes ? rows - r : kLanes);
+      const int seen = finish(place, factors, r % kLanes, hi + r * pitch, lo + r * pitch, pitch);
+      if (visible) visible[r] = seen;
+      for (int k = 0; k < kOperands; ++k) place.offset[k] += run.step.stride[k];
+    }
+  }
+
+  // Where a factor is all that x gets: the elements of rows, which are returned so far apart; and
+  // the factors of up to a vector of rows, false where one of these is not usual.
+  int64_t fetch_elements(const RowRun& run, int rows, T* to, int64_t pitch) const {
+    const Access& x = x_.access();
+    if (x.along && run.step.stride[kX] == job_.n * x.item) {  // without gaps
+      x_.convert(job_.base[kX] + run.place.offset[kX], rows * job_.n, to);
+      return job_.n;
+    }
+    x_.copy(run, rows, to, pitch);
+    return pitch;
+  }
+  SOFTMAXLIB_NOINLINE bool factors(const RowRun& run, int first, int rows, Pair<V>& to) const {
+    if (!job_.base[kScale]) {
+      to = {V::set1(arguments_.hi), V::set1(arguments_.lo)};
+      return arguments_.is_usual;
+    }
+    const Factors of = factors_of(run, first, rows);
+    T hi[kLanes], lo[kLanes];
+    bool usual = true;
+    for (int r = 0; r < kLanes; ++r) {
+      hi[r] = static_cast<T>(of.hi[r]);
+      lo[r] = static_cast<T>((of.hi[r] - static_cast<double>(hi[r])) + of.lo[r]);
+      usual &= of.usual[r];
+    }
+    to = {load(hi), load(lo)};
+    return usual;
+  }
+
+  // Whether the rows of a run follow each other without gaps in all their operands, so that they
+  // are staged as if they were one.
+  SOFTMAXLIB_NOINLINE bool is_even(const RowRun& run) const {
+    const auto follow = [&](Operand k, int64_t item) {
+      const int64_t along = job_.inner[0].stride[k], across = run.step.stride[k];
+      return job_.inner_ndim == 1 && across == job_.n * item && (job_.n == 1 || along == item);
+    };
+    const bool same_bias = job_.inner_ndim == 1 && run.step.stride[kBias] == 0 &&
+                           (job_.n == 1 || job_.inner[0].stride[kBias] == 0);
+    return x_.access().along && follow(kX, x_.access().item) && !job_.causal &&
+           !job_.base[kScale] && !job_.base[kSlope] &&
+           (!job_.base[kBias] || same_bias || follow(kBias, item_of_bias())) &&
+           (!job_.base[kWhere] || follow(kWhere, 1));
+  }
+  // Whether vectors across the rows of a run are read where they are, in all operands.
+  SOFTMAXLIB_NOINLINE bool is_across(const RowRun& run) const {
+    const auto crosses = [&](Operand k, int64_t item) {
+      const int64_t across = run.step.stride[k];
+      return !job_.base[k] || across == item || across == 0;
+    };
+    return x_.access().across && !job_.causal && !job_.base[kScale] && !job_.base[kSlope] &&
+           crosses(kBias, item_of_bias()) && crosses(kWhere, 1);
+  }
+  // Element j of up to a vector of the rows from `first` on.
+  SOFTMAXLIB_INLINE Pair<V> across(const RowRun& run, Terms<V>& terms, int first, int rows,
+                                   int64_t j) {
+    const auto at = [&](Operand k) {
+      return job_.base[k] + run.place.offset[k] + first * run.step.stride[k] +
+             j * job_.inner[0].stride[k];
+    };
+    if (job_.base[kBias]) {
+      terms.bias = at(kBias);
+      if (run.step.stride[kBias] == 0) {
+        const int64_t row = run.place.offset[kBias], column = j / kColumns * kColumns;
+        if (SOFTMAXLIB_UNLIKELY(row != columns_row_ || column != column_))
+          fetch_columns(row, column);
+        terms.bias_is_constant = true;
+        terms.constant = columns_[j % kColumns];
+        terms.constant_hi = columns_hi_[j % kColumns];
+        terms.constant_lo = columns_lo_[j % kColumns];
+      } else {
+        terms.bias_is_constant = false;
+      }
+    }
+    if (job_.base[kWhere]) {
+      terms.where = reinterpret_cast<const uint8_t*>(at(kWhere));
+      if (run.step.stride[kWhere] == 0) {
+        if (!*terms.where) return {V::set1(static_cast<T>(-INFINITY)), V::set1(0)};
+        terms.where = nullptr;
+      }
+    }
+    alignas(64) T elements[kLanes];
+    const T* x = reinterpret_cast<const T*>(at(kX));
+    if (x_.access().item != Reader<V>::kItem) {
+      store(elements, load_some(job_.dtype[kX], at(kX), rows, V()));
+      x = elements;
+    }
+    const Combined<T> source = {x, &terms, 0};
+    return rows == kLanes ? source.load(0) : source.load_n(0, rows, 0);
+  }
+  // For it.
+  Terms<V> terms_across(const RowRun& run) const { return Terms<V>(job_, run.place, arguments_); }
+
+  // The first rows of an even run, one after the other.
+  SOFTMAXLIB_NOINLINE void fetch_even(const RowRun& run, int rows, T* hi, T* lo, int* visible) {
+    const int64_t n = rows * job_.n;
+    const char* const x = job_.base[kX] + run.place.offset[kX];
+    if (job_.elements_of_x) {
+      x_.convert(x, n, hi);
+    } else {
+      const bool as_it_is = x_.is_in_place();
+      if (!as_it_is) x_.convert(x, n, hi);
+      Terms<V> terms(job_, run.place, arguments_);
+      if (run.step.stride[kBias] != 0) terms.bias_is_constant = false;
+      else if (terms.bias) terms.set_constant(row_operand(job_, run.place, kBias, 0));
+      combine_all<T>({as_it_is ? reinterpret_cast<const T*>(x) : hi, &terms, 0}, n, hi, lo);
+      for (int r = 0; visible && r < rows; ++r)
+        visible[r] = terms.where ? count(terms.where + r * job_.n, job_.n)
+                                 : static_cast<int>(job_.n < 2 ? job_.n : 2);
+    }
+  }
+
+ private:
+  // Biases that are those of columns, from one column on, for rows whose biases begin at `row`.
+  SOFTMAXLIB_NOINLINE void fetch_columns(int64_t row, int64_t column) {
+    const int64_t n = job_.n - column < kColumns ? job_.n - column : kColumns;
+    const int64_t stride = job_.inner[0].stride[kBias];
+    gather_any(job_.dtype[kBias], job_.base[kBias] + row + column * stride, stride, n, columns_);
+    for (int64_t i = 0; i < n; ++i) Terms<V>::split(columns_[i], columns_hi_ + i, columns_lo_ + i);
+    columns_row_ = row;
+    column_ = column;
+  }
+  // The factors of up to a vector of rows that each have their own, as affine_of() gives them.
+  struct Factors {
+    alignas(64) double hi[kLanes], lo[kLanes];
+    bool usual[kLanes];  // the others have to ask affine_of()
+  };
+  SOFTMAXLIB_NOINLINE Factors factors_of(const RowRun& run, int first, int rows) const {
+    constexpr double kMost = sizeof(T) == 4 ? 0x1p60 : 0x1p400;
+    Factors of;
+    alignas(64) double above[kLanes], below[kLanes];
+    const char* p = job_.base[kScale] + run.place.offset[kScale] + first * run.step.stride[kScale];
+    double own[kLanes];
+    gather_any(job_.dtype[kScale], p, run.step.stride[kScale], rows, own);
+    for (int r = rows; r < kLanes; ++r) own[r] = 1;
+    for (int r = 0; r < kLanes; ++r) {
+      above[r] = job_.divides ? job_.scale : own[r];
+      below[r] = job_.divides ? own[r] : job_.temperature;
+    }
+    const f64x8 zero = f64x8::set1(0);
+    for (int r = 0; r < kLanes; r += f64x8::lanes) {
+      const f64x8 a = load(above + r), b = load(below + r), q = a / b;
+      store(of.hi + r, q);
+      store(of.lo + r, fma(zero - q, b, a) / b);
+    }
+    const auto is_usual = [](double x) { return x > 1 / kMost && x < kMost; };
+    for (int r = 0; r < kLanes; ++r)
+      of.usual[r] = is_usual(above[r]) && is_usual(below[r]) && is_usual(of.hi[r]);
+    return of;
+  }
+
+  // The same of rows that lie side by side, where a factor is all that x gets; false where one is
+  // not usual.
+  SOFTMAXLIB_NOINLINE bool fetch_scaled_across(const RowRun& run, int rows, T* hi, T* lo,
+                                               int64_t pitch, int* visible) const {
+    if (!is_only_scaled(job_) || job_.causal) return false;
+    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
+    const V limit = V::set1(static_cast<T>(kLargestLow<V>));
+    const char* const x = job_.base[kX] + run.place.offset[kX];
+    Square<V> his, los;
+    V bad = zero;
+    for (int r = 0; r < rows; r += kLanes) {
+      const int some = rows - r < kLanes ? rows - r : kLanes;
+      Pair<V> factor;
+      if (!factors(run, r, some, factor)) return false;
+      for (int64_t i = 0; i < pitch; i += kLanes) {
+        for (int j = 0; j < kLanes; ++j) {
+          V z = none, rest = zero;
+          if (i + j < job_.n) {
+            const char* const p = x + r * x_.access().item + (i + j) * job_.inner[0].stride[kX];
+            const V v = load_some(job_.dtype[kX], p, some, V());
+            z = v * factor.hi;
+            rest = fma(v, factor.lo, fma(v, factor.hi, zero - z));
+            rest = select(eq(v, none), zero, rest);
+            bad = select(gt(limit, max(rest, zero - rest)), bad, limit);
+          }
+          store(his.at[j], z);
+          store(los.at[j], rest);
+        }
+        his.put_transposed(hi + r * pitch + i, pitch, some);
+        los.put_transposed(lo + r * pitch + i, pitch, some);
+      }
+      for (int j = 0; visible && j < some; ++j)
+        visible[r + j] = job_.n < 2 ? static_cast<int>(job_.n) : 2;
+    }
+    return !any(gt(bad, zero));
+  }
+
+  // The same of rows that lie side by side in all operands.
+  SOFTMAXLIB_NOINLINE void fetch_across(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
+                                        int* visible) {
+    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
+    Terms<V> terms = terms_across(run);
+    Square<V> his, los;
+    for (int r = 0; r < rows; r += kLanes) {
+      const int some = rows - r < kLanes ? rows - r : kLanes;
+      V seen = zero;
+      for (int64_t i = 0; i < pitch; i += kLanes) {
+        for (int j = 0; j < kLanes; ++j) {
+          Pair<V> z = {none, zero};
+          if (i + j < job_.n) z = across(run, terms, r, some, i + j);
+          seen = seen + select(eq(z.hi, none), zero, V::set1(1));
+          store(his.at[j], z.hi);
+          store(los.at[j], z.lo);
+        }
+        his.put_transposed(hi + r * pitch + i, pitch, some);
+        los.put_transposed(lo + r * pitch + i, pitch, some);
+      }
+      T counts[kLanes];
+      store(counts, seen);
+      for (int j = 0; visible && j < some; ++j)
+        visible[r + j] = counts[j] < 2 ? static_cast<int>(counts[j]) : 2;
+    }
+  }
+
+  // Completes a row of the tile; returns how many elements take part, as far as 2.
+  int finish(const Place& place, const Factors& factors, int r, T* hi, T* lo, int64_t pitch) {
+    const int64_t n = visible_elements(job_, place);
+    int visible = n < 2 ? static_cast<int>(n) : 2;
+    const T* x = hi;
+    if (x_.is_in_place()) x = x_.in_place(place);
+    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
+    int64_t i = 0;
+    if (!job_.elements_of_x) {
+      int64_t seen = 0;
+      for (; i < n; i += kChunk) {
+        const int64_t some = n - i < kChunk ? n - i : kChunk;
+        Terms<V> terms(job_, place,
+                       job_.base[kScale] ? arguments_of(place, factors, r) : arguments_);
+        options_.gather_into(terms, job_, place, i, some);
+        combine_all<T>({x + i, &terms, i}, some, hi + i, lo + i);
+        if (terms.where && seen < 2) seen += count(terms.where + (i - terms.where_from), some);
+      }
+      i = (n + kLanes - 1) / kLanes * kLanes;
+      for (int64_t j = i; j < pitch; j += kLanes) store(lo + j, zero);
+      if (job_.base[kWhere]) visible = seen < 2 ? static_cast<int>(seen) : 2;
+    } else {
+      for (; x != hi && i + kLanes <= n; i += kLanes) store(hi + i, load(x + i));
+      if (x == hi) i = n / kLanes * kLanes;
+      if (i < n) {
+        const int left = static_cast<int>(n - i);
+        store(hi + i, load_n(x + i, left, static_cast<T>(-INFINITY)));
+        i += kLanes;
+      }
+    }
+    for (; i < pitch; i += kLanes) store(hi + i, none);
+    return visible;
+  }
+  Arguments<V> arguments_of(const Place& place, const Factors& factors, int r) const {
+    if (!factors.usual[r]) return Arguments<V>(affine_of(job_, place, {0, 0}));
+    return Arguments<V>({factors.hi[r], factors.lo[r], 0, 0, 0, 0, false});
+  }
+  int64_t item_of_bias() const { return float_item(job_.dtype[kBias]); }
+  static int count(const uint8_t* where, int64_t n) {
+    int64_t seen = 0;
+    for (int64_t i = 0; i < n && seen < 2; ++i) seen += where[i] != 0;
+    return static_cast<int>(seen);
+  }
+
+  const Job& job_;
+  const Reader<V> x_;
+  const Arguments<V> arguments_;  // of all rows, but where each has its own factor
+  GatheredOptions<V> options_;
+  static constexpr int64_t kColumns = kVectorsPerGroup * kLanes;
+  int64_t columns_row_ = 0, column_ = -1;  // whose biases are here; -1: none
+  double columns_[kColumns];
+  T columns_hi_[kColumns], columns_lo_[kColumns];
+};
+
+template <class V>
+class Sender {
+ public:
+  using T = typename V::elem;
+  static constexpr int kLanes = V::lanes;
+
+  SOFTMAXLIB_NOINLINE explicit Sender(const Job& job)
+      : job_(job), out_(job, kOut), own_(true), f16_(true), bf16_(true) {
+    const auto at = reinterpret_cast<uintptr_t>(job.base[kOut]);
+    posts_ = job.streaming && out_.along && at % static_cast<size_t>(out_.item) == 0;
+    for (int d = 0; posts_ && d < job.outer_ndim; ++d)
+      posts_ = job.outer[d].stride[kOut] % out_.item == 0;
+    // Of halves a vector is half a line, and the other half would come too late.
+    streams_ = job.streaming && out_.across && out_.item == sizeof(T) &&
+               (job.n == 1 || job.inner[0].stride[kOut] % 64 == 0);
+  }
+
+  // Rows that lie side by side are sent together.
+  bool sends_squares() const { return out_.across; }
+
+  // Whether results have to lie in a row of their own.
+  bool collects() const { return posts_ || !out_.along || out_.item != sizeof(T); }
+  // One row, where they need not; result(i): of elements from i on.
+  template <class Result>
+  SOFTMAXLIB_INLINE void put_each(char* y, Result result) const {
+    T* const to = reinterpret_cast<T*>(y);
+    const int64_t n = job_.n;
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) store(to + i, result(i));
+    if (i < n) store_n(to + i, result(i), static_cast<int>(n - i));
+  }
+  // Whether rows without gaps between them can be sent as one.
+  bool takes_rows() const { return out_.along; }
+  // One row, times scale. Reads up to a vector more on either side.
+  void put(char* y, const T* e, T scale) {
+    if (out_.along) put_adjacent(y, e, job_.n, scale);
+    else scatter(y, e, V::set1(scale));
+  }
+  // Any number of results that follow each other in memory.
+  SOFTMAXLIB_NOINLINE void put_adjacent(char* y, const T* e, int64_t n, T scale = 1) {
+    const V factor = V::set1(scale);
+    with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      auto* const to = reinterpret_cast<decltype(storage)>(y);
+      if (posts_) {
+        auto& outbox = outbox_of(storage);
+        if (y != next_) {
+          if (next_) outbox.finish();
+          outbox.start(to);
+        }
+        outbox.put(e, n, factor);
+        next_ = y + n * out_.item;
+        return;
+      }
+      int64_t i = 0;
+      for (; i + kLanes <= n; i += kLanes) store(to + i, load(e + i) * factor);
+      if (i < n) store_n(to + i, load(e + i) * factor, static_cast<int>(n - i));
+    });
+  }
+  // As many rows as a vector has lanes, or fewer.
+  SOFTMAXLIB_NOINLINE void put_square(char* y, const T* e, int64_t pitch, int rows,
+                                      const T* scale) {
+    Square<V> square;
+    const int64_t stride = job_.inner[0].stride[kOut];
+    with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      for (int64_t i = 0; i < job_.n; i += kLanes) {
+        square.get_transposed(e + i, pitch, rows, scale);
+        for (int64_t j = 0; j < kLanes && i + j < job_.n; ++j, y += stride) {
+          auto* const to = reinterpret_cast<decltype(storage)>(y);
+          if (streams_ && rows == kLanes && reinterpret_cast<uintptr_t>(y) % 64 == 0)
+            stream(to, load(square.at[j]));
+          else if (rows == kLanes) store(to, load(square.at[j]));
+          else store_n(to, load(square.at[j]), rows);
+        }
+      }
+    });
+  }
+  // Up to a vector of rows that lie side by side, of which result(j) has element j; n is at most a
+  // group.
+  template <class Result>
+  SOFTMAXLIB_INLINE void put_strip(char* y, int rows, Result result) {
+    const int64_t stride = job_.inner[0].stride[kOut];
+    const int n = static_cast<int>(job_.n);
+    if (streams_ && rows == kLanes && reinterpret_cast<uintptr_t>(y) % 64 == 0) {
+      for (int j = 0; j < n; ++j, y += stride) stream(reinterpret_cast<T*>(y), result(j));
+      return;
+    }
+    alignas(64) T copy[kVectorsPerGroup * kLanes * kLanes];
+    const bool is_direct = rows == kLanes && out_.item == sizeof(T);
+    char* to = is_direct ? y : reinterpret_cast<char*>(copy);
+    const int64_t step = is_direct ? stride : kLanes * int64_t{sizeof(T)};
+    for (int j = 0; j < n; ++j, to += step) store(reinterpret_cast<T*>(to), result(j));
+    if (!is_direct) put_columns(y, rows, copy);
+  }
+  // Before somebody else writes results, and at the end.
+  SOFTMAXLIB_NOINLINE void finish() {
+    if (next_)
+      with_storage(job_.dtype[kOut], V(), [&](auto* storage) { outbox_of(storage).finish(); });
+    next_ = nullptr;
+  }
+
+ private:
+  Outbox<T>& outbox_of(T*) { return own_; }
+  Outbox<f16>& outbox_of(f16*) { return f16_; }
+  Outbox<bf16>& outbox_of(bf16*) { return bf16_; }
+
+  // Of up to a vector of rows, which has a vector for each element.
+  SOFTMAXLIB_NOINLINE void put_columns(char* y, int rows, const T* columns) const {
+    const int64_t stride = job_.inner[0].stride[kOut];
+    with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      for (int64_t j = 0; j < job_.n; ++j, y += stride, columns += kLanes) {
+        auto* const to = reinterpret_cast<decltype(storage)>(y);
+        if (rows == kLanes) store(to, load(columns));
+        else store_n(to, load(columns), rows);
+      }
+    });
+  }
+  SOFTMAXLIB_NOINLINE void scatter(char* y, const T* e, V factor) {
+    Place place = {};
+    place.offset[kOut] = y - job_.base[kOut];
+    alignas(64) T results[kLanes];
+    for (int64_t i = 0; i < job_.n; i += kLanes) {
+      store(results, load(e + i) * factor);
+      scatter_elements(job_, place, i, job_.n - i < kLanes ? job_.n - i : kLanes, results);
+    }
+  }
+
+  const Job& job_;
+  const Access out_;
+  bool posts_, streams_;
+  const char* next_ = nullptr;  // where the outbox goes on; NULL: nothing is in it
+  Outbox<T> own_;
+  Outbox<f16> f16_;
+  Outbox<bf16> bf16_;
+};
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib
