@@ -54,7 +54,8 @@ def assembly(isa: str, compiler: str) -> str:
         out = Path(folder) / "ports.s"
         command = [compiler, "-std=c++17", "-O3", "-DNDEBUG", "-ffp-contract=off", "-fno-fast-math"]
         command += ["-fno-exceptions", "-fno-asynchronous-unwind-tables", "-w", *FLAGS[isa]]
-        command += [f"-DSOFTMAXLIB_PORTS_ISA={isa}", f'-DSOFTMAXLIB_PORTS_LEAF="isa/simd/{isa}.hpp"']
+        leaf = f'"isa/simd/{isa}.hpp"'
+        command += [f"-DSOFTMAXLIB_PORTS_ISA={isa}", f"-DSOFTMAXLIB_PORTS_LEAF={leaf}"]
         command += [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc' / 'include'}"]
         subprocess.run([*command, "-S", "-o", out, ROOT / "bench" / "ports.cpp"], check=True)
         return out.read_text()
