@@ -21,6 +21,7 @@ from softmaxlib._arrays import (
 Axis: TypeAlias = int | tuple[int, ...] | None
 _SOFTMAX = _core.functions["softmax"]
 _LOG_SOFTMAX = _core.functions["log_softmax"]
+_NAMES = {code: name for name, code in _core.functions.items()}
 
 
 def softmax_backward(
@@ -339,7 +340,8 @@ def _backward(
 def _evaluate(
     function: int, grad: Any, y: Any, axis: Any, temperature: Any, where: Any, out: Any
 ) -> NDArray[Any]:
-    name, of_y = ("softmax", "y") if function == _SOFTMAX else ("log_softmax", "log_y")
+    name = _NAMES[function]
+    of_y = "log_y" if name.startswith("log_") else "y"
     return _backward(name, grad, None, of_y, y, axis, temperature, where, out)
 
 

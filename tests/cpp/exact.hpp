@@ -21,10 +21,18 @@ static_assert(std::numeric_limits<Real>::digits >= 64, "the reference needs exte
 constexpr double kInf = std::numeric_limits<double>::infinity();
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-constexpr const char* kFunctionNames[] = {"softmax", "log_softmax", "logsumexp", "stablemax",
-                                          "log_stablemax"};
-constexpr const char* kDtypeNames[] = {"f32", "f64", "f16", "bf16", "bool", "i8", "i16",
-                                       "i32", "i64", "u8",  "u16",  "u32",  "u64"};
+constexpr const char* kFunctionNames[] = {
+#define SOFTMAXLIB_FUNCTION(name, NAME, element, finish) #name,
+#include "registry/functions.def"
+#undef SOFTMAXLIB_FUNCTION
+};
+constexpr const char* kDtypeNames[] = {
+#define SOFTMAXLIB_FLOAT(name, NAME, numpy, bytes) #name,
+#define SOFTMAXLIB_INTEGER(NAME, numpy, type) #numpy,
+#include "registry/dtypes.def"
+#undef SOFTMAXLIB_FLOAT
+#undef SOFTMAXLIB_INTEGER
+};
 
 // ---- Number formats.
 
