@@ -21,7 +21,8 @@ extern "C" const char* softmaxlib_status_text(softmaxlib_status status) {
     case SOFTMAXLIB_ERROR_STORE: return "unknown store kind";
     case SOFTMAXLIB_ERROR_THREADS: return "the number of threads is out of range";
     case SOFTMAXLIB_ERROR_SCRATCH: return "scratch is NULL, not 64-byte aligned, or too small";
-    case SOFTMAXLIB_ERROR_OVERLAP: return "a result overlaps another array without being that array";
+    case SOFTMAXLIB_ERROR_OVERLAP:
+      return "a result overlaps another array without being that array";
     case SOFTMAXLIB_ERROR_MEMORY: return "out of memory or threads";
     case SOFTMAXLIB_ERROR_SCALE:
       return "scale must be positive and finite, broadcast against x, not vary along the axis, and "

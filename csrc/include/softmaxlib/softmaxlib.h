@@ -293,8 +293,8 @@ SOFTMAXLIB_API softmaxlib_status softmaxlib_state_begin(softmaxlib_function func
                                                         softmaxlib_state* states);
 
 /* Adds the elements of x to states: one per row, in C order of the axes of x that are not named.
- * Options as for softmaxlib_run. causal_offset counts from the chunk's first column; sinks are to be
- * given once per row. */
+ * Options as for softmaxlib_run. causal_offset counts from the chunk's first column; sinks are to
+ * be given once per row. */
 SOFTMAXLIB_API softmaxlib_status softmaxlib_state_update(const softmaxlib_array* x,
                                                          softmaxlib_state* states, int32_t naxes,
                                                          const int32_t* axes,
