@@ -12,11 +12,12 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-template <class T, class F, bool kHold, bool kStore, bool kChecked>
+template <class T, class F, bool kHold, bool kStore, bool kSpared>
 double sum_of_row(const T* x, T* y, int64_t n, int reference, int32_t* references) {
   BlockState<typename F::V> state;
   state.total.reference = reference;
-  sum_piece<F, kHold, kStore, kChecked>(Contiguous<T>{x}, y, n, state, references, NothingBeside());
+  PieceSum<F, kHold, kStore, Contiguous<T>> sum({x}, y, state);
+  sum.template run<kSpared>(n, references, NothingBeside());
   return state.total.value();
 }
 
@@ -35,26 +36,26 @@ using namespace softmaxlib::SOFTMAX_ISA;
 
 extern "C" {
 
-// A sum of exponentials whose reference is known to do, and one that checks each group.
+// A sum of exponentials whose reference is known to do, and one whose arguments are in the window.
 FLAT double known_sum(const float* x, int64_t n, int reference) {
-  return sum_of_row<float, Exp<f32x16>, false, false, false>(x, nullptr, n, reference, nullptr);
+  return sum_of_row<float, Exp<f32x16>, false, false, true>(x, nullptr, n, reference, nullptr);
 }
 FLAT double sum(const float* x, int64_t n, int reference) {
-  return sum_of_row<float, Exp<f32x16>, false, false, true>(x, nullptr, n, reference, nullptr);
+  return sum_of_row<float, Exp<f32x16>, false, false, false>(x, nullptr, n, reference, nullptr);
 }
 // The same where exponentials stay in y.
 FLAT double store_sum(const float* x, float* y, int64_t n, int reference, int32_t* references) {
-  return sum_of_row<float, Exp<f32x16>, false, true, true>(x, y, n, reference, references);
+  return sum_of_row<float, Exp<f32x16>, false, true, false>(x, y, n, reference, references);
 }
 FLAT double log_sum(const float* x, int64_t n, int reference) {
   using F = Exp<f32x16, Use::kLogarithms>;
-  return sum_of_row<float, F, true, false, true>(x, nullptr, n, reference, nullptr);
+  return sum_of_row<float, F, true, false, false>(x, nullptr, n, reference, nullptr);
 }
 FLAT double stable_sum(const float* x, int64_t n) {
-  return sum_of_row<float, Stable<f32x16>, false, false, false>(x, nullptr, n, 0, nullptr);
+  return sum_of_row<float, Stable<f32x16>, false, false, true>(x, nullptr, n, 0, nullptr);
 }
 FLAT double sum_f64(const double* x, int64_t n, int reference) {
-  return sum_of_row<double, Exp<f64x8>, false, false, true>(x, nullptr, n, reference, nullptr);
+  return sum_of_row<double, Exp<f64x8>, false, false, false>(x, nullptr, n, reference, nullptr);
 }
 
 // Results: computed again, or from what waits in y.

@@ -137,13 +137,15 @@ static inline bool job_has(const Layout& job, int operand) { return job.given >>
 // Computes rows [first, last). scratch: scratch_bytes(...) of it, 64-byte aligned.
 using Kernel = void (*)(const Job& job, int64_t first, int64_t last, char* scratch);
 
-// Functions here are static: see isa_tu.cpp.in on what may leave an ISA's unit.
+// What is best on the CPU at hand (host/cpu.cpp).
+struct Tuning {
+  int64_t prefetch_distance;  // of passes over one long row, in bytes; 0: none
+  bool second_level;          // rows that are read while others are computed come there, not nearer
+};
 
-// Past the caches the hardware's prefetchers alone keep up with a copy, but not with this much
-// arithmetic between two loads.
-constexpr int kPrefetchBytes = 8192;
+// Functions here are static: see isa/unit.cpp.in on what may leave an ISA's unit.
 
-// The reference of a sum without terms: the lowest there is (math/exp.hpp).
+// The reference of a sum without terms: the lowest there is (isa/math/exp.hpp).
 constexpr int32_t kNoReference = -47274;
 
 // Blocks, in elements, are part of the arithmetic: sums are folded along them.

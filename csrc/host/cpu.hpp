@@ -3,6 +3,8 @@
 
 #include <stdint.h>
 
+#include "job.hpp"
+
 namespace softmaxlib {
 
 // Named as in cmake/SoftmaxlibIsa.cmake, which makes the run-time checks from these.
@@ -19,5 +21,8 @@ uint32_t cpu_features();
 
 // Data cache of level 1, 2 or 3 as one core sees it, in bytes; 0 where there is none or unknown.
 int64_t cache_size(int level);
+
+// How memory should be fetched ahead of where it is read.
+Tuning tuning_of_cpu();
 
 }  // namespace softmaxlib

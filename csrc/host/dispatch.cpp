@@ -7,7 +7,8 @@
 
 namespace softmaxlib {
 
-#define SOFTMAXLIB_ISA_ENTRY(name, isa, features) KernelTable make_table_##name();
+#define SOFTMAXLIB_ISA_ENTRY(name, isa, features) \
+  KernelTable make_table_##name(const Tuning& tuning);
 #include "isas.def"
 #undef SOFTMAXLIB_ISA_ENTRY
 
@@ -17,7 +18,7 @@ struct Entry {
   const char* name;
   softmaxlib_isa isa;
   uint32_t features;
-  KernelTable (*make)();
+  KernelTable (*make)(const Tuning& tuning);
 };
 
 constexpr Entry kEntries[] = {
@@ -36,7 +37,7 @@ struct Tables {
   KernelTable table[kCount];
   Tables() : table() {
     for (int i = 0; i < kCount; ++i)
-      if (runs(kEntries[i])) table[i] = kEntries[i].make();
+      if (runs(kEntries[i])) table[i] = kEntries[i].make(tuning_of_cpu());
   }
 };
 

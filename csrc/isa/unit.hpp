@@ -40,7 +40,8 @@ void many_rows(const Job& job, int64_t start, int64_t stop, char* scratch) {
   stream_fence();
 }
 
-KernelTable make_table() {
+KernelTable make_table(const Tuning& of_cpu) {
+  tuning = of_cpu;
   KernelTable table = {};
   table.isa = kIsa;
   table.many_rows = kHasManyRows;
@@ -76,6 +77,6 @@ KernelTable make_table() {
 }  // namespace SOFTMAX_ISA
 
 // Filled in by code of the unit itself, so called only after the CPU was found to have the ISA.
-KernelTable SOFTMAXLIB_MAKE_TABLE() { return SOFTMAX_ISA::make_table(); }
+KernelTable SOFTMAXLIB_MAKE_TABLE(const Tuning& tuning) { return SOFTMAX_ISA::make_table(tuning); }
 
 }  // namespace softmaxlib

@@ -49,6 +49,15 @@ void put_one(void* p, T x) {
 #define SAME(label, expression) OP(label, kKind<V>, put(y, expression))
 #define BITS(label, expression) OP(label, Kind::kBits, put(y, from_bits(expression)))
 
+// Whether any of the bits of a that are left differs from those of b and c, from bit K on.
+template <int K, class V>
+int32_t differ_from(typename V::Int a, typename V::Int b, typename V::Int c) {
+  typename V::Seen seen;
+  see_differences(seen, a, b);
+  see_differences(seen, a, c);
+  return static_cast<int32_t>(any_from_bit<K>(seen));
+}
+
 template <class V>
 struct Ops {
   using Int = typename V::Int;
@@ -81,6 +90,15 @@ struct Ops {
       BITS("shr 1", shr<1>(bits(a))),
       BITS("shr mantissa", shr<kMantissa>(bits(a))),
       BITS("shr top", shr<kTop>(bits(a))),
+      OP("differ", Kind::kBits, put_one(y, (differ_from<0, V>(bits(a), bits(b), bits(c))))),
+      OP("differ in none", Kind::kBits, put_one(y, (differ_from<0, V>(bits(a), bits(a), bits(a))))),
+      OP("differ in sign", Kind::kBits,
+         put_one(y, (differ_from<kTop, V>(bits(a), bits(b), bits(c))))),
+      OP("differ below", Kind::kBits,
+         put_one(y, (differ_from<kTop, V>(shr<1>(bits(a)), shr<1>(bits(b)), shr<1>(bits(c)))))),
+      OP("differ above", Kind::kBits,
+         put_one(y, (differ_from<8, V>(shr<kMantissa>(bits(a)), shr<kMantissa>(bits(b)),
+                                       shr<kMantissa>(bits(c)))))),
       SAME("set1", V::set1(get_first<V>(pa))),
       OP("first", kKind<V>, put_one(y, first(a))),
       OP("max_lane", kKind<V>, put_one(y, max_lane(a))),

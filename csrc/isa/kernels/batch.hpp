@@ -161,12 +161,12 @@ class BatchTerms {
   }
   SOFTMAXLIB_INLINE X at(int r, int64_t i) const {
     const T* const x = row(r) + i;
-    if constexpr (!kLow) prefetch(reinterpret_cast<const char*>(x) + kBatchPrefetchBytes);
+    if constexpr (!kLow) fetch_(reinterpret_cast<const char*>(x) + kBatchPrefetchBytes);
     return joined(x, kLow ? low_ + r * pitch_ + i : nullptr, X());
   }
   SOFTMAXLIB_INLINE X up_to_end(int r, int64_t i) const {
     if (kLow || is_staged_ || i + kLanes <= n_) return at(r, i);  // a tile has -inf up to the pitch
-    prefetch(reinterpret_cast<const char*>(row(r) + i) + kBatchPrefetchBytes);
+    fetch_(reinterpret_cast<const char*>(row(r) + i) + kBatchPrefetchBytes);
     X x;
     const V some = load_n(row(r) + i, static_cast<int>(n_ - i), static_cast<T>(-INFINITY));
     from_pair(Pair<V>{some, V::set1(0)}, x);
@@ -190,6 +190,7 @@ class BatchTerms {
   }
 
   const int64_t n_, pitch_;
+  const FetchAhead fetch_ = FetchAhead();
   const int most_;
   T* const e_;
   int64_t first_ = 0, stride_ = 0, y_stride_ = 0;

@@ -54,10 +54,11 @@ struct WeightsAndGradient {
     V w, g;
   };
   const T *w, *g;
+  int64_t ahead = tuning.prefetch_distance;
 
   Value load(int64_t i) const {
-    prefetch(reinterpret_cast<const char*>(w + i) + kPrefetchBytes);
-    prefetch(reinterpret_cast<const char*>(g + i) + kPrefetchBytes);
+    prefetch(reinterpret_cast<const char*>(w + i) + ahead);
+    prefetch(reinterpret_cast<const char*>(g + i) + ahead);
     return {SOFTMAX_ISA::load(w + i), SOFTMAX_ISA::load(g + i)};
   }
   Value load_n(int64_t i, int n, T fill) const {

@@ -102,15 +102,32 @@ class Outgoing {
   bool streaming_ = false;
 };
 
+// Elements of a row that is read while the one before is written, which the hardware's prefetchers
+// do not keep up with. Of shorter rows it would be too late from the second level.
+template <class D>
+struct ReadAhead : Contiguous<D> {
+  using V = typename Contiguous<D>::V;
+  FetchAhead fetch;
+
+  ReadAhead(const D* x, FetchAhead how) : Contiguous<D>{x, 0}, fetch(how) {}
+  V load(int64_t i) const {
+    constexpr int64_t kAhead = 8192;
+    fetch(reinterpret_cast<const char*>(this->p + i) + kAhead);
+    return SOFTMAX_ISA::load(this->p + i);
+  }
+};
+
 // The sum of a row whose exponentials go to the buffer, each chunk under its reference.
 template <class D, class T, class Beside>
 inline auto sum_into(T* buffer, const D* x, int64_t n, int32_t* references, Beside beside) {
   using E = Exp<typename vector_of<D>::type>;
   constexpr int64_t kBlock = Row<T>::kBlock;
+  constexpr int64_t kShort = 8192;
+  const FetchAhead fetch(n * static_cast<int64_t>(sizeof(D)) < kShort);
   RowSum<E> total;
   for (int64_t start = 0; start < n; start += kBlock) {
     BlockState<typename E::V> state;
-    sum_piece_of<E, false, true>(Contiguous<D>{x + start}, buffer + start,
+    sum_piece_of<E, false, true>(ReadAhead<D>(x + start, fetch), buffer + start,
                                  n - start < kBlock ? n - start : kBlock, Known{}, state,
                                  references + start / Row<T>::kChunk,
                                  [&](int64_t i) SOFTMAXLIB_INLINE_LAMBDA { beside(start + i); });

@@ -53,6 +53,16 @@ inline V plus_low(V t, Pair<V> x, V floor) {
   return t + select(gt(x.hi, floor), x.lo, V::set1(0));
 }
 
+// Of what is known to be above the floor.
+template <class V>
+inline V plus_low(V t, V) {
+  return t;
+}
+template <class V>
+inline V plus_low(V t, Pair<V> x) {
+  return t + x.lo;
+}
+
 // What exponentials are for. Results: what is far below the reference is 0. Sums of logarithms also
 // need the terms that are below the range of results one by one. Exact ones are an unevaluated sum,
 // so that their last rounding happens in what they are part of.
@@ -68,6 +78,21 @@ struct OneOrPair<V, true> {
   using type = Pair<V>;
 };
 
+// Most arguments are neither so small that they must be clamped nor so large that they raise the
+// reference: their scaled k is in a window as wide as a power of two. Where magic is shifted so
+// that the window is aligned to its width, the bits of all k in it agree but for the lowest ones.
+// One operation per vector gathers in what they ever differ, and one look at the end of a chunk
+// tells whether all were inside; then neither clamps nor comparisons were missed.
+enum class Range { kAny, kInWindow };
+
+// The table's entries for shifted bits.
+struct ShiftedTable {
+  uint32_t entry[8];
+  constexpr explicit ShiftedTable(uint32_t shift) : entry() {
+    for (int j = 0; j < 8; ++j) entry[j] = kExp32Table[j] - (shift << 20);
+  }
+};
+
 template <class Vector, Use kUse = Use::kResults>
 class Exp;
 
@@ -80,10 +105,15 @@ class Exp<f32x16, kUse> {
   static constexpr bool kWide = false;
   static constexpr int kBias = kUse == Use::kResults ? 26 : 60;
 
-  explicit Exp(int reference)
-      : magic_(static_cast<float>(0x1.8p23 + 8 * (127 + kBias - reference))),
+  // In the window results have exponents 64 to 191, those for logarithms 96 to 223.
+  static constexpr uint32_t kShift = kBias == 26 ? 512 : 256, kWindow = 1024;
+
+  // Of a range in the window only the evaluation that gathers may be used.
+  explicit Exp(int reference, Range range = Range::kAny)
+      : magic_(static_cast<float>(0x1.8p23 + 8 * (127 + kBias - reference) +
+                                  (range == Range::kAny ? 0 : kShift))),
         floor_(static_cast<float>((reference - kBias - 127) * kLn2Hi)),
-        table_(load_table8(kExp32Table)),
+        table_(load_table8(range == Range::kAny ? kExp32Table : kShifted.entry)),
         delta_(load_table8(reinterpret_cast<const uint32_t*>(kExp32Delta))) {}
 
   template <class X>
@@ -103,14 +133,34 @@ class Exp<f32x16, kUse> {
   }
   template <int N, class X>
   SOFTMAXLIB_INLINE void evaluate(const X* argument, V magic, V floor, Term* y) const {
+    V::Seen none;
+    evaluate_in<Range::kAny, N>(argument, magic, floor, y, none);
+  }
+  // Right if what is seen in the end is_inside().
+  template <int N, class X>
+  SOFTMAXLIB_INLINE void evaluate_in_window(const X* argument, Term* y, V::Seen& seen) const {
+    evaluate_in<Range::kInWindow, N>(argument, V::set1(magic_), V::set1(0), y, seen);
+  }
+  static SOFTMAXLIB_INLINE bool is_inside(V::Seen seen) { return !any_from_bit<10>(seen); }
+
+ private:
+  template <Range kRange, int N, class X>
+  SOFTMAXLIB_INLINE void evaluate_in(const X* argument, V magic, V floor, Term* y,
+                                     V::Seen& seen) const {
     V x[N], m[N], k[N], t[N], s[N], q[N];
     // max() passes its second operand on when one is NaN.
-    for (int j = 0; j < N; ++j) x[j] = max(floor, high(argument[j]));
+    for (int j = 0; j < N; ++j)
+      x[j] = kRange == Range::kAny ? max(floor, high(argument[j])) : high(argument[j]);
     for (int j = 0; j < N; ++j) m[j] = fma(x[j], V::set1(k8Log2E), magic);
+    if constexpr (kRange == Range::kInWindow)
+      for (int j = 0; j < N; ++j)
+        see_differences(seen, bits(m[j]), V::Int::set1(0x4b400000u + kWindow));
     for (int j = 0; j < N; ++j) k[j] = m[j] - magic;
     for (int j = 0; j < N; ++j) t[j] = fnma(k[j], V::set1(kLn2Over8Hi), x[j]);
     for (int j = 0; j < N; ++j) t[j] = fnma(k[j], V::set1(kLn2Over8Lo), t[j]);
-    for (int j = 0; j < N; ++j) t[j] = plus_low(t[j], argument[j], floor);
+    for (int j = 0; j < N; ++j)
+      t[j] =
+          kRange == Range::kAny ? plus_low(t[j], argument[j], floor) : plus_low(t[j], argument[j]);
     for (int j = 0; j < N; ++j) s[j] = from_bits(lookup(table_, bits(m[j])) + shl<20>(bits(m[j])));
     if constexpr (kUse == Use::kExact) {
       for (int j = 0; j < N; ++j) t[j] = t[j] + from_bits(lookup(delta_, bits(m[j])));
@@ -126,7 +176,7 @@ class Exp<f32x16, kUse> {
     }
   }
 
- private:
+  static constexpr ShiftedTable kShifted{kShift};
   // Scalars: a broadcast stays in one register, a vector from memory may take two.
   float magic_, floor_;
   Table8 table_, delta_;
@@ -141,8 +191,12 @@ class Exp<f64x8, kUse> {
   static constexpr bool kWide = false;
   static constexpr int kBias = 64;
 
-  explicit Exp(int reference)
-      : magic_(0x1.8p52 + (1023 + kBias - reference)),
+  // In the window results have exponents 614 to 1125.
+  static constexpr int kShift = 410;
+  static constexpr uint64_t kWindow = 1024;
+
+  explicit Exp(int reference, Range range = Range::kAny)
+      : magic_(0x1.8p52 + (1023 + kBias - reference + (range == Range::kAny ? 0 : kShift))),
         floor_((reference - kBias - 1023) * kLn2Hi) {}
 
   template <class X>
@@ -161,13 +215,32 @@ class Exp<f64x8, kUse> {
   }
   template <int N, class X>
   SOFTMAXLIB_INLINE void evaluate(const X* argument, V magic, V floor, Term* y) const {
+    V::Seen none;
+    evaluate_in<Range::kAny, N>(argument, magic, floor, y, none);
+  }
+  template <int N, class X>
+  SOFTMAXLIB_INLINE void evaluate_in_window(const X* argument, Term* y, V::Seen& seen) const {
+    evaluate_in<Range::kInWindow, N>(argument, V::set1(magic_), V::set1(0), y, seen);
+  }
+  static SOFTMAXLIB_INLINE bool is_inside(V::Seen seen) { return !any_from_bit<9>(seen); }
+
+ private:
+  template <Range kRange, int N, class X>
+  SOFTMAXLIB_INLINE void evaluate_in(const X* argument, V magic, V floor, Term* y,
+                                     V::Seen& seen) const {
     V x[N], m[N], n[N], t[N], q[N];
-    for (int j = 0; j < N; ++j) x[j] = max(floor, high(argument[j]));
+    for (int j = 0; j < N; ++j)
+      x[j] = kRange == Range::kAny ? max(floor, high(argument[j])) : high(argument[j]);
     for (int j = 0; j < N; ++j) m[j] = fma(x[j], V::set1(kLog2E), magic);
+    if constexpr (kRange == Range::kInWindow)
+      for (int j = 0; j < N; ++j)
+        see_differences(seen, bits(m[j]), V::Int::set1(0x4338000000000000u + kWindow));
     for (int j = 0; j < N; ++j) n[j] = m[j] - magic;
     for (int j = 0; j < N; ++j) t[j] = fnma(n[j], V::set1(kLn2Hi), x[j]);
     for (int j = 0; j < N; ++j) t[j] = fnma(n[j], V::set1(kLn2Lo), t[j]);
-    for (int j = 0; j < N; ++j) t[j] = plus_low(t[j], argument[j], floor);
+    for (int j = 0; j < N; ++j)
+      t[j] =
+          kRange == Range::kAny ? plus_low(t[j], argument[j], floor) : plus_low(t[j], argument[j]);
     for (int j = 0; j < N; ++j) q[j] = V::set1(kExp64[10]);
     const auto step = [&](double c) SOFTMAXLIB_INLINE_LAMBDA {
       for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(c));
@@ -182,13 +255,15 @@ class Exp<f64x8, kUse> {
     step(kExp64[2]);
     step(kExp64[1]);
     step(kExp64[0]);
+    constexpr uint64_t kBack = kRange == Range::kAny ? 0 : uint64_t{kShift} << 52;
     for (int j = 0; j < N; ++j) {
-      const V s = from_bits(shl<52>(bits(m[j])));
+      typename V::Int power = shl<52>(bits(m[j]));
+      if constexpr (kBack != 0) power = power - V::Int::set1(kBack);
+      const V s = from_bits(power);
       y[j] = fma(s * t[j], q[j], s);
     }
   }
 
- private:
   double magic_, floor_;
 };
 

@@ -17,6 +17,13 @@ namespace SOFTMAX_ISA {
 namespace {
 
 constexpr int kInStep = 1;
+
+// GCC would gather operations on a value at the end of a loop, and spill what they need until then.
+#if defined(__GNUC__)
+#define SOFTMAXLIB_NOT_LATER(v) __asm__("" : "+x"(v))
+#else
+#define SOFTMAXLIB_NOT_LATER(v) static_cast<void>(v)
+#endif
 constexpr bool kHasStreamingStores = true;
 constexpr bool kHasManyRows = true;
 
@@ -29,6 +36,9 @@ struct f32x16 {
       const __m256i v = _mm256_set1_epi32(static_cast<int>(x));
       return {v, v};
     }
+  };
+  struct Seen {
+    __m256i v = _mm256_setzero_si256();
   };
   struct Mask {
     __m256 a, b;
@@ -46,6 +56,9 @@ struct f64x8 {
       const __m256i v = _mm256_set1_epi64x(static_cast<long long>(x));
       return {v, v};
     }
+  };
+  struct Seen {
+    __m256i v = _mm256_setzero_si256();
   };
   struct Mask {
     __m256d a, b;
@@ -106,6 +119,15 @@ inline f32x16::Int operator&(f32x16::Int x, f32x16::Int y) {
 }
 inline f32x16::Int operator^(f32x16::Int x, f32x16::Int y) {
   return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)};
+}
+inline void see_differences(f32x16::Seen& seen, f32x16::Int x, f32x16::Int y) {
+  const __m256i a = _mm256_xor_si256(x.a, y.a), b = _mm256_xor_si256(x.b, y.b);
+  seen.v = _mm256_or_si256(seen.v, _mm256_or_si256(a, b));
+  SOFTMAXLIB_NOT_LATER(seen.v);
+}
+template <int K>
+inline bool any_from_bit(f32x16::Seen seen) {
+  return !_mm256_testz_si256(seen.v, _mm256_set1_epi32(static_cast<int>(~0u << K)));
 }
 template <int K>
 inline f32x16::Int shl(f32x16::Int x) {
@@ -169,6 +191,15 @@ inline f64x8::Int operator&(f64x8::Int x, f64x8::Int y) {
 }
 inline f64x8::Int operator^(f64x8::Int x, f64x8::Int y) {
   return {_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)};
+}
+inline void see_differences(f64x8::Seen& seen, f64x8::Int x, f64x8::Int y) {
+  const __m256i a = _mm256_xor_si256(x.a, y.a), b = _mm256_xor_si256(x.b, y.b);
+  seen.v = _mm256_or_si256(seen.v, _mm256_or_si256(a, b));
+  SOFTMAXLIB_NOT_LATER(seen.v);
+}
+template <int K>
+inline bool any_from_bit(f64x8::Seen seen) {
+  return !_mm256_testz_si256(seen.v, _mm256_set1_epi64x(static_cast<long long>(~0ull << K)));
 }
 template <int K>
 inline f64x8::Int shl(f64x8::Int x) {

@@ -27,6 +27,9 @@ struct f32x16 {
     __m512i v;
     static Int set1(uint32_t x) { return {_mm512_set1_epi32(static_cast<int>(x))}; }
   };
+  struct Seen {
+    __m512i v = _mm512_setzero_si512();
+  };
   struct Mask {
     __mmask16 v;
   };
@@ -40,6 +43,9 @@ struct f64x8 {
   struct Int {
     __m512i v;
     static Int set1(uint64_t x) { return {_mm512_set1_epi64(static_cast<long long>(x))}; }
+  };
+  struct Seen {
+    __m512i v = _mm512_setzero_si512();
   };
   struct Mask {
     __mmask8 v;
@@ -72,6 +78,13 @@ inline f32x16::Int operator+(f32x16::Int a, f32x16::Int b) { return {_mm512_add_
 inline f32x16::Int operator-(f32x16::Int a, f32x16::Int b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 inline f32x16::Int operator&(f32x16::Int a, f32x16::Int b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline f32x16::Int operator^(f32x16::Int a, f32x16::Int b) { return {_mm512_xor_si512(a.v, b.v)}; }
+inline void see_differences(f32x16::Seen& seen, f32x16::Int a, f32x16::Int b) {
+  seen.v = _mm512_ternarylogic_epi32(seen.v, a.v, b.v, 0xf6);  // seen | (a ^ b)
+}
+template <int K>
+inline bool any_from_bit(f32x16::Seen seen) {
+  return _mm512_test_epi32_mask(seen.v, _mm512_set1_epi32(static_cast<int>(~0u << K))) != 0;
+}
 template <int K>
 inline f32x16::Int shl(f32x16::Int a) {
   return {_mm512_slli_epi32(a.v, K)};
@@ -106,6 +119,13 @@ inline f64x8::Int operator+(f64x8::Int a, f64x8::Int b) { return {_mm512_add_epi
 inline f64x8::Int operator-(f64x8::Int a, f64x8::Int b) { return {_mm512_sub_epi64(a.v, b.v)}; }
 inline f64x8::Int operator&(f64x8::Int a, f64x8::Int b) { return {_mm512_and_si512(a.v, b.v)}; }
 inline f64x8::Int operator^(f64x8::Int a, f64x8::Int b) { return {_mm512_xor_si512(a.v, b.v)}; }
+inline void see_differences(f64x8::Seen& seen, f64x8::Int a, f64x8::Int b) {
+  seen.v = _mm512_ternarylogic_epi64(seen.v, a.v, b.v, 0xf6);  // seen | (a ^ b)
+}
+template <int K>
+inline bool any_from_bit(f64x8::Seen seen) {
+  return _mm512_test_epi64_mask(seen.v, _mm512_set1_epi64(static_cast<long long>(~0ull << K))) != 0;
+}
 template <int K>
 inline f64x8::Int shl(f64x8::Int a) {
   return {_mm512_slli_epi64(a.v, K)};

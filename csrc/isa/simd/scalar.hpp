@@ -144,6 +144,12 @@ struct Vector {
       return zip(a, b, [](Bits x, Bits y) { return x ^ y; });
     }
   };
+  struct Seen {
+    Bits all = 0;
+    SOFTMAXLIB_NOINLINE friend void see_differences(Seen& seen, const Int& a, const Int& b) {
+      for (int i = 0; i < N; ++i) seen.all |= a.lane[i] ^ b.lane[i];
+    }
+  };
 
   struct Mask {
     bool lane[N];
@@ -247,6 +253,11 @@ template <int K, class Int>
 SOFTMAXLIB_NOINLINE Int shr(Int a) {
   for (auto& lane : a.lane) lane >>= K;
   return a;
+}
+
+template <int K, class Seen>
+inline bool any_from_bit(const Seen& seen) {
+  return seen.all >> K != 0;
 }
 
 using f32x16 = Vector<float, uint32_t, 16>;

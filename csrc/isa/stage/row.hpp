@@ -21,16 +21,18 @@ namespace {
 template <class D>
 struct Contiguous {
   const D* p;
+  int64_t ahead = tuning.prefetch_distance;
   using V = typename vector_of<D>::type;
   using Value = V;
   V load(int64_t i) const {
-    prefetch(reinterpret_cast<const char*>(p + i) + kPrefetchBytes);
+    prefetch(reinterpret_cast<const char*>(p + i) + ahead);
     return SOFTMAX_ISA::load(p + i);
   }
   V load_n(int64_t i, int n, typename V::elem fill) const {
     return SOFTMAX_ISA::load_n(p + i, n, fill);
   }
   Contiguous at(int64_t i) const { return {p + i}; }
+  bool is_at(const void* y) const { return p == y; }
 };
 
 template <class T>
@@ -43,6 +45,7 @@ struct Staged {
     return {SOFTMAX_ISA::load_n(hi + i, n, fill), SOFTMAX_ISA::load_n(lo + i, n, T(0))};
   }
   Staged at(int64_t i) const { return {hi + i, lo + i}; }
+  bool is_at(const void* y) const { return hi == y; }
 };
 
 // A sum as an unevaluated sum of two doubles (Knuth's two-sum), in units of 2^(reference - bias).
@@ -171,6 +174,7 @@ class Row {
   bool streams() const { return writes_y_ && !tile_ && job_.streaming; }
   // Whether results replace what later passes read.
   bool in_place() const { return job_.in_place || tile_; }
+  bool is_masked() const { return job_.base[kWhere]; }
   bool has_bias() const { return job_.base[kBias] || job_.base[kSlope]; }
 
   // One more term of the sum; -inf: none.

@@ -16,6 +16,24 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
+// make_table() sets it, once. Loops keep copies of what they use, since as far as the compiler
+// knows their stores might change what has a name.
+Tuning tuning = {};
+
+// Fetches memory that is read while something else is computed or written.
+class FetchAhead {
+ public:
+  // near: in any case into the first level.
+  explicit FetchAhead(bool near = false) : second_level_(tuning.second_level && !near) {}
+  SOFTMAXLIB_INLINE void operator()(const char* p) const {
+    if (second_level_) SOFTMAXLIB_PREFETCH(p);
+    else prefetch(p);
+  }
+
+ private:
+  bool second_level_;
+};
+
 template <class To, class From>
 inline void convert1(From x, To& to) {
   to = static_cast<To>(x);

@@ -87,10 +87,6 @@ struct Lanes {
   f64x8 sum = f64x8::set1(0);
 
   SOFTMAXLIB_INLINE void add(f64x8 x) { sum = sum + x; }
-  template <class Term>
-  SOFTMAXLIB_INLINE void add(Term a, Term b, Term c, Term d) {
-    add(widen_sum((a + b) + (c + d)));
-  }
   template <class Down>
   void scale(Down down) {
     sum = down(sum);
@@ -104,7 +100,6 @@ struct Lanes<f64x8> {
   f64x8 sum = f64x8::set1(0), error = f64x8::set1(0);
 
   SOFTMAXLIB_INLINE void add(f64x8 x) { two_sum(sum, error, x); }
-  SOFTMAXLIB_INLINE void add(f64x8 a, f64x8 b, f64x8 c, f64x8 d) { add((a + b) + (c + d)); }
   template <class Down>
   void scale(Down down) {
     sum = down(sum);
@@ -118,10 +113,20 @@ struct Lanes<f64x8> {
   }
 };
 
+// The terms of a group in their order: two halves, then these.
+template <class F, class Term>
+SOFTMAXLIB_INLINE auto sum_of_two(Term a, Term b) {
+  if constexpr (F::kWide) return widen_sum(a) + widen_sum(b);
+  else return a + b;
+}
+template <class F, class Half>
+SOFTMAXLIB_INLINE void add_halves(Lanes<typename F::V>& lanes, Half a, Half b) {
+  if constexpr (F::kWide) lanes.add(a + b);
+  else lanes.add(widen_sum(a + b));
+}
 template <class F, class Term>
 SOFTMAXLIB_INLINE void add_terms(Lanes<typename F::V>& lanes, Term a, Term b, Term c, Term d) {
-  if constexpr (F::kWide) lanes.add((widen_sum(a) + widen_sum(b)) + (widen_sum(c) + widen_sum(d)));
-  else lanes.add(a, b, c, d);
+  add_halves<F>(lanes, sum_of_two<F>(a, b), sum_of_two<F>(c, d));
 }
 
 // A function F of an element (terms.hpp) under a reference exponent, and the largest argument that
@@ -147,6 +152,8 @@ struct BlockState {
   Total total;
   Pair<V> held = {V::set1(static_cast<typename V::elem>(-INFINITY)), V::set1(0)};
   bool started = false;
+  // Not even tried in the window: of a row with a mask, or where an argument was not in it before.
+  bool careful = false;
 };
 
 // A group that exceeds the reference raises it: what was summed and stored so far is scaled down.
@@ -170,74 +177,184 @@ struct NothingBeside {
 
 // Folds f of a piece of a block into its total. kHold: each lane keeps its largest argument out of
 // the sum. kStore: f(x) stays in y, under the reference that each chunk leaves in `references`.
-// kChecked: a group may exceed the reference; without, the caller knows that none does.
-template <class F, bool kHold, bool kStore, bool kChecked, class Source, class T, class Beside>
-inline void sum_piece(Source x, T* y, int64_t n, BlockState<typename F::V>& state,
-                      int32_t* references, Beside beside) {
+template <class F, bool kHold, bool kStore, class Source>
+class PieceSum {
+ public:
   using V = typename F::V;
+  using T = typename V::elem;
   using Value = typename Source::Value;
   using Term = typename F::Term;
-  constexpr int64_t kLanes = V::lanes;
-  constexpr int64_t kGroup = kVectorsPerGroup * kLanes;
-  constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
+  static constexpr int64_t kLanes = V::lanes;
+  static constexpr int64_t kGroup = kVectorsPerGroup * kLanes;
+  static constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
 
-  Value held;
-  from_pair(state.held, held);
-  Under<F> under(state.total.reference);
+  PieceSum(Source x, T* y, BlockState<V>& state)
+      : x_(x), y_(y), state_(state), under_(state.total.reference) {
+    from_pair(state.held, held_);
+  }
 
-  for (int64_t start = 0; start < n; start += kChunk) {
-    const int64_t stop = n - start < kChunk ? n : start + kChunk;
-    int64_t i = start;
-    Lanes<V> lanes;
-    const auto check = [&](const Value(&v)[4]) SOFTMAXLIB_INLINE_LAMBDA {
-      if constexpr (kChecked)
-        if (SOFTMAXLIB_UNLIKELY(under.exceeded_by(v)))
-          raise_reference<F>(max_of(high(v[0]), high(v[1]), high(v[2]), high(v[3])), under,
-                             state.total, lanes, kStore ? y + start : y, kStore ? i - start : 0);
-    };
+  // kSpared: the caller knows that no argument raises the reference.
+  template <bool kSpared, class Beside>
+  SOFTMAXLIB_INLINE void run(int64_t n, int32_t* references, Beside beside) {
+    // In place what is stored could not be computed again.
+    if (kStore && x_.is_at(y_)) state_.careful = true;
+    for (int64_t start = 0; start < n; start += kChunk) {
+      const int64_t stop = n - start < kChunk ? n : start + kChunk;
+      const int64_t whole = start + (stop - start) / kGroup * kGroup;
+      Lanes<V> lanes;
+      if constexpr (kSpared) {
+        add_groups(start, whole, lanes, beside);
+      } else if constexpr (kHasManyRows) {
+        int64_t i = start;
+        // The first group of a block has nothing to hold against.
+        if (kHold && start < whole && !state_.started) {
+          beside(start);
+          add_carefully(start, i = start + kGroup, lanes);
+        }
+        if (state_.careful) {
+          skip(i, whole, beside);
+          add_carefully(i, whole, lanes);
+        } else if (SOFTMAXLIB_UNLIKELY(!add_in_window(i, whole, lanes, beside))) {
+          state_.careful = true;
+          add_carefully(i, whole, lanes);
+        }
+      } else {
+        skip(start, whole, beside);
+        add_carefully(start, whole, lanes);
+      }
+      if (whole < stop) {
+        beside(whole);
+        add_last(whole, stop, lanes, start);
+      }
+      state_.started = true;
+      lanes.fold_into(state_.total);
+      if constexpr (kStore) references[start / kChunk] = state_.total.reference;
+    }
+    state_.held = to_pair(held_);
+  }
 
-    while (stop - i >= kGroup) {
-      Value v[4] = {x.load(i), x.load(i + kLanes), x.load(i + 2 * kLanes), x.load(i + 3 * kLanes)};
-      check(v);
-      const Under<F> here = under;  // in registers until a group exceeds it
+ private:
+  // Of functions whose reference does not follow the row.
+  template <class Beside>
+  SOFTMAXLIB_INLINE void add_groups(int64_t i, int64_t stop, Lanes<V>& lanes, Beside beside) {
+    const F f = under_.f;
+    const Source x = x_;
+    T* const y = y_;
+    Value held = held_;
+    Lanes<V> sum = lanes;
+    for (; i < stop; i += kGroup) {
+      const auto evaluate = [&](const Value* v, Term* e)
+                                SOFTMAXLIB_INLINE_LAMBDA { f.template evaluate<kInStep>(v, e); };
+      add_group(x, y, i, held, sum, evaluate, beside);
+    }
+    held_ = held;
+    lanes = sum;
+  }
+  // False, and nothing is changed but y, where an argument was not in the window.
+  template <class Beside>
+  SOFTMAXLIB_INLINE bool add_in_window(int64_t i, int64_t stop, Lanes<V>& lanes, Beside beside) {
+    const F f(state_.total.reference, Range::kInWindow);
+    const Source x = x_;
+    T* const y = y_;
+    typename V::Seen seen;
+    Value held = held_;
+    Lanes<V> sum = lanes;
+    for (; i < stop; i += kGroup) {
+      const auto evaluate = [&](const Value* v, Term* e) SOFTMAXLIB_INLINE_LAMBDA {
+        f.template evaluate_in_window<kInStep>(v, e, seen);
+      };
+      add_group(x, y, i, held, sum, evaluate, beside);
+    }
+    bool inside = F::is_inside(seen);
+    // What is held was not evaluated, and raises the reference all the same.
+    if constexpr (kHold) inside &= !any(gt(high(held), V::set1(under_.limit)));
+    if (SOFTMAXLIB_UNLIKELY(!inside)) return false;
+    held_ = held;
+    lanes = sum;
+    return true;
+  }
+  // A group, half by half where registers are few: of the first only the sum has to stay in one.
+  template <class Evaluate, class Beside>
+  static SOFTMAXLIB_INLINE void add_group(const Source& x, T* y, int64_t i, Value& held,
+                                          Lanes<V>& lanes, Evaluate evaluate, Beside beside) {
+    constexpr int kAtOnce = kInStep > 2 ? 4 : 2;
+    decltype(sum_of_two<F>(Term(), Term())) halves[2];
+    for (int first = 0; first < 4; first += kAtOnce) {
+      Value v[kAtOnce];
+      Term e[kAtOnce];
+      const int64_t at = i + first * kLanes;
+      for (int j = 0; j < kAtOnce; ++j) v[j] = x.load(at + j * kLanes);
+      if constexpr (kHold)
+        for (Value& argument : v) argument = hold(held, argument);
+      for (int j = 0; j < kAtOnce; j += kInStep) evaluate(v + j, e + j);
+      if (first == 0) beside(i);  // before anything is stored
+      if constexpr (kStore)
+        for (int j = 0; j < kAtOnce; ++j) store(y + at + j * kLanes, e[j]);
+      for (int j = 0; j < kAtOnce; j += 2) halves[(first + j) / 2] = sum_of_two<F>(e[j], e[j + 1]);
+    }
+    add_halves<F>(lanes, halves[0], halves[1]);
+  }
+  // What is done beside groups, without these.
+  template <class Beside>
+  static SOFTMAXLIB_INLINE void skip(int64_t i, int64_t stop, Beside beside) {
+    for (; i < stop; i += kGroup) beside(i);
+  }
+
+  // Any arguments: a group that exceeds the reference raises it.
+  SOFTMAXLIB_NOINLINE void add_carefully(int64_t i, int64_t stop, Lanes<V>& lanes) {
+    const int64_t start = i / kChunk * kChunk;
+    Value held = held_;
+    while (i < stop) {
+      Value v[4];
+      for (int j = 0; j < 4; ++j) v[j] = x_.load(i + j * kLanes);
+      check(v, i, start, lanes);
+      const Under<F> here = under_;  // in registers until a group exceeds it
       Lanes<V> sum = lanes;
       do {
         Term e[4];
         if constexpr (kHold)
           for (Value& argument : v) argument = hold(held, argument);
         for (int j = 0; j < 4; j += kInStep) here.f.template evaluate<kInStep>(v + j, e + j);
-        beside(i);
         if constexpr (kStore)
-          for (int j = 0; j < 4; ++j) store(y + i + j * kLanes, e[j]);
+          for (int j = 0; j < 4; ++j) store(y_ + i + j * kLanes, e[j]);
         add_terms<F>(sum, e[0], e[1], e[2], e[3]);
         i += kGroup;
-        if (stop - i < kGroup) break;
-        for (int j = 0; j < 4; ++j) v[j] = x.load(i + j * kLanes);
-      } while (!kChecked || !here.exceeded_by(v));
+        if (i >= stop) break;
+        for (int j = 0; j < 4; ++j) v[j] = x_.load(i + j * kLanes);
+      } while (!here.exceeded_by(v));
       lanes = sum;
     }
-    if (i < stop) {
-      Value v[4];
-      Term e[4];
-      for (int j = 0; j < 4; ++j) v[j] = load_up_to(x, i + j * kLanes, stop - i - j * kLanes);
-      check(v);
-      beside(i);
-      for (int j = 0; j < 4; ++j) {
-        const int64_t left = stop - i - j * kLanes;
-        e[j] = zero<Term>();
-        if (left <= 0) continue;
-        if constexpr (kHold) v[j] = hold(held, v[j]);
-        e[j] = under.f(v[j]);
-        if constexpr (kStore)
-          store_n(y + i + j * kLanes, e[j], static_cast<int>(left < kLanes ? left : kLanes));
-      }
-      add_terms<F>(lanes, e[0], e[1], e[2], e[3]);
-    }
-    lanes.fold_into(state.total);
-    if constexpr (kStore) references[start / kChunk] = state.total.reference;
+    held_ = held;
   }
-  state.held = to_pair(held);
-}
+  // Less than a group, at the end of the row.
+  SOFTMAXLIB_NOINLINE void add_last(int64_t i, int64_t stop, Lanes<V>& lanes, int64_t start) {
+    Value v[4];
+    Term e[4];
+    for (int j = 0; j < 4; ++j) v[j] = load_up_to(x_, i + j * kLanes, stop - i - j * kLanes);
+    if constexpr (F::kFollows) check(v, i, start, lanes);
+    for (int j = 0; j < 4; ++j) {
+      const int64_t left = stop - i - j * kLanes;
+      e[j] = zero<Term>();
+      if (left <= 0) continue;
+      if constexpr (kHold) v[j] = hold(held_, v[j]);
+      e[j] = under_.f(v[j]);
+      if constexpr (kStore)
+        store_n(y_ + i + j * kLanes, e[j], static_cast<int>(left < kLanes ? left : kLanes));
+    }
+    add_terms<F>(lanes, e[0], e[1], e[2], e[3]);
+  }
+  SOFTMAXLIB_INLINE void check(const Value (&v)[4], int64_t i, int64_t start, Lanes<V>& lanes) {
+    if (SOFTMAXLIB_UNLIKELY(under_.exceeded_by(v)))
+      raise_reference<F>(max_of(high(v[0]), high(v[1]), high(v[2]), high(v[3])), under_,
+                         state_.total, lanes, kStore ? y_ + start : y_, kStore ? i - start : 0);
+  }
+
+  const Source x_;
+  T* const y_;
+  BlockState<V>& state_;
+  Under<F> under_;
+  Value held_;
+};
 
 }  // namespace
 }  // namespace SOFTMAX_ISA

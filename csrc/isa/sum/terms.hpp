@@ -88,7 +88,6 @@ inline void sum_piece_of(Source x, T* y, int64_t n, Known known, BlockState<type
                          int32_t* references, Beside beside = {}) {
   using V = typename F::V;
   if (!state.started) {
-    state.started = true;
     state.total.reference = known.reference;
     if constexpr (F::kFollows) {  // the first group's maximum
       V v[4];
@@ -101,10 +100,10 @@ inline void sum_piece_of(Source x, T* y, int64_t n, Known known, BlockState<type
   // A known maximum of the row can spare the check, but never changes the reference. Worth it where
   // a term costs little else.
   constexpr bool kSpares = !kHold && sizeof(typename Source::Value) == sizeof(V);
+  PieceSum<F, kHold, kStore, Source> sum(x, y, state);
   if (F::kFollows && !(kSpares && known.top <= limit_of(state.total.reference)))
-    return sum_piece<F, kHold, kStore, F::kFollows>(x, y, n, state, references, beside);
-  if constexpr (kSpares || !F::kFollows)
-    sum_piece<F, kHold, kStore, false>(x, y, n, state, references, beside);
+    return sum.template run<!F::kFollows>(n, references, beside);
+  if constexpr (kSpares || !F::kFollows) sum.template run<true>(n, references, beside);
 }
 
 // Moves all but the largest of the lanes' held arguments into the sum.
@@ -145,6 +144,7 @@ inline RowSum<F> sum_of(const Row<D>& row, Known known = {}, const RowSum<F>* be
   const auto total = row.template reduce_blocks<RowSum<F>>(
       [&](int64_t start, int64_t stop) {
         BlockState<typename F::V> state;
+        state.careful = row.is_masked();
         row.read(start, stop, [&](auto x, int64_t, int64_t n) {
           sum_piece_of<F, false, false>(x, static_cast<typename F::V::elem*>(nullptr), n, known,
                                         state, nullptr);
@@ -163,6 +163,7 @@ template <class F, class D>
 inline RowSum<F> store_of(const Row<D>& row, Known known = {}) {
   const auto total = row.template reduce_blocks<RowSum<F>>([&](int64_t start, int64_t stop) {
     BlockState<typename F::V> state;
+    state.careful = row.is_masked();
     row.read_write(start, stop, [&](auto x, auto* y, int64_t i, int64_t n) {
       sum_piece_of<F, false, true>(x, y, n, known, state, &row.reference_of_chunk(i));
     });
@@ -179,6 +180,7 @@ inline RowRest<F> rest_of(const Row<D>& row, Known known = {}, const RowRest<F>*
   const auto total = row.template reduce_blocks<RowRest<F>>(
       [&](int64_t start, int64_t stop) {
         BlockState<typename F::V> state;
+        state.careful = row.is_masked();
         row.read(start, stop, [&](auto x, int64_t, int64_t n) {
           sum_piece_of<F, true, false>(x, static_cast<typename F::V::elem*>(nullptr), n, known,
                                        state, nullptr);
