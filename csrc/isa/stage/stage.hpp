@@ -58,9 +58,15 @@ template <class From, class To>
 inline void gather(const char* p, int64_t stride, int64_t count, To* to) {
   constexpr int64_t kItem = sizeof(From);
   int64_t i = 0;
-  if constexpr (kItem == 2)
-    for (; stride == kItem && i + 16 <= count; i += 16)
+  if constexpr (kItem == 2) {
+    // Between two chunks of a row that are converted much is computed: what is to come is fetched.
+    constexpr int64_t kAhead = 8192;
+    const FetchAhead fetch;
+    for (; stride == kItem && i + 16 <= count; i += 16) {
+      fetch(p + i * kItem + kAhead);
       store_as(to + i, load(reinterpret_cast<const From*>(p) + i));
+    }
+  }
   for (; i < count; ++i) {
     From x;
     memcpy(&x, p + i * stride, sizeof(From));
@@ -148,18 +154,22 @@ SOFTMAXLIB_NOINLINE void store_all(softmaxlib_dtype dtype, char* p, int64_t stri
     auto* const to = reinterpret_cast<decltype(storage)>(p);
     alignas(64) unsigned char room[kLanes * kItem];
     auto* const some = reinterpret_cast<decltype(storage)>(room);
-    int64_t i = 0;
-    if (stride == kItem) {
-      const bool aligned = reinterpret_cast<uintptr_t>(p) % (kLanes * kItem) == 0;
-      for (; i + kLanes <= count; i += kLanes)
-        if (streaming && aligned) stream(to + i, load(from + i));
-        else store(to + i, load(from + i));
-    }
-    for (; i < count; i += kLanes) {
-      const int64_t n = count - i < kLanes ? count - i : kLanes;
+    const auto put_some = [&](int64_t i, int64_t n) {
       store(some, load_n(from + i, static_cast<int>(n), T(0)));
       for (int64_t j = 0; j < n; ++j) memcpy(p + (i + j) * stride, some + j, kItem);
+    };
+    int64_t i = 0;
+    if (stride == kItem) {
+      // Streamed from the first whole vector on.
+      constexpr int64_t kVector = kLanes * kItem;
+      const auto past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(p) % kVector);
+      const bool streams = streaming && past % kItem == 0;
+      if (streams && past && count > kLanes) put_some(0, i = (kVector - past) / kItem);
+      for (; i + kLanes <= count; i += kLanes)
+        if (streams && (past == 0 || i != 0)) stream(to + i, load(from + i));
+        else store(to + i, load(from + i));
     }
+    for (; i < count; i += kLanes) put_some(i, count - i < kLanes ? count - i : kLanes);
   });
 }
 
