@@ -3,8 +3,8 @@
     pip install -e '.[bench]' && python bench/targets.py [--isa avx2] [--minutes 4] [--mib 256]
 
 Every line is a ratio of pairs of samples, with its interval: the parts of a line are a group of the
-timing engine. A target is met or missed where the interval lies on one side of it. torch and ONNX
-Runtime take part where they are installed.
+timing engine. A target is met or missed where the interval lies on one side of it. What the library
+takes next to torch and ONNX Runtime is in paths.py.
 """
 
 from __future__ import annotations
@@ -102,40 +102,6 @@ def in_isa(isa: str, call: Callable[[], object]) -> Timer:
     return run
 
 
-def peers(x: Array) -> dict[str, Timer]:
-    found: dict[str, Timer] = {}
-    try:
-        import torch
-
-        torch.set_num_threads(1)
-        tensor = torch.from_numpy(x)
-        found["torch"] = timing.repeated(lambda: torch.softmax(tensor, -1))
-    except ImportError:
-        pass
-    try:
-        import onnx
-        import onnxruntime
-    except ImportError:
-        return found
-    value = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph(
-        [onnx.helper.make_node("Softmax", ["x"], ["y"], axis=-1)],
-        "softmax",
-        [value("x", onnx.TensorProto.FLOAT, [None] * x.ndim)],
-        [value("y", onnx.TensorProto.FLOAT, [None] * x.ndim)],
-    )
-    model = onnx.helper.make_model(
-        graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
-    )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    found["onnxruntime"] = timing.repeated(lambda: session.run(None, {"x": x}))
-    return found
-
-
 def lines(isa: str, mib: int) -> Iterator[Line]:
     def both(avx512: float, avx2: float) -> dict[str, float]:
         return {"avx512": avx512, "avx2": avx2}
@@ -161,29 +127,13 @@ def lines(isa: str, mib: int) -> Iterator[Line]:
 
     total = (mib << 20) // 4  # floats of an array far beyond the caches
 
-    for n in (1 << 14, 1 << 16, 1 << 17):
-        x = array((n,))
-        for name, timer in peers(x).items():
-            target = both(0.57, 0.57) if name == "onnxruntime" else both(0.30, 0.30)
-            ours = in_isa(isa, lambda x=x: sml.softmax(x))  # type: ignore[misc]
-            yield line(f"one row of {n:,} / {name}", target, {"ours": ours, name: timer}, n)
-        if isa == "avx2" and BEST == "avx512":
-            parts = {"avx2": kernel(x, isa), "avx512": kernel(x, BEST)}
-            yield line(f"one row of {n:,}", both(1.2, 1.2), parts, n)
-    for n in (1024, 2048, 4096, 8192):
-        parts = {
-            "rows": kernel(array((65536 // n, n)), isa),
-            "one row": kernel(array((65536,)), isa),
-        }
-        yield line(f"({65536 // n}, {n}) in L2", both(0.85, 0.85), parts, 65536)
-
     x = array((total,))
     parts = {
         "softmax": kernel(x, isa),
         "read": limit(x, "read"),
         "streaming copy": limit(x, "streaming_copy"),
     }
-    yield line(f"one row, {mib} MiB", both(1.02, 1.10), parts, total, "read", "streaming copy")
+    yield line(f"one row, {mib} MiB", both(1.05, 1.2), parts, total, "read", "streaming copy")
     for store in ("plain", "streaming"):
         for rival in ("three_pass_recompute", "three_pass_reload"):
             parts = {
@@ -191,71 +141,126 @@ def lines(isa: str, mib: int) -> Iterator[Line]:
                 "two_pass": kernel(x, isa, algorithm="two_pass", store=store),
             }
             yield line(f"paper's gain, {mib} MiB, {store}", both(1.28, 1.18), parts, total)
-    for function in ("log_softmax", "stablemax", "log_stablemax"):
-        parts = {function: kernel(x, isa, function), "softmax": kernel(x, isa)}
-        yield line(f"{function}, {mib} MiB", both(1.1, 1.1), parts, total)
     parts = {"logsumexp": kernel(x, isa, "logsumexp"), "read": limit(x, "read")}
-    yield line(f"logsumexp, {mib} MiB", both(1.1, 1.1), parts, total)
-    for dtype in ("float16", "bfloat16"):
-        if dtype == "bfloat16":
-            try:
-                import ml_dtypes
-            except ImportError:
-                continue
-            half = array((total,), ml_dtypes.bfloat16)
-        else:
-            half = array((total,), np.float16)
-        parts = {dtype: kernel(half, isa), "float32": kernel(x, isa)}
-        yield line(f"{dtype}, {total:,} elements", both(1.0, 1.2), parts, total)
+    yield line(f"logsumexp, {mib} MiB", both(1.15, 1.15), parts, total)
+    rows = array((total // 32768, 32768))
+    first = np.zeros(len(rows), np.int64)
+    parts = {
+        "take_log_softmax": in_isa(isa, lambda: sml.take_log_softmax(rows, first)),
+        "read": limit(rows, "read"),
+    }
+    yield line(f"take_log_softmax, {rows.shape}", both(1.15, 1.15), parts, total)
     wide = array((total // 2,), np.float64)
     parts = {
         "float64": kernel(wide, isa),
         "read": limit(wide, "read"),
         "streaming copy": limit(wide, "streaming_copy"),
     }
-    yield line(f"float64, {mib} MiB", both(1.35, 1.5), parts, total // 2, "read", "streaming copy")
+    yield line(f"float64, {mib} MiB", both(1.5, 1.5), parts, total // 2, "read", "streaming copy")
     del wide
 
-    def against_copy(shape: tuple[int, ...], target: dict[str, float], axis: int = -1) -> Line:
+    def against_copy(
+        shape: tuple[int, ...],
+        target: dict[str, float],
+        axis: int = -1,
+        function: str = "softmax",
+        *sums: str,
+    ) -> Line:
         x = array(shape)
-        copy = "streaming copy" if 2 * x.nbytes > 1 << 25 else "copy"
-        parts = {
-            "softmax": kernel(x, isa, axis=axis),
-            copy: limit(x, copy.replace(" ", "_")),
-        }
+        parts = {function: kernel(x, isa, function, axis=axis)}
+        for kind in sums or ("streaming copy",):
+            parts[kind] = limit(x, kind.replace(" ", "_"))
         place = "" if axis == -1 else f" axis {axis}"
-        return line(f"{shape}{place}", target, parts, x.size)
+        return line(f"{function} {shape}{place}", target, parts, x.size, *sums)
 
     for n in (256, 512, 1024, 4096, 32768, 131072):
-        yield against_copy((total // n, n), both(1.35, 1.5))
+        yield against_copy((total // n, n), both(1.3, 1.5))
     for n in (64, 100, 128):
-        yield against_copy((total // n, n), both(1.3, 1.6))
+        yield against_copy((total // n, n), both(1.4, 1.8))
     for n in (8, 16, 32):
-        yield against_copy((total // n, n), both(1.7, 2.0))
-    yield against_copy((512, 8, 4096), both(1.25, 1.4), 1)
-    x = array((4096, 4096))
-    parts = {
-        "softmax": kernel(x, isa, axis=0),
-        "read": limit(x, "read"),
-        "streaming copy": limit(x, "streaming_copy"),
-    }
-    yield line("(4096, 4096) axis 0", both(1.5, 1.7), parts, x.size, "read", "streaming copy")
+        yield against_copy((total // n, n), both(2.0, 2.4))
+    for function in _core.functions:
+        yield against_copy((512, 8, 4096), both(1.4, 1.4), 1, function)
+    for function in _core.functions:
+        sums = ("read", "streaming copy")
+        yield against_copy((4096, 4096), both(1.5, 1.5), 0, function, *sums)
+
+    # A path next to plain softmax of the same shape: short and long rows in cache, and rows that
+    # memory has to bring.
+    for shape in ((2048, 64), (512, 1000), (16, 32000), (total // 32000, 32000)):
+        yield from against_plain(shape, isa, line)
 
     for shape in ((1, 1 << 16), (1, 1 << 18), (1, 1 << 20), (64, 1024), (1024, 1024), (1, total)):
         if (os.cpu_count() or 1) < 2:
             break
         x = array(shape)
         parts = {"1 thread": kernel(x, isa), "2 threads": kernel(x, isa, threads=2)}
-        yield line(f"{shape}, threads", both(1.8, 1.8), parts, x.size)
+        most = 1.4 if x.size < 1 << 18 else 1.8
+        yield line(f"{shape}, threads", both(most, most), parts, x.size)
+
+
+def against_plain(shape: tuple[int, ...], isa: str, line: Callable[..., Line]) -> Iterator[Line]:
+    x = array(shape)
+    rng = np.random.default_rng(7)
+    rows, n = shape
+    temperatures = 0.5 + rng.random((rows, 1), np.float32)
+    bias, where = rng.standard_normal(n, np.float32), rng.random(shape, np.float32) < 0.8
+    full = array(shape)[::-1].copy()
+    everything = {"temperature": temperatures, "bias": full, "where": where}
+    short, beyond = n < 1024, 4 * x.size > 1 << 25
+    wanted: list[tuple[str, str, dict[str, Any], float]] = [
+        ("softmax", "temperature", {"temperature": 0.7}, 1.4),
+        ("softmax", "temperatures", {"temperature": temperatures}, 1.4),
+        ("softmax", "where", {"where": where}, 1.5),
+        ("softmax", "bias", {"bias": full}, 1.8),
+        ("softmax", "column bias", {"bias": bias}, 1.8),
+        ("softmax", "all", everything, 2.0),
+        ("log_softmax", "", {}, 1.3 if short else 1.15),
+        ("logsumexp", "", {}, 0.85),
+        ("stablemax", "", {}, 1.2),
+        ("log_stablemax", "", {}, 2.0),
+    ]
+    out = memory(np.float32, True, x.size).reshape(shape)
+    plain = in_isa(isa, lambda: sml.softmax(x, out=out))
+
+    def timer(function: str, options: dict[str, Any]) -> Timer:
+        call = getattr(sml, function)
+        to = out[:, 0].copy() if function == "logsumexp" else out
+        return in_isa(isa, lambda: call(x, out=to, **options))
+
+    for function, name, options, target in wanted:
+        parts = {f"{function} {name}".strip(): timer(function, options), "plain": plain}
+        yield line(
+            f"{function} {name} / plain, {shape}".replace("  ", " "),
+            {"avx512": target, "avx2": target},
+            parts,
+            x.size,
+        )
+    for dtype in ("float16", "bfloat16"):
+        try:
+            import ml_dtypes
+        except ImportError:
+            if dtype == "bfloat16":
+                continue
+        half = array(shape, ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float16)
+        target = 1.0 if beyond else 1.2
+        yield line(
+            f"softmax {dtype} / float32, {shape}",
+            {"avx512": target, "avx2": target},
+            {dtype: kernel(half, isa), "float32": kernel(x, isa)},
+            x.size,
+        )
 
 
 def calls(isa: str) -> Iterator[tuple[str, float, timing.Case]]:
-    """Calls of 64 elements: what, at most how many microseconds, the case."""
-    x = array((64,))
-    out = np.empty_like(x)
+    """Calls of (64, 10) elements: what, at most how many microseconds, the case."""
+    x = array((64, 10)).copy()
+    labels, where = np.arange(64) % 10, np.ones(x.shape, bool)
     for name, target, call in (
-        ("out given", 0.8, lambda: sml.softmax(x, out=out)),
-        ("allocated", 1.0, lambda: sml.softmax(x)),
+        ("softmax", 1.2, lambda: sml.softmax(x)),
+        ("log_softmax", 1.2, lambda: sml.log_softmax(x)),
+        ("softmax, where", 1.2, lambda: sml.softmax(x, where=where)),
+        ("cross_entropy", 5.0, lambda: sml.cross_entropy(x, labels)),
     ):
         yield name, target, timing.Case(f"call, {name}", in_isa(isa, call), group="calls")
 
@@ -318,7 +323,7 @@ def main() -> int:
     for name, most, case in of_calls:
         us = timing.time_of(case).scaled(1e-3)
         table.add_row(
-            f"call, 64 float32, {name}",
+            f"call of (64, 10) float32, {name}",
             f"{us.value:.2f}",
             "",
             f"{us.low:.2f}-{us.high:.2f}",

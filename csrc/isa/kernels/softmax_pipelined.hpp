@@ -111,8 +111,7 @@ struct ReadAhead : Contiguous<D> {
 
   ReadAhead(const D* x, FetchAhead how) : Contiguous<D>{x, 0}, fetch(how) {}
   V load(int64_t i) const {
-    constexpr int64_t kAhead = 8192;
-    fetch(reinterpret_cast<const char*>(this->p + i) + kAhead);
+    fetch(reinterpret_cast<const char*>(this->p + i) + kFetchAhead);
     return SOFTMAX_ISA::load(this->p + i);
   }
 };

@@ -98,11 +98,11 @@ struct Combined {
   const D* x;
   const Terms<V>* terms;
   int64_t start;  // of x in the row
-  int64_t ahead = tuning.prefetch_distance;
+  FetchAhead fetch = FetchAhead();
 
   bool is_at(const void* y) const { return x == y; }
   SOFTMAXLIB_INLINE Value load(int64_t i) const {
-    prefetch(reinterpret_cast<const char*>(x + i) + ahead);
+    fetch(reinterpret_cast<const char*>(x + i) + kFetchAhead);
     return combined(SOFTMAX_ISA::load(x + i), i, V::lanes);
   }
   Value load_n(int64_t i, int n, T fill) const {

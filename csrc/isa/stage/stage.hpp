@@ -20,7 +20,8 @@ namespace {
 // knows their stores might change what has a name.
 Tuning tuning = {};
 
-// Fetches memory that is read while something else is computed or written.
+// Fetches memory that is read while something else is computed or written, so many bytes ahead.
+constexpr int64_t kFetchAhead = 8192;
 class FetchAhead {
  public:
   // near: in any case into the first level.
@@ -60,10 +61,9 @@ inline void gather(const char* p, int64_t stride, int64_t count, To* to) {
   int64_t i = 0;
   if constexpr (kItem == 2) {
     // Between two chunks of a row that are converted much is computed: what is to come is fetched.
-    constexpr int64_t kAhead = 8192;
     const FetchAhead fetch;
     for (; stride == kItem && i + 16 <= count; i += 16) {
-      fetch(p + i * kItem + kAhead);
+      fetch(p + i * kItem + kFetchAhead);
       store_as(to + i, load(reinterpret_cast<const From*>(p) + i));
     }
   }

@@ -105,8 +105,12 @@ class Reader {
   SOFTMAXLIB_NOINLINE void convert(const char* p, int64_t n, T* to) const {
     with_storage(job_.dtype[operand_], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
       const auto* const from = reinterpret_cast<decltype(storage)>(p);
+      const FetchAhead fetch;
       int64_t i = 0;
-      for (; i + kLanes <= n; i += kLanes) store(to + i, load(from + i));
+      for (; i + kLanes <= n; i += kLanes) {
+        fetch(reinterpret_cast<const char*>(from + i) + kFetchAhead);
+        store(to + i, load(from + i));
+      }
       if (i < n) store(to + i, load_n(from + i, static_cast<int>(n - i), 0));
     });
   }
