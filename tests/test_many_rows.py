@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import softmaxlib as sml
+from softmaxlib import _bench
 
 BITS = {np.float16: np.uint16, np.float32: np.uint32, np.float64: np.uint64}
 LENGTHS = (*range(1, 70), 100, 128, 200, 255, 256, 257, 383, 384, 385, 500, 511, 512, 513, 600)
@@ -113,3 +114,25 @@ def test_one_column():
     assert np.isnan(y[2::5]).all()
     assert np.isnan(y[3::5]).all()
     assert (y[4::5] == 1).all()
+
+
+@pytest.mark.slow
+def test_more_rows_than_32_bits_count():
+    """Rows of one element, 2^31 and some, over the same few KiB of x: their sums are x itself."""
+    few = np.linspace(-9, 9, 4096).astype(np.float16)
+    repeats = 2**31 // few.size + 1
+    if _bench.available_memory() < 3 * repeats * few.nbytes // 2:
+        pytest.skip("not enough memory for 2^31 results")
+    x = np.broadcast_to(few[:, None], (repeats, few.size, 1))
+    out = np.empty(x.shape[:2], np.float16)
+    with sml.threads(1):  # one task counts all of them
+        sml.logsumexp(x, out=out)
+    assert all((out[i : i + 4096] == few).all() for i in range(0, repeats, 4096))
+
+
+@pytest.mark.slow
+def test_a_row_longer_than_32_bits_count():
+    """A broadcast row: the sum of 2^31 and some equal terms."""
+    n = 2**31 + 5
+    x = np.broadcast_to(np.float32(1.5), (n,))
+    assert abs(sml.logsumexp(x) - (1.5 + np.log(float(n)))) < 2e-6
