@@ -101,8 +101,8 @@ constexpr Names kFunctionNames[][3] = {
 NamedKernel kernel_of(const KernelTable& table, softmaxlib_function function, int schedule,
                       softmaxlib_dtype storage) {
   const Registered* const r = registered(function, schedule, storage);
-  return {table.run[function][schedule][storage], kRegistryNames[r - kRegistry].of[storage],
-          r->algorithm};
+  const auto at = static_cast<size_t>(r - kRegistry);
+  return {table.run[function][schedule][storage], kRegistryNames[at].of[storage], r->algorithm};
 }
 NamedKernel kernel_of(const KernelTable& table, registry::OtherCall call,
                       softmaxlib_dtype storage) {
