@@ -212,6 +212,9 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
   // the least traffic.
   if (frugal && job.n > block_elements(job.dtype[kOut]))
     return nearest(job, false, SOFTMAXLIB_TWO_PASS, "the caller gives no scratch");
+  if (s.streaming && job.direct && is_stable(function))
+    return nearest(job, s.tile > 0, SOFTMAXLIB_TWO_PASS,
+                   "rows leave the caches, and their terms are cheap: least traffic");
   if (row_bytes <= static_cast<double>(caches().last) / 2)
     return nearest(job, s.tile > 0, SOFTMAXLIB_TWO_PASS_RELOAD,
                    "x and y of a row stay in cache: fewest exponentials");
