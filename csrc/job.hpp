@@ -139,7 +139,7 @@ using Kernel = void (*)(const Job& job, int64_t first, int64_t last, char* scrat
 
 // What is best on the CPU at hand (host/cpu.cpp).
 struct Tuning {
-  int64_t prefetch_distance;  // of passes over one long row, in bytes; 0: none
+  int64_t prefetch_distance;  // of passes over one long row, in bytes; 0: not ahead
   bool second_level;          // rows that are read while others are computed come there, not nearer
 };
 

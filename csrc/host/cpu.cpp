@@ -96,8 +96,8 @@ Tuning tuning_of_cpu() {
   const bool is_amd = vendor.ebx == 0x68747541u;  // "Auth", of AuthenticAMD
   const uint32_t family = (one.eax >> 8 & 15u) + (one.eax >> 20 & 255u);
   const uint32_t model = (one.eax >> 16 & 15u) << 4 | (one.eax >> 4 & 15u);
-  // Zen 4: passes over one row are up to a fifth faster without, many rows up to 30 % with fetches
-  // into the second level (docs/performance.md). Zen 5 was faster as all others are.
+  // On Zen 4 passes over one row are faster without such fetches, and many rows are faster with
+  // fetches into the second level (docs/performance.md). On Zen 5 the usual setting was faster.
   const bool is_zen4 =
       is_amd && family == 25 &&
       ((model >= 0x10 && model <= 0x1f) || (model >= 0x60 && model <= 0x7f) || model >= 0xa0);

@@ -1,4 +1,4 @@
-// Every operation of the leaf included before this file. No std:: here: see isa_tu.cpp.in.
+// Every operation of the leaf included before this file. No std:: here: see isa/unit.cpp.in.
 #pragma once
 
 #include <stdint.h>

@@ -371,7 +371,8 @@ struct GradientPiece {
 
   const Storage *grad, *y, *x;  // NULL: those that the function does not have
   const uint8_t* where;         // NULL: all
-  int64_t ahead = tuning.prefetch_distance;
+  FetchAhead fetch_ahead = FetchAhead();
+  int64_t ahead = kFetchAhead;
 
   // Every product and sum in double.
   SOFTMAXLIB_NOINLINE Lanes<V> careful_sum(int64_t n, double unit) const {
@@ -422,7 +423,7 @@ struct GradientPiece {
       V g = V::set1(0), result = g, z = g;
       if (y) g = load_some(grad, i, count, 0), result = load_some(y, i, count, 0);
       if (x) {
-        prefetch(reinterpret_cast<const char*>(x + i) + ahead);
+        fetch_ahead(reinterpret_cast<const char*>(x + i) + ahead);
         z = load_some(x, i, count, 0);
       }
       const V d = element(g, result, z);
@@ -487,8 +488,8 @@ struct GradientPiece {
   // Of rows through which memory is read while the one before is written. Tiles are faster without.
   SOFTMAXLIB_INLINE void prefetch_from(int64_t i) const {
     if (kOver) return;
-    prefetch(reinterpret_cast<const char*>(y + i) + ahead);
-    prefetch(reinterpret_cast<const char*>(grad + i) + ahead);
+    fetch_ahead(reinterpret_cast<const char*>(y + i) + ahead);
+    fetch_ahead(reinterpret_cast<const char*>(grad + i) + ahead);
   }
   SOFTMAXLIB_INLINE V plus_vector(V group, bool is_first, int64_t i, int n) const {
     const V g = load_some(grad, i, n, 0), result = load_some(y, i, n, kNone);

@@ -22,8 +22,11 @@ class GradientRow {
   using V = typename vector_of<T>::type;
   static constexpr int64_t kChunk = kVectorsPerChunk * V::lanes;
 
-  GradientRow(const Job& job, const Place& place, GradientStage<T>* stage, Edge<Storage>* edge)
+  // is_alone: not one of many rows, of which one is read while another is written.
+  GradientRow(const Job& job, const Place& place, GradientStage<T>* stage, Edge<Storage>* edge,
+              bool is_alone)
       : job_(&job),
+        is_alone_(is_alone),
         place_(place),
         stage_(stage),
         scale_(GradientKind(job.function), affine_of(job, place, {0, 0})) {
@@ -93,6 +96,10 @@ class GradientRow {
   }
   SOFTMAXLIB_NOINLINE GradientPiece<kLog, V, false, Storage> piece(int64_t start, int64_t n) const {
     GradientPiece<kLog, V, false, Storage> piece = {};
+    if (is_alone_) {
+      piece.fetch_ahead = FetchAhead(true);
+      piece.ahead = tuning.prefetch_distance;
+    }
     if (job_->base[kWhere]) {
       gather_visible(*job_, place_, start, n, stage_->where);
       piece.where = stage_->where;
@@ -115,6 +122,7 @@ class GradientRow {
   }
 
   const Job* job_;
+  bool is_alone_;
   Place place_;
   GradientStage<T>* stage_;
   Edge<Storage>* edge_ = nullptr;
@@ -131,11 +139,12 @@ SOFTMAXLIB_NOINLINE void gradient_of_long_rows(const Job& job, int64_t start, in
   GradientStage<T> stage;
   Edge<Storage> edge;
   Rows rows(job, start);
-  Row before(job, rows.place, &stage, &edge);
+  const bool is_alone = stop - start == 1;
+  Row before(job, rows.place, &stage, &edge, is_alone);
   before.read_beside(nullptr);
   for (int64_t r = start + 1; r < stop; ++r) {
     rows.next();
-    Row row(job, rows.place, &stage, &edge);
+    Row row(job, rows.place, &stage, &edge, is_alone);
     row.read_beside(&before);
     before = row;
   }
@@ -148,7 +157,7 @@ template <bool kLog, class T>
 SOFTMAXLIB_NOINLINE void gradient_of_row(const Job& job, int64_t row) {
   GradientStage<T> stage;
   Edge<T> edge;
-  GradientRow<kLog, T> one(job, Rows(job, row).place, &stage, &edge);
+  GradientRow<kLog, T> one(job, Rows(job, row).place, &stage, &edge, true);
   one.read_beside(nullptr);
   one.write();
   edge.flush();

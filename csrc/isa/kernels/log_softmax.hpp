@@ -3,7 +3,8 @@
 //
 //   logsumexp = M + log1p(rest),  log_softmax = (x - M) - log1p(rest)
 //
-// Passes: three-pass reads x once more for the maximum, which spares the sum its check.
+// The sum needs no maximum first; the three-pass algorithm reads x for it all the same, because
+// that is the algorithm which the caller asked to have.
 #pragma once
 
 #include "isa/kernels/softmax.hpp"

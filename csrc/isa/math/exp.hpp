@@ -93,28 +93,12 @@ struct ShiftedTable {
   }
 };
 
-template <class Vector, Use kUse = Use::kResults>
-class Exp;
-
-template <Use kUse>
-class Exp<f32x16, kUse> {
+// How an exponential is called, one vector or N in step. Self evaluates them: evaluate_in().
+template <class Self, class Vector, class Result>
+class ExpCalls {
  public:
-  using V = f32x16;
-  using Term = typename OneOrPair<V, kUse == Use::kExact>::type;
-  static constexpr bool kFollows = true;  // the reference follows the row
-  static constexpr bool kWide = false;
-  static constexpr int kBias = kUse == Use::kResults ? 26 : 60;
-
-  // In the window results have exponents 64 to 191, those for logarithms 96 to 223.
-  static constexpr uint32_t kShift = kBias == 26 ? 512 : 256, kWindow = 1024;
-
-  // Of a range in the window only the evaluation that gathers may be used.
-  explicit Exp(int reference, Range range = Range::kAny)
-      : magic_(static_cast<float>(0x1.8p23 + 8 * (127 + kBias - reference) +
-                                  (range == Range::kAny ? 0 : kShift))),
-        floor_(static_cast<float>((reference - kBias - 127) * kLn2Hi)),
-        table_(load_table8(range == Range::kAny ? kExp32Table : kShifted.entry)),
-        delta_(load_table8(reinterpret_cast<const uint32_t*>(kExp32Delta))) {}
+  using V = Vector;
+  using Term = Result;
 
   template <class X>
   SOFTMAXLIB_INLINE Term operator()(X x) const {
@@ -132,18 +116,57 @@ class Exp<f32x16, kUse> {
     evaluate<N>(x, V::set1(magic_), V::set1(floor_), y);
   }
   template <int N, class X>
-  SOFTMAXLIB_INLINE void evaluate(const X* argument, V magic, V floor, Term* y) const {
-    V::Seen none;
-    evaluate_in<Range::kAny, N>(argument, magic, floor, y, none);
+  SOFTMAXLIB_INLINE void evaluate(const X* x, V magic, V floor, Term* y) const {
+    typename V::Seen none;
+    self().template evaluate_in<Range::kAny, N>(x, magic, floor, y, none);
   }
   // Right if what is seen in the end is_inside().
   template <int N, class X>
-  SOFTMAXLIB_INLINE void evaluate_in_window(const X* argument, Term* y, V::Seen& seen) const {
-    evaluate_in<Range::kInWindow, N>(argument, V::set1(magic_), V::set1(0), y, seen);
+  SOFTMAXLIB_INLINE void evaluate_in_window(const X* x, Term* y, typename V::Seen& seen) const {
+    self().template evaluate_in<Range::kInWindow, N>(x, V::set1(magic_), V::set1(0), y, seen);
   }
+
+ private:
+  friend Self;
+  ExpCalls(typename V::elem magic, typename V::elem floor) : magic_(magic), floor_(floor) {}
+  SOFTMAXLIB_INLINE const Self& self() const { return static_cast<const Self&>(*this); }
+
+  // Scalars: a broadcast stays in one register, a vector from memory may take two.
+  typename V::elem magic_, floor_;
+};
+
+template <class Vector, Use kUse = Use::kResults>
+class Exp;
+
+template <Use kUse>
+using Exp32Calls =
+    ExpCalls<Exp<f32x16, kUse>, f32x16, typename OneOrPair<f32x16, kUse == Use::kExact>::type>;
+
+template <Use kUse>
+class Exp<f32x16, kUse> : public Exp32Calls<kUse> {
+ public:
+  using V = f32x16;
+  using Term = typename Exp32Calls<kUse>::Term;
+  static constexpr bool kFollows = true;  // the reference follows the row
+  static constexpr bool kWide = false;
+  static constexpr int kBias = kUse == Use::kResults ? 26 : 60;
+
+  // In the window results have exponents 64 to 191, those for logarithms 96 to 223.
+  static constexpr uint32_t kShift = kBias == 26 ? 512 : 256, kWindow = 1024;
+
+  // Of a range in the window only the evaluation that gathers may be used.
+  explicit Exp(int reference, Range range = Range::kAny)
+      : Exp32Calls<kUse>(static_cast<float>(0x1.8p23 + 8 * (127 + kBias - reference) +
+                                            (range == Range::kAny ? 0 : kShift)),
+                         static_cast<float>((reference - kBias - 127) * kLn2Hi)),
+        table_(load_table8(range == Range::kAny ? kExp32Table : kShifted.entry)),
+        delta_(load_table8(reinterpret_cast<const uint32_t*>(kExp32Delta))) {}
+
   static SOFTMAXLIB_INLINE bool is_inside(V::Seen seen) { return !any_from_bit<10>(seen); }
 
  private:
+  template <class, class, class>
+  friend class ExpCalls;
   template <Range kRange, int N, class X>
   SOFTMAXLIB_INLINE void evaluate_in(const X* argument, V magic, V floor, Term* y,
                                      V::Seen& seen) const {
@@ -177,13 +200,11 @@ class Exp<f32x16, kUse> {
   }
 
   static constexpr ShiftedTable kShifted{kShift};
-  // Scalars: a broadcast stays in one register, a vector from memory may take two.
-  float magic_, floor_;
   Table8 table_, delta_;
 };
 
 template <Use kUse>
-class Exp<f64x8, kUse> {
+class Exp<f64x8, kUse> : public ExpCalls<Exp<f64x8, kUse>, f64x8, f64x8> {
  public:
   using V = f64x8;
   using Term = V;
@@ -196,35 +217,15 @@ class Exp<f64x8, kUse> {
   static constexpr uint64_t kWindow = 1024;
 
   explicit Exp(int reference, Range range = Range::kAny)
-      : magic_(0x1.8p52 + (1023 + kBias - reference + (range == Range::kAny ? 0 : kShift))),
-        floor_((reference - kBias - 1023) * kLn2Hi) {}
+      : ExpCalls<Exp, V, V>(
+            0x1.8p52 + (1023 + kBias - reference + (range == Range::kAny ? 0 : kShift)),
+            (reference - kBias - 1023) * kLn2Hi) {}
 
-  template <class X>
-  SOFTMAXLIB_INLINE Term operator()(X x) const {
-    return evaluate(x, V::set1(magic_), V::set1(floor_));
-  }
-  template <class X>
-  SOFTMAXLIB_INLINE Term evaluate(X x, V magic, V floor) const {
-    Term y;
-    evaluate<1>(&x, magic, floor, &y);
-    return y;
-  }
-  template <int N, class X>
-  SOFTMAXLIB_INLINE void evaluate(const X* x, Term* y) const {
-    evaluate<N>(x, V::set1(magic_), V::set1(floor_), y);
-  }
-  template <int N, class X>
-  SOFTMAXLIB_INLINE void evaluate(const X* argument, V magic, V floor, Term* y) const {
-    V::Seen none;
-    evaluate_in<Range::kAny, N>(argument, magic, floor, y, none);
-  }
-  template <int N, class X>
-  SOFTMAXLIB_INLINE void evaluate_in_window(const X* argument, Term* y, V::Seen& seen) const {
-    evaluate_in<Range::kInWindow, N>(argument, V::set1(magic_), V::set1(0), y, seen);
-  }
   static SOFTMAXLIB_INLINE bool is_inside(V::Seen seen) { return !any_from_bit<9>(seen); }
 
  private:
+  template <class, class, class>
+  friend class ExpCalls;
   template <Range kRange, int N, class X>
   SOFTMAXLIB_INLINE void evaluate_in(const X* argument, V magic, V floor, Term* y,
                                      V::Seen& seen) const {
@@ -263,8 +264,6 @@ class Exp<f64x8, kUse> {
       y[j] = fma(s * t[j], q[j], s);
     }
   }
-
-  double magic_, floor_;
 };
 
 // reference_of() of every lane's maximum.

@@ -159,7 +159,7 @@ struct alignas(64) ColumnTotals {
   }
 };
 
-// The sums of a vector of columns, group by group: sum_piece() and Terms in one.
+// The sums of a vector of columns, group by group: what PieceSum is to a row.
 template <class V>
 class alignas(64) ColumnSums {
  public:

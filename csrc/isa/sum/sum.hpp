@@ -149,11 +149,13 @@ struct Under {
 // What a block carries from one piece to the next.
 template <class V>
 struct BlockState {
+  explicit BlockState(bool is_masked = false) : careful(is_masked) {}
+
   Total total;
   Pair<V> held = {V::set1(static_cast<typename V::elem>(-INFINITY)), V::set1(0)};
   bool started = false;
   // Not even tried in the window: of a row with a mask, or where an argument was not in it before.
-  bool careful = false;
+  bool careful;
 };
 
 // A group that exceeds the reference raises it: what was summed and stored so far is scaled down.

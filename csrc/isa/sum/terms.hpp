@@ -143,8 +143,7 @@ template <class F, class D>
 inline RowSum<F> sum_of(const Row<D>& row, Known known = {}, const RowSum<F>* before = nullptr) {
   const auto total = row.template reduce_blocks<RowSum<F>>(
       [&](int64_t start, int64_t stop) {
-        BlockState<typename F::V> state;
-        state.careful = row.is_masked();
+        BlockState<typename F::V> state(row.is_masked());
         row.read(start, stop, [&](auto x, int64_t, int64_t n) {
           sum_piece_of<F, false, false>(x, static_cast<typename F::V::elem*>(nullptr), n, known,
                                         state, nullptr);
@@ -162,8 +161,7 @@ inline RowSum<F> sum_of(const Row<D>& row, Known known = {}, const RowSum<F>* be
 template <class F, class D>
 inline RowSum<F> store_of(const Row<D>& row, Known known = {}) {
   const auto total = row.template reduce_blocks<RowSum<F>>([&](int64_t start, int64_t stop) {
-    BlockState<typename F::V> state;
-    state.careful = row.is_masked();
+    BlockState<typename F::V> state(row.is_masked());
     row.read_write(start, stop, [&](auto x, auto* y, int64_t i, int64_t n) {
       sum_piece_of<F, false, true>(x, y, n, known, state, &row.reference_of_chunk(i));
     });
@@ -179,8 +177,7 @@ template <class F, class D>
 inline RowRest<F> rest_of(const Row<D>& row, Known known = {}, const RowRest<F>* before = nullptr) {
   const auto total = row.template reduce_blocks<RowRest<F>>(
       [&](int64_t start, int64_t stop) {
-        BlockState<typename F::V> state;
-        state.careful = row.is_masked();
+        BlockState<typename F::V> state(row.is_masked());
         row.read(start, stop, [&](auto x, int64_t, int64_t n) {
           sum_piece_of<F, true, false>(x, static_cast<typename F::V::elem*>(nullptr), n, known,
                                        state, nullptr);
