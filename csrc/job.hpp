@@ -56,7 +56,8 @@ struct Layout {
 
   bool reduces;        // no result per element
   bool elements_of_x;  // no scale, bias or mask: arguments are the elements of x
-  bool plain;          // that, of all of them, and nothing else is in the sum
+  bool has_low;        // arguments are sums of two: for a scale or a bias, not for a mask alone
+  bool plain;          // the elements of x, all of them, and nothing else is in the sum
   bool linear;         // not direct for its options alone: x, bias, where, out contiguous in a row
   bool direct;         // x and out contiguous within a row, of one dtype, the elements those of x
   bool same_layout;    // of x and out: they may be one
@@ -176,7 +177,7 @@ static constexpr int64_t tile_pitch(int64_t row_bytes) { return (row_bytes + 63)
 // rest.
 static inline int64_t bytes_in_tile(const Job& job) {
   const int64_t bytes = tile_pitch(job.n * (job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 4));
-  return job.elements_of_x ? bytes : 2 * bytes;
+  return job.has_low ? 2 * bytes : bytes;
 }
 
 // A panel of longer columns is so many vectors wide, beside less than one at either end; what is

@@ -325,8 +325,9 @@ softmaxlib_status lay_out(softmaxlib_function function, Axes axes, GivenList lis
   job->dense = x.size && out.size && !x.repeats && job->range[kX].span() == x.size * x_item &&
                job->range[kOut].span() == out.size * out_item;
 
-  job->elements_of_x = !options.bias && !options.where && !job_has(*job, kScale) &&
-                       !options.alibi_slopes && is_one(job->temperature) && is_one(job->scale);
+  job->has_low = options.bias || options.alibi_slopes || job_has(*job, kScale) ||
+                 !is_one(job->temperature) || !is_one(job->scale);
+  job->elements_of_x = !job->has_low && !options.where;
   const Dim& row = job->inner[0];
   const auto steps = [&row](Operand k, int64_t step) {
     return row.size == 1 || row.stride[k] == step;

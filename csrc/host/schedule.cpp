@@ -153,8 +153,8 @@ constexpr bool is_complete() {
         }
       for (const int many : {registry::in_lanes, registry::batched})
         if (!registered(f, many, storage)) return false;
-      for (const int many : {registry::pipelined, registry::columns})
-        if (f == SOFTMAXLIB_SOFTMAX && !registered(f, many, storage)) return false;
+      if (f != SOFTMAXLIB_LOGSUMEXP && !registered(f, registry::pipelined, storage)) return false;
+      if (f == SOFTMAXLIB_SOFTMAX && !registered(f, registry::columns, storage)) return false;
     }
   return true;
 }
@@ -208,6 +208,10 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
     return {registry::in_lanes, "rows of a few elements: every lane is a row"};
   if (batches(job) && many_rows && (half || !plain_softmax))
     return {registry::batched, "rows of up to a chunk: many at once, through tiles in cache"};
+  // Of what a row reads and leaves for its second pass nothing should leave the second level cache.
+  const bool waits = job.rows > 1 && static_cast<double>(job.n) * 4 <= static_cast<double>(caches().l2) * 0.75;
+  if (many_rows && !job.reduces && !s.tile && waits && s.streaming && !frugal)
+    return {registry::pipelined, "a row is written while the next is read"};
   // One exponential per element where x and y stay in cache (the last is shared with others), else
   // the least traffic.
   if (frugal && job.n > block_elements(job.dtype[kOut]))

@@ -10,6 +10,7 @@
 #define SOFTMAXLIB_INLINE_LAMBDA __attribute__((always_inline))
 #define SOFTMAXLIB_NOINLINE_LAMBDA __attribute__((noinline))
 #define SOFTMAXLIB_UNLIKELY(x) __builtin_expect(!!(x), 0)
+#define SOFTMAXLIB_LIKELY(x) __builtin_expect(!!(x), 1)
 #define SOFTMAXLIB_PREFETCH(p) __builtin_prefetch(p, 0, 2)  // into the second level
 #define SOFTMAXLIB_NO_UNROLL _Pragma("GCC unroll 1")
 #else
@@ -18,6 +19,7 @@
 #define SOFTMAXLIB_INLINE_LAMBDA
 #define SOFTMAXLIB_NOINLINE_LAMBDA
 #define SOFTMAXLIB_UNLIKELY(x) (x)
+#define SOFTMAXLIB_LIKELY(x) (x)
 #define SOFTMAXLIB_PREFETCH(p) static_cast<void>(p)
 #endif
 

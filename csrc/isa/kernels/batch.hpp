@@ -382,7 +382,7 @@ inline void run_batches(const Job& job, bool is_direct, int64_t row, int64_t sto
   const auto room = [&](int i) {
     return job.tile ? reinterpret_cast<T*>(scratch + i * batch_room(job)) : nullptr;
   };
-  [[maybe_unused]] T* const low = job.tile ? room(2) : some;
+  T* const low = !B::kLow ? nullptr : job.tile ? room(2) : some;
   B batches[2] = {B(job.n, room(0)), B(job.n, room(1))};
   B *now = batches, *before = batches + 1;
   // While the rows of one are computed, those of the one before leave; behind the last there is
@@ -415,7 +415,7 @@ inline void run_any_batches(const Job& job, int64_t start, int64_t stop, char* s
   using V = typename P::V;
   const bool wide = job.dtype[kX] == SOFTMAXLIB_F32 || job.dtype[kX] == SOFTMAXLIB_F64;
   const bool is_direct = job.direct && wide && !job.causal;
-  if (job.elements_of_x) run_batches<P, V>(job, is_direct, start, stop, scratch, alone);
+  if (!job.has_low) run_batches<P, V>(job, is_direct, start, stop, scratch, alone);
   else run_batches<P, Pair<V>>(job, false, start, stop, scratch, alone);
 }
 

@@ -7,6 +7,7 @@
 // that is the algorithm which the caller asked to have.
 #pragma once
 
+#include "isa/kernels/pipelined.hpp"
 #include "isa/kernels/softmax.hpp"
 #include "isa/math/log.hpp"
 
@@ -108,6 +109,11 @@ inline void log_softmax_three_pass_recompute(const Row<D>& row) {
 template <class D>
 inline void log_softmax_two_pass(const Row<D>& row) {
   log_softmax(row, false);
+}
+
+template <class T>
+inline void log_softmax_pipelined(const Job& job, int64_t first, int64_t last, char* scratch) {
+  rows_pipelined<T, log_softmax_two_pass<T>>(job, first, last, scratch);
 }
 
 // -inf if that is all there is, +inf if it is the largest, NaN if there is any.

@@ -3,6 +3,7 @@
 // are all there is, with s computed again (3N) or reloaded (4N).
 #pragma once
 
+#include "isa/kernels/pipelined.hpp"
 #include "isa/kernels/softmax.hpp"
 #include "isa/math/log.hpp"
 #include "isa/math/stable.hpp"
@@ -62,6 +63,11 @@ inline void stablemax_two_pass_reload(const Row<D>& row) {
   run_stablemax(
       row, [&](Known known) { return store_of<S>(row, known); },   // reads x, writes y
       [&](const RowSum<S>& total) { scale_stored(row, total); });  // reads y, writes y
+}
+
+template <class T>
+inline void stablemax_pipelined(const Job& job, int64_t first, int64_t last, char* scratch) {
+  rows_pipelined<T, stablemax_two_pass_reload<T>>(job, first, last, scratch);
 }
 
 // log s(x) = sign(x) log1p(|x|) = sign(x) (e ln2 + log m), with the logarithm of the sum in the
@@ -151,6 +157,11 @@ inline void log_stablemax_two_pass(const Row<D>& row) {
   using S = Stable<typename Row<D>::V>;
   write_log_stablemax(                                                         // writes y
       row, in_range<D>([&](Known known) { return rest_of<S>(row, known); }));  // reads x twice
+}
+
+template <class T>
+inline void log_stablemax_pipelined(const Job& job, int64_t first, int64_t last, char* scratch) {
+  rows_pipelined<T, log_stablemax_two_pass<T>>(job, first, last, scratch);
 }
 
 }  // namespace

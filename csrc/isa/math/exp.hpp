@@ -82,8 +82,9 @@ struct OneOrPair<V, true> {
 // reference: their scaled k is in a window as wide as a power of two. Where magic is shifted so
 // that the window is aligned to its width, the bits of all k in it agree but for the lowest ones.
 // One operation per vector gathers in what they ever differ, and one look at the end of a chunk
-// tells whether all were inside; then neither clamps nor comparisons were missed.
-enum class Range { kAny, kInWindow };
+// tells whether all were inside; then neither clamps nor comparisons were missed. Where some are far
+// below, -inf for example, arguments are clamped, and only the window's upper end is looked at.
+enum class Range { kAny, kInWindow, kBelowEnd };
 
 // The table's entries for shifted bits.
 struct ShiftedTable {
@@ -121,9 +122,9 @@ class ExpCalls {
     self().template evaluate_in<Range::kAny, N>(x, magic, floor, y, none);
   }
   // Right if what is seen in the end is_inside().
-  template <int N, class X>
-  SOFTMAXLIB_INLINE void evaluate_in_window(const X* x, Term* y, typename V::Seen& seen) const {
-    self().template evaluate_in<Range::kInWindow, N>(x, V::set1(magic_), V::set1(0), y, seen);
+  template <Range kRange, int N, class X>
+  SOFTMAXLIB_INLINE void evaluate_in_range(const X* x, Term* y, typename V::Seen& seen) const {
+    self().template evaluate_in<kRange, N>(x, V::set1(magic_), V::set1(floor_), y, seen);
   }
 
  private:
@@ -153,16 +154,21 @@ class Exp<f32x16, kUse> : public Exp32Calls<kUse> {
 
   // In the window results have exponents 64 to 191, those for logarithms 96 to 223.
   static constexpr uint32_t kShift = kBias == 26 ? 512 : 256, kWindow = 1024;
+  // The bits of the rounded constant where k is 0, and where k is the window's last.
+  static constexpr uint32_t kZero = 0x4b400000u, kEnd = kZero + 2 * kWindow - 1 - kShift;
 
   // Of a range in the window only the evaluation that gathers may be used.
   explicit Exp(int reference, Range range = Range::kAny)
       : Exp32Calls<kUse>(static_cast<float>(0x1.8p23 + 8 * (127 + kBias - reference) +
-                                            (range == Range::kAny ? 0 : kShift)),
+                                            (range == Range::kInWindow ? kShift : 0)),
                          static_cast<float>((reference - kBias - 127) * kLn2Hi)),
-        table_(load_table8(range == Range::kAny ? kExp32Table : kShifted.entry)),
+        table_(load_table8(range == Range::kInWindow ? kShifted.entry : kExp32Table)),
         delta_(load_table8(reinterpret_cast<const uint32_t*>(kExp32Delta))) {}
 
-  static SOFTMAXLIB_INLINE bool is_inside(V::Seen seen) { return !any_from_bit<10>(seen); }
+  template <Range kRange>
+  static SOFTMAXLIB_INLINE bool is_inside(V::Seen seen) {
+    return kRange == Range::kInWindow ? !any_from_bit<10>(seen) : !any_from_bit<31>(seen);
+  }
 
  private:
   template <class, class, class>
@@ -173,17 +179,20 @@ class Exp<f32x16, kUse> : public Exp32Calls<kUse> {
     V x[N], m[N], k[N], t[N], s[N], q[N];
     // max() passes its second operand on when one is NaN.
     for (int j = 0; j < N; ++j)
-      x[j] = kRange == Range::kAny ? max(floor, high(argument[j])) : high(argument[j]);
+      x[j] = kRange == Range::kInWindow ? high(argument[j]) : max(floor, high(argument[j]));
     for (int j = 0; j < N; ++j) m[j] = fma(x[j], V::set1(k8Log2E), magic);
     if constexpr (kRange == Range::kInWindow)
       for (int j = 0; j < N; ++j)
-        see_differences(seen, bits(m[j]), V::Int::set1(0x4b400000u + kWindow));
+        see_differences(seen, bits(m[j]), V::Int::set1(kZero + kWindow));
+    if constexpr (kRange == Range::kBelowEnd)
+      for (int j = 0; j < N; ++j)
+        see_differences(seen, V::Int::set1(kEnd) - bits(m[j]), V::Int::set1(0));
     for (int j = 0; j < N; ++j) k[j] = m[j] - magic;
     for (int j = 0; j < N; ++j) t[j] = fnma(k[j], V::set1(kLn2Over8Hi), x[j]);
     for (int j = 0; j < N; ++j) t[j] = fnma(k[j], V::set1(kLn2Over8Lo), t[j]);
     for (int j = 0; j < N; ++j)
       t[j] =
-          kRange == Range::kAny ? plus_low(t[j], argument[j], floor) : plus_low(t[j], argument[j]);
+          kRange == Range::kInWindow ? plus_low(t[j], argument[j]) : plus_low(t[j], argument[j], floor);
     for (int j = 0; j < N; ++j) s[j] = from_bits(lookup(table_, bits(m[j])) + shl<20>(bits(m[j])));
     if constexpr (kUse == Use::kExact) {
       for (int j = 0; j < N; ++j) t[j] = t[j] + from_bits(lookup(delta_, bits(m[j])));
@@ -215,13 +224,17 @@ class Exp<f64x8, kUse> : public ExpCalls<Exp<f64x8, kUse>, f64x8, f64x8> {
   // In the window results have exponents 614 to 1125.
   static constexpr int kShift = 410;
   static constexpr uint64_t kWindow = 1024;
+  static constexpr uint64_t kZero = 0x4338000000000000u, kEnd = kZero + kWindow + 511 - kShift;
 
   explicit Exp(int reference, Range range = Range::kAny)
       : ExpCalls<Exp, V, V>(
-            0x1.8p52 + (1023 + kBias - reference + (range == Range::kAny ? 0 : kShift)),
+            0x1.8p52 + (1023 + kBias - reference + (range == Range::kInWindow ? kShift : 0)),
             (reference - kBias - 1023) * kLn2Hi) {}
 
-  static SOFTMAXLIB_INLINE bool is_inside(V::Seen seen) { return !any_from_bit<9>(seen); }
+  template <Range kRange>
+  static SOFTMAXLIB_INLINE bool is_inside(V::Seen seen) {
+    return kRange == Range::kInWindow ? !any_from_bit<9>(seen) : !any_from_bit<63>(seen);
+  }
 
  private:
   template <class, class, class>
@@ -231,17 +244,20 @@ class Exp<f64x8, kUse> : public ExpCalls<Exp<f64x8, kUse>, f64x8, f64x8> {
                                      V::Seen& seen) const {
     V x[N], m[N], n[N], t[N], q[N];
     for (int j = 0; j < N; ++j)
-      x[j] = kRange == Range::kAny ? max(floor, high(argument[j])) : high(argument[j]);
+      x[j] = kRange == Range::kInWindow ? high(argument[j]) : max(floor, high(argument[j]));
     for (int j = 0; j < N; ++j) m[j] = fma(x[j], V::set1(kLog2E), magic);
     if constexpr (kRange == Range::kInWindow)
       for (int j = 0; j < N; ++j)
-        see_differences(seen, bits(m[j]), V::Int::set1(0x4338000000000000u + kWindow));
+        see_differences(seen, bits(m[j]), V::Int::set1(kZero + kWindow));
+    if constexpr (kRange == Range::kBelowEnd)
+      for (int j = 0; j < N; ++j)
+        see_differences(seen, V::Int::set1(kEnd) - bits(m[j]), V::Int::set1(0));
     for (int j = 0; j < N; ++j) n[j] = m[j] - magic;
     for (int j = 0; j < N; ++j) t[j] = fnma(n[j], V::set1(kLn2Hi), x[j]);
     for (int j = 0; j < N; ++j) t[j] = fnma(n[j], V::set1(kLn2Lo), t[j]);
     for (int j = 0; j < N; ++j)
       t[j] =
-          kRange == Range::kAny ? plus_low(t[j], argument[j], floor) : plus_low(t[j], argument[j]);
+          kRange == Range::kInWindow ? plus_low(t[j], argument[j]) : plus_low(t[j], argument[j], floor);
     for (int j = 0; j < N; ++j) q[j] = V::set1(kExp64[10]);
     const auto step = [&](double c) SOFTMAXLIB_INLINE_LAMBDA {
       for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(c));
@@ -256,7 +272,7 @@ class Exp<f64x8, kUse> : public ExpCalls<Exp<f64x8, kUse>, f64x8, f64x8> {
     step(kExp64[2]);
     step(kExp64[1]);
     step(kExp64[0]);
-    constexpr uint64_t kBack = kRange == Range::kAny ? 0 : uint64_t{kShift} << 52;
+    constexpr uint64_t kBack = kRange == Range::kInWindow ? uint64_t{kShift} << 52 : 0;
     for (int j = 0; j < N; ++j) {
       typename V::Int power = shl<52>(bits(m[j]));
       if constexpr (kBack != 0) power = power - V::Int::set1(kBack);

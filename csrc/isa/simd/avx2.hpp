@@ -85,6 +85,9 @@ inline f32x16 fma(f32x16 x, f32x16 y, f32x16 z) {
 inline f32x16 fnma(f32x16 x, f32x16 y, f32x16 z) {
   return {_mm256_fnmadd_ps(x.a, y.a, z.a), _mm256_fnmadd_ps(x.b, y.b, z.b)};
 }
+inline f32x16 fms(f32x16 x, f32x16 y, f32x16 z) {
+  return {_mm256_fmsub_ps(x.a, y.a, z.a), _mm256_fmsub_ps(x.b, y.b, z.b)};
+}
 inline f32x16 max(f32x16 x, f32x16 y) { return {_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)}; }
 inline f32x16 min(f32x16 x, f32x16 y) { return {_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)}; }
 inline f32x16::Mask gt(f32x16 x, f32x16 y) {
@@ -103,6 +106,9 @@ inline f32x16::Mask load_mask(const uint8_t* p, f32x16) {
 inline bool any(f32x16::Mask m) { return _mm256_movemask_ps(_mm256_or_ps(m.a, m.b)) != 0; }
 inline f32x16 select(f32x16::Mask m, f32x16 x, f32x16 y) {
   return {_mm256_blendv_ps(y.a, x.a, m.a), _mm256_blendv_ps(y.b, x.b, m.b)};
+}
+inline f32x16 keep(f32x16::Mask m, f32x16 x) {
+  return {_mm256_and_ps(m.a, x.a), _mm256_and_ps(m.b, x.b)};
 }
 inline f32x16::Int bits(f32x16 x) { return {_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)}; }
 inline f32x16 from_bits(f32x16::Int x) {
@@ -157,6 +163,9 @@ inline f64x8 fma(f64x8 x, f64x8 y, f64x8 z) {
 inline f64x8 fnma(f64x8 x, f64x8 y, f64x8 z) {
   return {_mm256_fnmadd_pd(x.a, y.a, z.a), _mm256_fnmadd_pd(x.b, y.b, z.b)};
 }
+inline f64x8 fms(f64x8 x, f64x8 y, f64x8 z) {
+  return {_mm256_fmsub_pd(x.a, y.a, z.a), _mm256_fmsub_pd(x.b, y.b, z.b)};
+}
 inline f64x8 max(f64x8 x, f64x8 y) { return {_mm256_max_pd(x.a, y.a), _mm256_max_pd(x.b, y.b)}; }
 inline f64x8 min(f64x8 x, f64x8 y) { return {_mm256_min_pd(x.a, y.a), _mm256_min_pd(x.b, y.b)}; }
 inline f64x8::Mask gt(f64x8 x, f64x8 y) {
@@ -175,6 +184,9 @@ inline f64x8::Mask load_mask(const uint8_t* p, f64x8) {
 inline bool any(f64x8::Mask m) { return _mm256_movemask_pd(_mm256_or_pd(m.a, m.b)) != 0; }
 inline f64x8 select(f64x8::Mask m, f64x8 x, f64x8 y) {
   return {_mm256_blendv_pd(y.a, x.a, m.a), _mm256_blendv_pd(y.b, x.b, m.b)};
+}
+inline f64x8 keep(f64x8::Mask m, f64x8 x) {
+  return {_mm256_and_pd(m.a, x.a), _mm256_and_pd(m.b, x.b)};
 }
 inline f64x8::Int bits(f64x8 x) { return {_mm256_castpd_si256(x.a), _mm256_castpd_si256(x.b)}; }
 inline f64x8 from_bits(f64x8::Int x) {

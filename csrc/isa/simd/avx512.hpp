@@ -60,6 +60,7 @@ inline f32x16 operator*(f32x16 a, f32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; 
 inline f32x16 operator/(f32x16 a, f32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
 inline f32x16 fma(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline f32x16 fnma(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
+inline f32x16 fms(f32x16 a, f32x16 b, f32x16 c) { return {_mm512_fmsub_ps(a.v, b.v, c.v)}; }
 inline f32x16 max(f32x16 a, f32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline f32x16 min(f32x16 a, f32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline f32x16::Mask gt(f32x16 a, f32x16 b) { return {_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ)}; }
@@ -72,6 +73,7 @@ inline bool any(f32x16::Mask m) { return m.v != 0; }
 inline f32x16 select(f32x16::Mask m, f32x16 a, f32x16 b) {
   return {_mm512_mask_blend_ps(m.v, b.v, a.v)};
 }
+inline f32x16 keep(f32x16::Mask m, f32x16 a) { return {_mm512_maskz_mov_ps(m.v, a.v)}; }
 inline f32x16::Int bits(f32x16 a) { return {_mm512_castps_si512(a.v)}; }
 inline f32x16 from_bits(f32x16::Int a) { return {_mm512_castsi512_ps(a.v)}; }
 inline f32x16::Int operator+(f32x16::Int a, f32x16::Int b) { return {_mm512_add_epi32(a.v, b.v)}; }
@@ -101,6 +103,7 @@ inline f64x8 operator*(f64x8 a, f64x8 b) { return {_mm512_mul_pd(a.v, b.v)}; }
 inline f64x8 operator/(f64x8 a, f64x8 b) { return {_mm512_div_pd(a.v, b.v)}; }
 inline f64x8 fma(f64x8 a, f64x8 b, f64x8 c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
 inline f64x8 fnma(f64x8 a, f64x8 b, f64x8 c) { return {_mm512_fnmadd_pd(a.v, b.v, c.v)}; }
+inline f64x8 fms(f64x8 a, f64x8 b, f64x8 c) { return {_mm512_fmsub_pd(a.v, b.v, c.v)}; }
 inline f64x8 max(f64x8 a, f64x8 b) { return {_mm512_max_pd(a.v, b.v)}; }
 inline f64x8 min(f64x8 a, f64x8 b) { return {_mm512_min_pd(a.v, b.v)}; }
 inline f64x8::Mask gt(f64x8 a, f64x8 b) { return {_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ)}; }
@@ -113,6 +116,7 @@ inline bool any(f64x8::Mask m) { return m.v != 0; }
 inline f64x8 select(f64x8::Mask m, f64x8 a, f64x8 b) {
   return {_mm512_mask_blend_pd(m.v, b.v, a.v)};
 }
+inline f64x8 keep(f64x8::Mask m, f64x8 a) { return {_mm512_maskz_mov_pd(m.v, a.v)}; }
 inline f64x8::Int bits(f64x8 a) { return {_mm512_castpd_si512(a.v)}; }
 inline f64x8 from_bits(f64x8::Int a) { return {_mm512_castsi512_pd(a.v)}; }
 inline f64x8::Int operator+(f64x8::Int a, f64x8::Int b) { return {_mm512_add_epi64(a.v, b.v)}; }

@@ -199,6 +199,12 @@ struct Vector {
     fma_lanes(r.lane, b.lane, c.lane, N);
     return r;
   }
+  SOFTMAXLIB_NOINLINE friend Vector fms(const Vector& a, const Vector& b, const Vector& c) {
+    Vector r = a, minus = c;
+    for (int i = 0; i < N; ++i) minus.lane[i] = -minus.lane[i];
+    fma_lanes(r.lane, b.lane, minus.lane, N);
+    return r;
+  }
   SOFTMAXLIB_NOINLINE friend Vector max(const Vector& a, const Vector& b) {
     return zip(a, b, [](T x, T y) { return x > y ? x : y; });
   }
@@ -224,6 +230,11 @@ struct Vector {
   SOFTMAXLIB_NOINLINE friend Vector select(const Mask& m, const Vector& a, const Vector& b) {
     Vector r;
     for (int i = 0; i < N; ++i) r.lane[i] = m.lane[i] ? a.lane[i] : b.lane[i];
+    return r;
+  }
+  SOFTMAXLIB_NOINLINE friend Vector keep(const Mask& m, const Vector& a) {
+    Vector r;
+    for (int i = 0; i < N; ++i) r.lane[i] = m.lane[i] ? a.lane[i] : 0;
     return r;
   }
   friend Int bits(const Vector& a) { return bit_cast<Int>(a); }

@@ -4,6 +4,7 @@
 
 #include "isa/math/in_lanes.hpp"
 #include "isa/stage/stage.hpp"
+#include "isa/stage/usual_rows.hpp"
 
 namespace softmaxlib {
 namespace SOFTMAX_ISA {
@@ -187,6 +188,8 @@ inline bool is_contiguous(const Job& job, Operand k, int64_t item) {
 template <class V>
 class GatheredOptions {
  public:
+  using T = typename V::elem;
+
   // Points terms to elements [start, start + n), gathered if they have to be.
   void gather_into(Terms<V>& terms, const Job& job, const Place& place, int64_t start, int64_t n) {
     const bool same_bias = terms.bias_is_constant && job.inner_ndim == 1;
@@ -204,13 +207,54 @@ class GatheredOptions {
     }
   }
 
+  // Whether the bias, if there is one, is what T holds.
+  static bool has_usual_bias(const Job& job) {
+    return !job.base[kSlope] &&
+           (!job.base[kBias] || sizeof(T) == 8 || job.dtype[kBias] != SOFTMAXLIB_F64);
+  }
+  // Whether bias and mask can be read where they are.
+  static bool are_in_place(const Job& job) {
+    return (!job.base[kBias] ||
+            (job.dtype[kBias] == kOwn && is_contiguous(job, kBias, sizeof(T)))) &&
+           (!job.base[kWhere] || is_contiguous(job, kWhere, 1));
+  }
+  // Points rows to those of the elements [start, start + n) of one, gathered if they have to be.
+  void gather_into(UsualRows<T>& rows, const Job& job, const Place& place, int64_t start,
+                   int64_t n) {
+    if (job.base[kBias]) {
+      const char* const bias = job.base[kBias] + place.offset[kBias];
+      if (job.dtype[kBias] == kOwn && is_contiguous(job, kBias, sizeof(T))) {
+        rows.bias = reinterpret_cast<const T*>(bias) + start;
+      } else {
+        // Rows may share one.
+        if (bias != gathered_ || start != gathered_start_)
+          gather_elements(job, place, kBias, start, n, own_bias_);
+        gathered_ = bias, gathered_start_ = start;
+        rows.bias = own_bias_;
+      }
+    }
+    if (job.base[kWhere]) {
+      rows.where =
+          reinterpret_cast<const uint8_t*>(job.base[kWhere] + place.offset[kWhere]) + start;
+      if (!is_contiguous(job, kWhere, 1)) {
+        gather_visible(job, place, start, n, where_);
+        rows.where = where_;
+      }
+    }
+  }
+
  private:
+  static constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
   static constexpr int kChunk = kVectorsPerChunk * V::lanes;
   alignas(64) double bias_[kChunk];
+  alignas(64) T own_bias_[kChunk];
   uint8_t where_[kChunk];
+  const char* gathered_ = nullptr;  // what own_bias_ has, from which element on
+  int64_t gathered_start_ = 0;
 };
 
-// The arguments of n elements, as hi + lo; whole vectors are written, with -inf beyond the end.
+// The arguments of n elements, as hi + lo; whole vectors are written, with -inf beyond the end. lo
+// may be NULL.
 template <class T, class V = typename vector_of<T>::type>
 SOFTMAXLIB_NOINLINE void combine_all(Combined<T> source, int64_t n, T* hi, T* lo) {
   for (int64_t i = 0; i < n; i += V::lanes) {
@@ -219,7 +263,7 @@ SOFTMAXLIB_NOINLINE void combine_all(Combined<T> source, int64_t n, T* hi, T* lo
                           ? source.load(i)
                           : source.load_n(i, static_cast<int>(left), static_cast<T>(-INFINITY));
     store(hi + i, z.hi);
-    store(lo + i, z.lo);
+    if (lo) store(lo + i, z.lo);
   }
 }
 
@@ -238,15 +282,26 @@ struct Stage {
   SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int n) {
     gather_elements(job, place, kX, start, n, hi);
   }
-  // Their arguments.
+  // Their arguments. with_low: else hi is all that is read of them.
   SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int n,
-                                 const Affine& affine) {
-    const Terms<V> terms = fetch_operands(job, place, start, n, affine);
+                                 const Affine& affine, bool with_low) {
     const T* x = hi;
     constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
-    if (job.dtype[kX] == kOwn && is_contiguous(job, kX, sizeof(T)))
-      x = reinterpret_cast<const T*>(job.base[kX] + place.offset[kX]) + start;
-    else fetch(job, place, start, n);
+    const bool in_place = job.dtype[kX] == kOwn && is_contiguous(job, kX, sizeof(T));
+    if (in_place) x = reinterpret_cast<const T*>(job.base[kX] + place.offset[kX]) + start;
+    if (kHasManyRows && GatheredOptions<V>::has_usual_bias(job)) {
+      const Arguments<V> arguments(affine);
+      UsualRows<T> row;
+      row.x = x;
+      set_factor(row, arguments);
+      if (arguments.is_usual) {
+        if (!in_place) fetch(job, place, start, n);
+        options_.gather_into(row, job, place, start, n);
+        if (usual_(row, 1, n, hi, with_low ? lo : nullptr, 0)) return;
+      }
+    }
+    const Terms<V> terms = fetch_operands(job, place, start, n, affine);
+    if (!in_place) fetch(job, place, start, n);
     combine_all<T>({x, &terms, start}, n, hi, lo);
   }
 
@@ -288,6 +343,7 @@ struct Stage {
   }
 
   GatheredOptions<V> options_;
+  UsualCombiner<V> usual_;
 };
 
 }  // namespace

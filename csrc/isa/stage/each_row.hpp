@@ -31,7 +31,7 @@ SOFTMAXLIB_NOINLINE void visit_in_tiles(const Job& job, int64_t row, int64_t sto
   constexpr int64_t kItem = sizeof(T);
   const int64_t pitch = tile_pitch(job.n * kItem) / kItem;
   T* const hi = reinterpret_cast<T*>(scratch + scratch_bytes(job.n, job.dtype[kOut], false, true));
-  T* const lo = hi + (job.elements_of_x ? 0 : job.tile * pitch);
+  T* const lo = job.has_low ? hi + job.tile * pitch : nullptr;
   int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
   alignas(64) T ones[V::lanes];
   store(ones, V::set1(1));
@@ -44,7 +44,7 @@ SOFTMAXLIB_NOINLINE void visit_in_tiles(const Job& job, int64_t row, int64_t sto
     stager.fetch(run, count, hi, lo, pitch, nullptr);
     Place place = run.place;
     for (int r = 0; r < count; ++r) {
-      const InTile<T> tile = {hi + r * pitch, lo + r * pitch};
+      const InTile<T> tile = {hi + r * pitch, lo ? lo + r * pitch : nullptr};
       visit(Row<T>(job, place, scratch, one_block, &tile), place);
       for (int k = 0; k < kOperands; ++k) place.offset[k] += run.step.stride[k];
     }

@@ -137,6 +137,17 @@ struct InTile {
   T *hi, *lo;
 };
 
+// Of a row whose results are written while the next one is summed, so that memory is read and written
+// at the same time (kernels/pipelined.hpp).
+template <class T>
+class Results;
+template <class T>
+struct Neighbours {
+  Results<T>* before;  // of the row before
+  Results<T>* own;     // this row's are to go there
+  T* terms;            // where terms wait instead of in y: each chunk's after those of the row before
+};
+
 // T: the arithmetic's type. Rows of it are read and written where they are, or in a tile; all
 // others through a Stage.
 template <class T_>
@@ -149,7 +160,7 @@ class Row {
   static constexpr int64_t kBlock = int64_t{kVectorsPerBlock} * kLanes;
 
   Row(const Job& job, const Place& place, char* scratch, int32_t* one_block,
-      const InTile<T>* tile = nullptr)
+      const InTile<T>* tile = nullptr, Neighbours<T> neighbours = {})
       : job_(job),
         place_(place),
         x_(reinterpret_cast<const T*>(job.base[kX] + place.offset[kX])),
@@ -157,7 +168,8 @@ class Row {
         n_(visible_elements(job, place)),
         reads_x_(job.direct && job.dtype[kX] == kOwn),
         writes_y_((job.direct || job.linear) && job.dtype[kOut] == kOwn),
-        tile_(tile) {
+        tile_(tile),
+        neighbours_(neighbours) {
     if (tile) {
       x_ = tile->hi;
       reads_x_ = job.elements_of_x;
@@ -230,6 +242,15 @@ class Row {
     });
   }
 
+  // visit(source, where terms wait, first element, count) over [start, stop).
+  template <class F>
+  void read_store(int64_t start, int64_t stop, F visit) const {
+    Stage<T> stage;
+    with_pieces(start, stop, true, stage, [&](auto source, int64_t i, int64_t n) {
+      visit(source, waiting() + i, i, n);
+    });
+  }
+
   // The maximum of a staged row. Reads x.
   Pair<double> staged_max() const {
     Pair<double> top = {-INFINITY, 0};
@@ -292,23 +313,20 @@ class Row {
   // y = f(x), elementwise.
   template <class F>
   void map(F f) const {
-    for_blocks([&](int64_t, int64_t start, int64_t stop) {
-      read_write(start, stop, [&](auto source, T* y, int64_t, int64_t n) {
-        map_elements(source, y, n, streams(), f);
-      });
-    });
+    if (neighbours_.own) return neighbours_.own->set(*this, f, map_part<F>);
+    for_blocks([&](int64_t, int64_t start, int64_t stop) { map_part<F>(*this, f, start, stop); });
   }
 
-  // visit(y, first element, count, streaming) for every chunk of y; contiguous rows only.
+  // y = f(row)(terms that wait, their first element), likewise.
   template <class F>
-  void map_stored(F visit) const {
-    for_blocks([&](int64_t, int64_t start, int64_t stop) {
-      for (int64_t i = start; i < stop; i += kChunk)
-        visit(y_ + i, i, stop - i < kChunk ? stop - i : kChunk, streams());
-    });
+  void map_stored(F f) const {
+    if (neighbours_.own) return neighbours_.own->set(*this, f, map_stored_part<F>);
+    for_blocks(
+        [&](int64_t, int64_t start, int64_t stop) { map_stored_part<F>(*this, f, start, stop); });
   }
 
   void fill(T value, T masked) const {
+    if (neighbours_.own) neighbours_.own->cancel();
     if (!job_.base[kWhere]) return fill_from(0, value, n_);
     alignas(64) T y[kChunk];
     uint8_t seen[kChunk];
@@ -319,6 +337,9 @@ class Row {
       put(i, n, y);
     }
   }
+
+  // Once it is the row before.
+  void stand_alone() { neighbours_.before = neighbours_.own = nullptr; }
 
   // What the row does not see.
   void fill_beyond(T masked) const { fill_from(n_, masked, job_.n); }
@@ -359,25 +380,61 @@ class Row {
   template <class F>
   void with_pieces(int64_t start, int64_t stop, bool whole, Stage<T>& stage, F visit) const {
     if (job_.elements_of_x && !shifted_) {
-      const int64_t most = whole && reads_x_ ? stop - start : kChunk;
+      const int64_t most = whole && reads_x_ && !neighbours_.before ? stop - start : kChunk;
       for (int64_t i = start; i < stop; i += most) {
         const int64_t n = min_of(stop - i, most);
+        if (neighbours_.before) {
+          neighbours_.before->write_until(i + n);
+          if (reads_x_) fetch_ahead(i, n);
+        }
         if (!reads_x_) stage.fetch(job_, place_, i, static_cast<int>(n));
         visit(Contiguous<T>{reads_x_ ? x_ + i : stage.hi}, i, n);
       }
       return;
     }
     const Affine of_row = affine();
+    const bool has_low = job_.has_low || shifted_;
     for (int64_t i = start; i < stop; i += kChunk) {
       const int64_t n = min_of(stop - i, kChunk);
+      if (neighbours_.before) neighbours_.before->write_until(i + n);
       Staged<T> source = {stage.hi, stage.lo};
-      if (tile_ && !shifted_) source = {tile_->hi + i, tile_->lo + i};
-      else stage.fetch(job_, place_, i, static_cast<int>(n), of_row);
-      visit(source, i, n);
+      if (tile_ && !shifted_) source = {tile_->hi + i, tile_->lo ? tile_->lo + i : nullptr};
+      else stage.fetch(job_, place_, i, static_cast<int>(n), of_row, has_low);
+      if (has_low) visit(source, i, n);
+      else visit(Contiguous<T>{source.hi, 0}, i, n);
     }
   }
 
   static int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
+
+  // While the row before is written the hardware's prefetchers do not keep up, so that what they are
+  // too fast for otherwise is fetched by hand.
+  void fetch_ahead(int64_t i, int64_t n) const {
+    if (!tuning.second_level) return;
+    for (const T* p = x_ + i; p < x_ + i + n; p += kLanes)
+      SOFTMAXLIB_PREFETCH(reinterpret_cast<const char*>(p) + kFetchAhead);
+  }
+
+  // Terms wait in y, where there is no other place for them.
+  T* waiting() const { return neighbours_.terms ? neighbours_.terms : y_; }
+
+  template <class F>
+  static SOFTMAXLIB_NOINLINE void map_part(const Row& row, const F& f, int64_t start,
+                                           int64_t stop) {
+    row.read_write(start, stop, [&](auto source, T* y, int64_t, int64_t n) {
+      map_elements(source, y, n, row.streams(), f);
+    });
+  }
+  template <class F>
+  static SOFTMAXLIB_NOINLINE void map_stored_part(const Row& row, const F& f, int64_t start,
+                                                  int64_t stop) {
+    alignas(64) T y[kChunk];
+    for (int64_t i = start; i < stop; i += kChunk) {
+      const int64_t n = min_of(stop - i, kChunk);
+      f(row, row.waiting() + i, row.writes_y_ ? row.y_ + i : y, i, n, row.streams());
+      if (!row.writes_y_) row.put(i, n, y);
+    }
+  }
 
   template <class F>
   void run_blocks(int64_t first_block, int64_t last_block, F&& run) const {
@@ -392,10 +449,57 @@ class Row {
   int64_t n_;
   bool reads_x_, writes_y_;  // where they are
   const InTile<T>* tile_;    // NULL: in none
+  Neighbours<T> neighbours_;
   Pair<double> shift_ = {0, 0};
   bool shifted_ = false, far_ = false, is_rough_ = false;
   BlockResult* results_;
   int32_t* references_;
+};
+
+// What is left to do of a row, part after part.
+template <class T>
+class Results {
+ public:
+  Results() = default;
+  Results(const Results&) = delete;
+
+  // part(row, f, start, stop) is to be done of a row.
+  template <class F>
+  void set(const Row<T>& row, const F& f, void (*part)(const Row<T>&, const F&, int64_t, int64_t)) {
+    static_assert(sizeof(F) <= sizeof(f_), "there is room for it");
+    memcpy(static_cast<void*>(f_), &f, sizeof(f));
+    memcpy(static_cast<void*>(row_), &row, sizeof(row));
+    this->row().stand_alone();
+    done_ = 0;
+    part_ = reinterpret_cast<void (*)()>(part);
+    run_ = [](const Results& r, int64_t start, int64_t stop) {
+      using Part = void (*)(const Row<T>&, const F&, int64_t, int64_t);
+      reinterpret_cast<Part>(r.part_)(r.row(), *reinterpret_cast<const F*>(r.f_), start, stop);
+    };
+  }
+  void cancel() { run_ = nullptr; }
+
+  void write_until(int64_t stop) {
+    if (!run_) return;
+    stop = (stop + Row<T>::kChunk - 1) / Row<T>::kChunk * Row<T>::kChunk;
+    if (stop > row().size()) stop = row().size();
+    if (stop > done_) run_(*this, done_, stop);
+    done_ = stop > done_ ? stop : done_;
+  }
+  void finish() {
+    if (run_) write_until(row().size());
+    run_ = nullptr;
+  }
+
+ private:
+  Row<T>& row() { return *reinterpret_cast<Row<T>*>(row_); }
+  const Row<T>& row() const { return *reinterpret_cast<const Row<T>*>(row_); }
+
+  alignas(64) unsigned char f_[512];
+  alignas(64) unsigned char row_[sizeof(Row<T>)];
+  int64_t done_ = 0;
+  void (*part_)() = nullptr;
+  void (*run_)(const Results& r, int64_t start, int64_t stop) = nullptr;
 };
 
 }  // namespace

@@ -145,10 +145,14 @@ class Stager {
  public:
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes;
-  static constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
+  static constexpr int64_t kItem = sizeof(T), kChunk = kVectorsPerChunk * kLanes;
 
   SOFTMAXLIB_NOINLINE explicit Stager(const Job& job)
-      : job_(job), x_(job, kX), arguments_(affine_of(job, RowRun(job, 0).place, {0, 0})) {}
+      : job_(job),
+        x_(job, kX),
+        arguments_(affine_of(job, RowRun(job, 0).place, {0, 0})),
+        is_usual_(kHasManyRows && GatheredOptions<V>::has_usual_bias(job) &&
+                  (job.base[kScale] || arguments_.is_usual)) {}
 
   // The first rows of a run to hi, `pitch` elements apart, with -inf up to the pitch; with options,
   // what hi lacks to lo. visible[r]: how many elements take part in row r, as far as 2.
@@ -158,13 +162,15 @@ class Stager {
       if (fetch_scaled_across(run, rows, hi, lo, pitch, visible)) return;
       if (is_across(run)) return fetch_across(run, rows, hi, lo, pitch, visible);
     }
+    if (!job_.elements_of_x && fetch_usual(run, rows, hi, lo, pitch, visible)) return;
     Place place = run.place;
     if (!x_.is_in_place()) x_.copy(run, rows, hi, pitch);
     Factors factors;
     for (int r = 0; r < rows; ++r) {
       if (job_.base[kScale] && r % kLanes == 0)
         factors = factors_of(run, r, rows - r < kLanes ? rows - r : kLanes);
-      const int seen = finish(place, factors, r % kLanes, hi + r * pitch, lo + r * pitch, pitch);
+      const int seen = finish(place, factors, r % kLanes, hi + r * pitch,
+                              lo ? lo + r * pitch : nullptr, pitch);
       if (visible) visible[r] = seen;
       for (int k = 0; k < kOperands; ++k) place.offset[k] += run.step.stride[k];
     }
@@ -269,14 +275,29 @@ class Stager {
       x_.convert(x, n, hi);
     } else {
       const bool as_it_is = x_.is_in_place();
+      const T* const elements = as_it_is ? reinterpret_cast<const T*>(x) : hi;
+      const auto* const where =
+          reinterpret_cast<const uint8_t*>(job_.base[kWhere] + run.place.offset[kWhere]);
       if (!as_it_is) x_.convert(x, n, hi);
-      Terms<V> terms(job_, run.place, arguments_);
-      if (run.step.stride[kBias] != 0) terms.bias_is_constant = false;
-      else if (terms.bias) terms.set_constant(row_operand(job_, run.place, kBias, 0));
-      combine_all<T>({as_it_is ? reinterpret_cast<const T*>(x) : hi, &terms, 0}, n, hi, lo);
+      UsualRows<T> row;
+      row.x = elements;
+      set_factor(row, arguments_);
+      if (job_.base[kBias])
+        row.bias = reinterpret_cast<const T*>(job_.base[kBias] + run.place.offset[kBias]);
+      if (job_.base[kWhere]) row.where = where;
+      const bool same_bias = job_.base[kBias] && run.step.stride[kBias] == 0;
+      const bool usual =
+          is_usual_ && options_.are_in_place(job_) && !same_bias && usual_(row, 1, n, hi, lo, 0);
+      if (!usual) {
+        if (!as_it_is) x_.convert(x, n, hi);
+        Terms<V> terms(job_, run.place, arguments_);
+        if (!same_bias) terms.bias_is_constant = false;
+        else terms.set_constant(row_operand(job_, run.place, kBias, 0));
+        combine_all<T>({elements, &terms, 0}, n, hi, lo);
+      }
       for (int r = 0; visible && r < rows; ++r)
-        visible[r] = terms.where ? count(terms.where + r * job_.n, job_.n)
-                                 : static_cast<int>(job_.n < 2 ? job_.n : 2);
+        visible[r] = job_.base[kWhere] ? count_seen(where + r * job_.n, job_.n)
+                                       : static_cast<int>(job_.n < 2 ? job_.n : 2);
     }
   }
 
@@ -317,6 +338,59 @@ class Stager {
     for (int r = 0; r < kLanes; ++r)
       of.usual[r] = is_usual(above[r]) && is_usual(below[r]) && is_usual(of.hi[r]);
     return of;
+  }
+
+  // The same of rows that are as usual; false where they are not. lo may be NULL.
+  SOFTMAXLIB_NOINLINE bool fetch_usual(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
+                                       int* visible) {
+    if (!is_usual_ || job_.causal) return false;
+    const int64_t n = job_.n, padded = (n + kLanes - 1) / kLanes * kLanes;
+    const auto low = [lo](int64_t i) { return lo ? lo + i : nullptr; };
+    const bool x_in_place = x_.is_in_place();
+    if (!x_in_place) x_.copy(run, rows, hi, pitch);
+    UsualRows<T> of;
+    of.x_step = x_in_place ? run.step.stride[kX] / kItem : pitch;
+    of.bias_step = run.step.stride[kBias] / kItem;
+    of.where_step = run.step.stride[kWhere];
+    set_factor(of, arguments_);
+    alignas(64) T factor_hi[kLanes], factor_lo[kLanes];
+    // Several rows at once, or parts of one.
+    const bool together = options_.are_in_place(job_) && run.step.stride[kX] % kItem == 0 &&
+                          run.step.stride[kBias] % kItem == 0;
+    const int most = together ? kLanes : 1;
+    const int64_t part = together ? n : kChunk;
+    Place place = run.place;
+    for (int r = 0, some; r < rows; r += some) {
+      some = rows - r < most ? rows - r : most;
+      if (job_.base[kScale]) {
+        Pair<V> factor;
+        if (!factors(run, r, some, factor)) return false;
+        store(factor_hi, factor.hi);
+        store(factor_lo, factor.lo);
+        of.factor_hi = factor_hi, of.factor_lo = factor_lo, of.factor_step = 1;
+      }
+      int seen = 0;  // of one row
+      for (int64_t i = 0; i < n; i += part) {
+        const int64_t count = n - i < part ? n - i : part, at = r * pitch + i;
+        of.x = x_in_place ? x_.in_place(place) + i : hi + at;
+        options_.gather_into(of, job_, place, i, count);
+        if (!usual_(of, some, count, hi + at, low(at), pitch)) return false;
+        if (!visible || !of.where) continue;
+        if (!together) seen += seen < 2 ? count_seen(of.where, count) : 0;
+        for (int j = 0; together && j < some; ++j)
+          visible[r + j] = count_seen(of.where + j * of.where_step, n);
+      }
+      for (int j = 0; j < some; ++j) {
+        if (visible && !of.where) visible[r + j] = static_cast<int>(n < 2 ? n : 2);
+        else if (visible && !together) visible[r] = seen < 2 ? seen : 2;
+        for (int64_t i = (r + j) * pitch + padded; i < (r + j + 1) * pitch; i += kLanes) {
+          store(hi + i, V::set1(static_cast<T>(-INFINITY)));
+          if (lo) store(lo + i, V::set1(0));
+        }
+      }
+      for (int k = 0; k < kOperands; ++k) place.offset[k] += some * run.step.stride[k];
+    }
+    return true;
   }
 
   // The same of rows that lie side by side, where a factor is all that x gets; false where one is
@@ -374,7 +448,7 @@ class Stager {
           store(los.at[j], z.lo);
         }
         his.put_transposed(hi + r * pitch + i, pitch, some);
-        los.put_transposed(lo + r * pitch + i, pitch, some);
+        if (lo) los.put_transposed(lo + r * pitch + i, pitch, some);
       }
       T counts[kLanes];
       store(counts, seen);
@@ -398,11 +472,11 @@ class Stager {
         Terms<V> terms(job_, place,
                        job_.base[kScale] ? arguments_of(place, factors, r) : arguments_);
         options_.gather_into(terms, job_, place, i, some);
-        combine_all<T>({x + i, &terms, i}, some, hi + i, lo + i);
-        if (terms.where && seen < 2) seen += count(terms.where + (i - terms.where_from), some);
+        combine_all<T>({x + i, &terms, i}, some, hi + i, lo ? lo + i : nullptr);
+        if (terms.where && seen < 2) seen += count_seen(terms.where + (i - terms.where_from), some);
       }
       i = (n + kLanes - 1) / kLanes * kLanes;
-      for (int64_t j = i; j < pitch; j += kLanes) store(lo + j, zero);
+      for (int64_t j = i; lo && j < pitch; j += kLanes) store(lo + j, zero);
       if (job_.base[kWhere]) visible = seen < 2 ? static_cast<int>(seen) : 2;
     } else {
       for (; x != hi && i + kLanes <= n; i += kLanes) store(hi + i, load(x + i));
@@ -421,7 +495,7 @@ class Stager {
     return Arguments<V>({factors.hi[r], factors.lo[r], 0, 0, 0, 0, false});
   }
   int64_t item_of_bias() const { return float_item(job_.dtype[kBias]); }
-  static int count(const uint8_t* where, int64_t n) {
+  static int count_seen(const uint8_t* where, int64_t n) {
     int64_t seen = 0;
     for (int64_t i = 0; i < n && seen < 2; ++i) seen += where[i] != 0;
     return static_cast<int>(seen);
@@ -430,7 +504,9 @@ class Stager {
   const Job& job_;
   const Reader<V> x_;
   const Arguments<V> arguments_;  // of all rows, but where each has its own factor
+  const bool is_usual_;           // so that UsualRows may have them
   GatheredOptions<V> options_;
+  UsualCombiner<V> usual_;
   static constexpr int64_t kColumns = kVectorsPerGroup * kLanes;
   int64_t columns_row_ = 0, column_ = -1;  // whose biases are here; -1: none
   double columns_[kColumns];

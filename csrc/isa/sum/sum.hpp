@@ -146,16 +146,20 @@ struct Under {
   }
 };
 
+// How chunks are summed, each way slower than the one before and right for more arguments: all of
+// them in the window of exponents; some far below it, as where there is a mask; any. A block whose
+// way was wrong for a chunk goes on in the next one.
+enum class Way { kInWindow, kClamped, kCareful };
+
 // What a block carries from one piece to the next.
 template <class V>
 struct BlockState {
-  explicit BlockState(bool is_masked = false) : careful(is_masked) {}
+  explicit BlockState(bool is_masked = false) : way(is_masked ? Way::kClamped : Way::kInWindow) {}
 
   Total total;
   Pair<V> held = {V::set1(static_cast<typename V::elem>(-INFINITY)), V::set1(0)};
   bool started = false;
-  // Not even tried in the window: of a row with a mask, or where an argument was not in it before.
-  bool careful;
+  Way way;
 };
 
 // A group that exceeds the reference raises it: what was summed and stored so far is scaled down.
@@ -199,7 +203,7 @@ class PieceSum {
   template <bool kSpared, class Beside>
   SOFTMAXLIB_INLINE void run(int64_t n, int32_t* references, Beside beside) {
     // In place what is stored could not be computed again.
-    if (kStore && x_.is_at(y_)) state_.careful = true;
+    if (kStore && x_.is_at(y_)) state_.way = Way::kCareful;
     for (int64_t start = 0; start < n; start += kChunk) {
       const int64_t stop = n - start < kChunk ? n : start + kChunk;
       const int64_t whole = start + (stop - start) / kGroup * kGroup;
@@ -213,13 +217,7 @@ class PieceSum {
           beside(start);
           add_carefully(start, i = start + kGroup, lanes);
         }
-        if (state_.careful) {
-          skip(i, whole, beside);
-          add_carefully(i, whole, lanes);
-        } else if (SOFTMAXLIB_UNLIKELY(!add_in_window(i, whole, lanes, beside))) {
-          state_.careful = true;
-          add_carefully(i, whole, lanes);
-        }
+        add_by_way(i, whole, lanes, beside);
       } else {
         skip(start, whole, beside);
         add_carefully(start, whole, lanes);
@@ -236,6 +234,25 @@ class PieceSum {
   }
 
  private:
+  // What was done beside is not done again where the first way is wrong.
+  template <class Beside>
+  SOFTMAXLIB_INLINE void add_by_way(int64_t i, int64_t stop, Lanes<V>& lanes, Beside beside) {
+    if (SOFTMAXLIB_LIKELY(state_.way == Way::kInWindow)) {
+      if (SOFTMAXLIB_LIKELY(add_in_range<Range::kInWindow>(i, stop, lanes, beside))) return;
+      state_.way = Way::kClamped;
+    } else {
+      skip(i, stop, beside);
+    }
+    add_or_clamp(i, stop, lanes);
+  }
+  SOFTMAXLIB_NOINLINE void add_or_clamp(int64_t i, int64_t stop, Lanes<V>& lanes) {
+    if (state_.way == Way::kClamped) {
+      if (add_in_range<Range::kBelowEnd>(i, stop, lanes, NothingBeside())) return;
+      state_.way = Way::kCareful;
+    }
+    add_carefully(i, stop, lanes);
+  }
+
   // Of functions whose reference does not follow the row.
   template <class Beside>
   SOFTMAXLIB_INLINE void add_groups(int64_t i, int64_t stop, Lanes<V>& lanes, Beside beside) {
@@ -252,10 +269,10 @@ class PieceSum {
     held_ = held;
     lanes = sum;
   }
-  // False, and nothing is changed but y, where an argument was not in the window.
-  template <class Beside>
-  SOFTMAXLIB_INLINE bool add_in_window(int64_t i, int64_t stop, Lanes<V>& lanes, Beside beside) {
-    const F f(state_.total.reference, Range::kInWindow);
+  // False, and nothing is changed but y, where an argument was not in the range.
+  template <Range kRange, class Beside>
+  SOFTMAXLIB_INLINE bool add_in_range(int64_t i, int64_t stop, Lanes<V>& lanes, Beside beside) {
+    const F f(state_.total.reference, kRange);
     const Source x = x_;
     T* const y = y_;
     typename V::Seen seen;
@@ -263,11 +280,11 @@ class PieceSum {
     Lanes<V> sum = lanes;
     for (; i < stop; i += kGroup) {
       const auto evaluate = [&](const Value* v, Term* e) SOFTMAXLIB_INLINE_LAMBDA {
-        f.template evaluate_in_window<kInStep>(v, e, seen);
+        f.template evaluate_in_range<kRange, kInStep>(v, e, seen);
       };
       add_group(x, y, i, held, sum, evaluate, beside);
     }
-    bool inside = F::is_inside(seen);
+    bool inside = F::template is_inside<kRange>(seen);
     // What is held was not evaluated, and raises the reference all the same.
     if constexpr (kHold) inside &= !any(gt(high(held), V::set1(under_.limit)));
     if (SOFTMAXLIB_UNLIKELY(!inside)) return false;

@@ -156,14 +156,14 @@ inline RowSum<F> sum_of(const Row<D>& row, Known known = {}, const RowSum<F>* be
   return with_sink<F>(row, total, known);
 }
 
-// The same, leaving every f(x) in y under its chunk's reference. Reads x, writes y. Contiguous rows
-// of float or double only: a half cannot hold f(x).
+// The same, leaving every f(x) in y, or where the row has its terms wait, under its chunk's
+// reference. Reads x, writes y. In y of float or double only: a half cannot hold f(x).
 template <class F, class D>
 inline RowSum<F> store_of(const Row<D>& row, Known known = {}) {
   const auto total = row.template reduce_blocks<RowSum<F>>([&](int64_t start, int64_t stop) {
     BlockState<typename F::V> state(row.is_masked());
-    row.read_write(start, stop, [&](auto x, auto* y, int64_t i, int64_t n) {
-      sum_piece_of<F, false, true>(x, y, n, known, state, &row.reference_of_chunk(i));
+    row.read_store(start, stop, [&](auto x, auto* terms, int64_t i, int64_t n) {
+      sum_piece_of<F, false, true>(x, terms, n, known, state, &row.reference_of_chunk(i));
     });
     RowSum<F> result;
     static_cast<Total&>(result) = state.total;
@@ -212,22 +212,31 @@ inline void write_of(const Row<D>& row, const RowSum<F>& total) {
   row.map(Scaled<F>{F(total.reference), static_cast<typename V::elem>(reciprocal(total))});
 }
 
-// y = y / total for what store_of left there. Reads y, writes y.
+// y = term / total for what store_of left. Reads y, writes y.
+template <class V>
+struct ScaledTerms {
+  using T = typename V::elem;
+  T scale;
+  int reference;
+
+  void operator()(const Row<T>& row, const T* terms, T* y, int64_t i, int64_t n,
+                  bool streaming) const {
+    const int below = row.reference_of_chunk(i) - reference;
+    const Contiguous<T> source = {terms};
+    if (below == 0) {
+      map_elements(source, y, n, streaming, [s = scale](V v) { return v * V::set1(s); });
+    } else {
+      map_elements(source, y, n, streaming, [s = scale, down = ScaleDown<V>(below)](V v) {
+        return down(v) * V::set1(s);
+      });
+    }
+  }
+};
 template <class F, class D>
 inline void scale_stored(const Row<D>& row, const RowSum<F>& total) {
   using V = typename F::V;
-  const auto scale = static_cast<typename V::elem>(reciprocal(total));
-  row.map_stored([&](auto* y, int64_t i, int64_t n, bool streaming) {
-    const int below = row.reference_of_chunk(i) - total.reference;
-    if (below == 0) {
-      map_elements(Contiguous<typename V::elem>{y}, y, n, streaming,
-                   [scale](V v) { return v * V::set1(scale); });
-    } else {
-      const ScaleDown<V> down(below);
-      map_elements(Contiguous<typename V::elem>{y}, y, n, streaming,
-                   [scale, down](V v) { return down(v) * V::set1(scale); });
-    }
-  });
+  row.map_stored(
+      ScaledTerms<V>{static_cast<typename V::elem>(reciprocal(total)), total.reference});
 }
 
 // The row's maximum. Reads x.

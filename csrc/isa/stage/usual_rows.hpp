@@ -1,0 +1,168 @@
+// Arguments of rows as most calls have them: elements, bias and mask contiguous within a row, in
+// the arithmetic's own type, and a factor of a usual size. The arguments are those that combine() of
+// stage.hpp gives, made without a look at each: a loop gathers whether any of them needs more than
+// that, and tells once, at its end. Those, and all other rows, go the way of combined.hpp.
+#pragma once
+
+#include "isa/stage/stage.hpp"
+
+namespace softmaxlib {
+namespace SOFTMAX_ISA {
+namespace {
+
+// Some rows. Steps lead from a row to the next, in elements; 0: all rows have the same.
+template <class T>
+struct UsualRows {
+  const T* x = nullptr;
+  int64_t x_step = 0;
+  const T* bias = nullptr;  // NULL: none
+  int64_t bias_step = 0;
+  const uint8_t* where = nullptr;  // NULL: all
+  int64_t where_step = 0;
+  const T *factor_hi = nullptr, *factor_lo = nullptr;  // NULL: 1
+  int64_t factor_step = 0;
+};
+
+// Gives rows the factor that all of them have.
+template <class V>
+inline void set_factor(UsualRows<typename V::elem>& rows, const Arguments<V>& arguments) {
+  if (arguments.hi == 1 && arguments.lo == 0) return;
+  rows.factor_hi = &arguments.hi;
+  rows.factor_lo = &arguments.lo;
+}
+
+// The bits of a number without its sign, and those of the largest number below kLargestLow.
+template <class V>
+struct LowBits;
+template <>
+struct LowBits<f32x16> {
+  static constexpr uint32_t kMagnitude = 0x7fffffffu, kLargest = 0x3b7fffffu;
+};
+template <>
+struct LowBits<f64x8> {
+  static constexpr uint64_t kMagnitude = 0x7fffffffffffffffu, kLargest = 0x3eafffffffffffffu;
+};
+
+// One vector of them, with the options that a row has. kNone: some elements or biases are -inf.
+template <class V, bool kScaled, bool kBias, bool kWhere, bool kNone>
+struct UsualArguments {
+  using T = typename V::elem;
+  using Int = typename V::Int;
+  T factor_hi, factor_lo;
+
+  // bad: gathers low parts that are too large, infinite or NaN.
+  SOFTMAXLIB_INLINE Pair<V> operator()(V x, V bias, typename V::Mask in,
+                                       typename V::Seen& bad) const {
+    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
+    if constexpr (kWhere) x = keep(in, x);
+    if constexpr (kWhere && kBias) bias = keep(in, bias);
+    Pair<V> z = {x, zero};
+    if constexpr (kScaled) {
+      z.hi = x * V::set1(factor_hi);
+      z.lo = fma(x, V::set1(factor_lo), fms(x, V::set1(factor_hi), z.hi));
+    }
+    if constexpr (kBias) {
+      const V product = z.hi;
+      z.hi = product + bias;
+      const V tail = z.hi - product, error = (product - (z.hi - tail)) + (bias - tail);
+      z.lo = kScaled ? z.lo + error : error;
+    }
+    if constexpr (kNone) z.lo = select(eq(kBias ? min(x, bias) : x, none), zero, z.lo);
+    if constexpr (kScaled || kBias) {
+      const Int left = Int::set1(LowBits<V>::kLargest) -
+                       (bits(z.lo) & Int::set1(LowBits<V>::kMagnitude));
+      see_differences(bad, left, Int::set1(0));
+    }
+    if constexpr (kWhere) z.hi = select(in, z.hi, none);
+    return z;
+  }
+};
+
+// The arguments of so many rows of n elements, `pitch` apart in hi and lo. Whole vectors are
+// written, -inf beyond the end. lo: not written where the rows have neither a factor nor a bias.
+// False, and the results are of no use, where these are not arguments as usual.
+template <class V, bool kScaled, bool kBias, bool kWhere, bool kNone, class T = typename V::elem>
+SOFTMAXLIB_NOINLINE bool combine_usual(const UsualRows<T>& of, int rows, int64_t n, T* hi, T* lo,
+                                       int64_t pitch) {
+  constexpr int64_t kLanes = V::lanes;
+  constexpr T kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const FetchAhead fetch;
+  typename V::Seen bad;
+  const V zero = V::set1(0);
+  const auto all = eq(zero, zero);
+  for (int r = 0; r < rows; ++r) {
+    const T* const x = of.x + r * of.x_step;
+    const T* const bias = kBias ? of.bias + r * of.bias_step : nullptr;
+    const uint8_t* const where = kWhere ? of.where + r * of.where_step : nullptr;
+    T *const to = hi + r * pitch, *const low = lo + r * pitch;
+    UsualArguments<V, kScaled, kBias, kWhere, kNone> argument = {};
+    if constexpr (kScaled) argument = {of.factor_hi[r * of.factor_step], of.factor_lo[r * of.factor_step]};
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes) {
+      V b = zero;
+      auto in = all;
+      fetch(reinterpret_cast<const char*>(x + i) + kFetchAhead);
+      if constexpr (kBias) fetch(reinterpret_cast<const char*>(bias + i) + kFetchAhead);
+      if constexpr (kBias) b = load(bias + i);
+      if constexpr (kWhere) in = load_mask(where + i, zero);
+      const Pair<V> z = argument(load(x + i), b, in, bad);
+      store(to + i, z.hi);
+      if constexpr (kScaled || kBias) store(low + i, z.lo);
+    }
+    if (i == n) continue;
+    const int left = static_cast<int>(n - i);
+    const auto there = gt(V::set1(static_cast<T>(left)), load(kLane));
+    V b = zero;
+    auto in = there;
+    if constexpr (kBias) b = load_n(bias + i, left, 0);
+    if constexpr (kWhere) {
+      uint8_t bytes[kLanes] = {};
+      for (int j = 0; j < left; ++j) bytes[j] = where[i + j];
+      in = load_mask(bytes, zero);
+    }
+    const Pair<V> z = argument(load_n(x + i, left, 0), b, in, bad);
+    store(to + i, select(there, z.hi, V::set1(static_cast<T>(-INFINITY))));
+    if constexpr (kScaled || kBias) store(low + i, z.lo);
+  }
+  return !(kScaled || kBias) || !any_from_bit<sizeof(T) * 8 - 1>(bad);
+}
+
+// Knows which of these loops a call takes.
+template <class V>
+class UsualCombiner {
+ public:
+  using T = typename V::elem;
+
+  // x may be in hi; then it is no longer there if this returns false.
+  bool operator()(const UsualRows<T>& of, int rows, int64_t n, T* hi, T* lo, int64_t pitch) {
+    const int options =
+        (of.factor_hi ? kScaled : 0) | (of.bias ? kBias : 0) | (of.where ? kWhere : 0);
+    if (options == 0) return false;  // of a row less a maximum that is 0
+    if (options == kWhere) {
+      for (int64_t i = 0; lo && i < rows * (rows > 1 ? pitch : n); i += V::lanes)
+        store(lo + i, V::set1(0));
+      return combine_usual<V, false, false, true, false>(of, rows, n, hi, lo, pitch);
+    }
+    if (kLoops[options | none_](of, rows, n, hi, lo, pitch)) return true;
+    if (none_) return false;
+    none_ = kNone;  // from now on
+    return of.x != hi && kLoops[options | none_](of, rows, n, hi, lo, pitch);
+  }
+
+ private:
+  using Loop = bool (*)(const UsualRows<T>& of, int rows, int64_t n, T* hi, T* lo, int64_t pitch);
+  enum { kScaled = 1, kBias = 2, kWhere = 4, kNone = 8 };
+  static constexpr Loop kLoops[16] = {
+      nullptr, combine_usual<V, 1, 0, 0, 0>, combine_usual<V, 0, 1, 0, 0>,
+      combine_usual<V, 1, 1, 0, 0>, nullptr, combine_usual<V, 1, 0, 1, 0>,
+      combine_usual<V, 0, 1, 1, 0>, combine_usual<V, 1, 1, 1, 0>, nullptr,
+      combine_usual<V, 1, 0, 0, 1>, combine_usual<V, 0, 1, 0, 1>, combine_usual<V, 1, 1, 0, 1>,
+      nullptr, combine_usual<V, 1, 0, 1, 1>, combine_usual<V, 0, 1, 1, 1>,
+      combine_usual<V, 1, 1, 1, 1>};
+
+  int none_ = 0;
+};
+
+}  // namespace
+}  // namespace SOFTMAX_ISA
+}  // namespace softmaxlib
