@@ -208,10 +208,11 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
     return {registry::in_lanes, "rows of a few elements: every lane is a row"};
   if (batches(job) && many_rows && (half || !plain_softmax))
     return {registry::batched, "rows of up to a chunk: many at once, through tiles in cache"};
-  // Of what a row reads and leaves for its second pass nothing should leave the second level cache.
-  const bool waits = job.rows > 1 && static_cast<double>(job.n) * 4 <= static_cast<double>(caches().l2) * 0.75;
-  if (many_rows && !job.reduces && !s.tile && waits && s.streaming && !frugal)
-    return {registry::pipelined, "a row is written while the next is read"};
+  // What a row leaves for its second pass should stay in cache: of the last, which others use too, it
+  // takes little.
+  if (many_rows && !job.reduces && !s.tile && job.rows > 1 && s.streaming && !frugal &&
+      job.n * item <= std::max(caches().l2 * 3 / 4, caches().last / 16))
+    return {registry::pipelined, "the results of a row leave while the next is read"};
   // One exponential per element where x and y stay in cache (the last is shared with others), else
   // the least traffic.
   if (frugal && job.n > block_elements(job.dtype[kOut]))

@@ -58,6 +58,7 @@ class LaneColumns {
     from_[group] = elements;
     stride_[group] = stride;
   }
+  T* low_columns(int group) { return column(lo_, group, 0); }
   // Element j of a group's rows.
   SOFTMAXLIB_INLINE void set(int group, int j, Pair<V> x) {
     store(column(hi_, group, j), x.hi);

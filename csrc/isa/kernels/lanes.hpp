@@ -19,7 +19,7 @@ SOFTMAXLIB_NOINLINE bool fetch_across(const Job& job, Stager<V>& stager, const R
   if constexpr (kLow) {
     if (!is_only_scaled(job)) {
       Terms<V> terms = stager.terms_across(run);
-      for (int j = 0; j < n; ++j) to.set(g, j, stager.across(run, terms, first, rows, j));
+      stager.fetch_strip(run, terms, first, rows, 0, n, to.columns(g), to.low_columns(g));
       return true;
     }
   }

@@ -21,8 +21,9 @@ inline void rows_pipelined(const Job& job, int64_t first, int64_t last, char* sc
   for (int64_t r = first; r < last; ++r, rows.next()) {
     Results<T>&own = results[r % 2], &before = results[1 - r % 2];
     places[r % 2] = rows.place;
+    Beside<T> beside(job, rows.place, &before);
     const Row<T> row(job, places[r % 2], references, one_block, nullptr,
-                     {&before, &own, reinterpret_cast<T*>(scratch)});
+                     {&beside, &own, reinterpret_cast<T*>(scratch)});
     run_row<T, kKernel>(row);
     if (job.causal) row.fill_beyond(static_cast<T>(masked_result(job.function)));
     before.finish();  // what the row was too short for

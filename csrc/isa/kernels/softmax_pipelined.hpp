@@ -186,9 +186,10 @@ inline void softmax_pipelined_as(D*, const Job& job, int64_t first, int64_t last
 
 template <class T>
 inline void softmax_pipelined(const Job& job, int64_t first, int64_t last, char* scratch) {
-  if (job.direct && job.plain && item_size(job.dtype[kOut]) == sizeof(T))
-    softmax_pipelined_as(static_cast<T*>(nullptr), job, first, last, scratch);
-  else rows_pipelined<T, softmax_two_pass_reload<T>>(job, first, last, scratch);
+  if (!job.direct || !job.plain)
+    return rows_pipelined<T, softmax_two_pass_reload<T>>(job, first, last, scratch);
+  with_storage(job.dtype[kOut], typename vector_of<T>::type(),
+               [&](auto* storage) { softmax_pipelined_as(storage, job, first, last, scratch); });
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include "isa/stage/combined.hpp"
 #include "isa/stage/stage.hpp"
 #include "job.hpp"
+#include "registry/registry.hpp"
 
 namespace softmaxlib {
 namespace SOFTMAX_ISA {
@@ -137,13 +138,15 @@ struct InTile {
   T *hi, *lo;
 };
 
-// Of a row whose results are written while the next one is summed, so that memory is read and written
-// at the same time (kernels/pipelined.hpp).
+// Of a row whose results are written while the next one is summed, so that memory is read and
+// written at the same time (kernels/pipelined.hpp).
 template <class T>
 class Results;
 template <class T>
+class Beside;
+template <class T>
 struct Neighbours {
-  Results<T>* before;  // of the row before
+  Beside<T>* beside;   // done while this row is summed
   Results<T>* own;     // this row's are to go there
   T* terms;            // where terms wait instead of in y: each chunk's after those of the row before
 };
@@ -184,6 +187,14 @@ class Row {
   int64_t blocks() const { return (n_ + kBlock - 1) / kBlock; }
   bool has_elements_of_x() const { return job_.elements_of_x; }
   bool streams() const { return writes_y_ && !tile_ && job_.streaming; }
+  // From element i of y on to the next line, where they are streamed.
+  int64_t elements_to_line(int64_t i) const {
+    const int64_t item = item_size(job_.dtype[kOut]);
+    if (!job_.streaming || tile_ || !is_contiguous(job_, kOut, item)) return 0;
+    const char* const y = job_.base[kOut] + place_.offset[kOut] + i * item;
+    const auto past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(y) % 64);
+    return past ? (64 - past) / item : 0;
+  }
   // Whether results replace what later passes read.
   bool in_place() const { return job_.in_place || tile_; }
   bool is_masked() const { return job_.base[kWhere]; }
@@ -317,7 +328,7 @@ class Row {
     for_blocks([&](int64_t, int64_t start, int64_t stop) { map_part<F>(*this, f, start, stop); });
   }
 
-  // y = f(row)(terms that wait, their first element), likewise.
+  // f(row, terms that wait, the first element, count) brings them to y, likewise.
   template <class F>
   void map_stored(F f) const {
     if (neighbours_.own) return neighbours_.own->set(*this, f, map_stored_part<F>);
@@ -338,8 +349,13 @@ class Row {
     }
   }
 
+  // What is done while this one is summed; NULL: nothing.
+  Beside<T>* beside() const { return neighbours_.beside; }
   // Once it is the row before.
-  void stand_alone() { neighbours_.before = neighbours_.own = nullptr; }
+  void stand_alone() {
+    neighbours_.beside = nullptr;
+    neighbours_.own = nullptr;
+  }
 
   // What the row does not see.
   void fill_beyond(T masked) const { fill_from(n_, masked, job_.n); }
@@ -350,6 +366,14 @@ class Row {
     alignas(64) T y[kChunk];
     for (int64_t i = 0; i < kChunk && i < stop - first; i += kLanes) store(y + i, V::set1(value));
     for (int64_t i = first; i < stop; i += kChunk) put(i, min_of(stop - i, kChunk), y);
+  }
+
+  // Terms that wait become results by a scale.
+  void put_scaled(int64_t start, int64_t n, const T* terms, T scale) const {
+    if (writes_y_)
+      map_elements(Contiguous<T>{terms}, y_ + start, n, streams(),
+                   [scale](V v) { return v * V::set1(scale); });
+    else scatter_elements(job_, place_, start, n, terms, job_.streaming, scale);
   }
 
   // Results of elements [start, start + n), which `y` has.
@@ -380,13 +404,9 @@ class Row {
   template <class F>
   void with_pieces(int64_t start, int64_t stop, bool whole, Stage<T>& stage, F visit) const {
     if (job_.elements_of_x && !shifted_) {
-      const int64_t most = whole && reads_x_ && !neighbours_.before ? stop - start : kChunk;
+      const int64_t most = whole && reads_x_ ? stop - start : kChunk;
       for (int64_t i = start; i < stop; i += most) {
         const int64_t n = min_of(stop - i, most);
-        if (neighbours_.before) {
-          neighbours_.before->write_until(i + n);
-          if (reads_x_) fetch_ahead(i, n);
-        }
         if (!reads_x_) stage.fetch(job_, place_, i, static_cast<int>(n));
         visit(Contiguous<T>{reads_x_ ? x_ + i : stage.hi}, i, n);
       }
@@ -396,7 +416,6 @@ class Row {
     const bool has_low = job_.has_low || shifted_;
     for (int64_t i = start; i < stop; i += kChunk) {
       const int64_t n = min_of(stop - i, kChunk);
-      if (neighbours_.before) neighbours_.before->write_until(i + n);
       Staged<T> source = {stage.hi, stage.lo};
       if (tile_ && !shifted_) source = {tile_->hi + i, tile_->lo ? tile_->lo + i : nullptr};
       else stage.fetch(job_, place_, i, static_cast<int>(n), of_row, has_low);
@@ -406,14 +425,6 @@ class Row {
   }
 
   static int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
-
-  // While the row before is written the hardware's prefetchers do not keep up, so that what they are
-  // too fast for otherwise is fetched by hand.
-  void fetch_ahead(int64_t i, int64_t n) const {
-    if (!tuning.second_level) return;
-    for (const T* p = x_ + i; p < x_ + i + n; p += kLanes)
-      SOFTMAXLIB_PREFETCH(reinterpret_cast<const char*>(p) + kFetchAhead);
-  }
 
   // Terms wait in y, where there is no other place for them.
   T* waiting() const { return neighbours_.terms ? neighbours_.terms : y_; }
@@ -428,11 +439,9 @@ class Row {
   template <class F>
   static SOFTMAXLIB_NOINLINE void map_stored_part(const Row& row, const F& f, int64_t start,
                                                   int64_t stop) {
-    alignas(64) T y[kChunk];
-    for (int64_t i = start; i < stop; i += kChunk) {
-      const int64_t n = min_of(stop - i, kChunk);
-      f(row, row.waiting() + i, row.writes_y_ ? row.y_ + i : y, i, n, row.streams());
-      if (!row.writes_y_) row.put(i, n, y);
+    for (int64_t i = start, n; i < stop; i += n) {
+      n = min_of(stop - i, kChunk - i % kChunk);
+      f(row, row.waiting() + i, i, n);
     }
   }
 
@@ -479,15 +488,17 @@ class Results {
   }
   void cancel() { run_ = nullptr; }
 
-  void write_until(int64_t stop) {
-    if (!run_) return;
-    stop = (stop + Row<T>::kChunk - 1) / Row<T>::kChunk * Row<T>::kChunk;
+  // So many elements more, and what is left of a line that is streamed.
+  void write_next(int64_t count) {
+    if (!run_ || done_ == row().size()) return;
+    int64_t stop = done_ + count;
+    stop += row().elements_to_line(stop);
     if (stop > row().size()) stop = row().size();
-    if (stop > done_) run_(*this, done_, stop);
-    done_ = stop > done_ ? stop : done_;
+    run_(*this, done_, stop);
+    done_ = stop;
   }
   void finish() {
-    if (run_) write_until(row().size());
+    if (run_) write_next(row().size() - done_);
     run_ = nullptr;
   }
 
@@ -500,6 +511,41 @@ class Results {
   int64_t done_ = 0;
   void (*part_)() = nullptr;
   void (*run_)(const Results& r, int64_t start, int64_t stop) = nullptr;
+};
+
+// While a row is summed the row before is written, and what comes next is fetched: both all the time,
+// not in turns, since neither can be faster than the memory.
+template <class T>
+class Beside {
+ public:
+  Beside(const Job& job, const Place& place, Results<T>* before) : before_(before) {
+    // Loads from x itself fetch, where that is best for a row alone.
+    if (!job.direct || tuning.second_level) add(job, place, kX);
+    add(job, place, kBias);
+    add(job, place, kWhere);
+  }
+  void go_on(int64_t elements) {
+    before_->write_next(elements);
+    for (int k = 0; k < count_; ++k) {
+      const int64_t bytes = elements * item_[k];
+      for (int64_t i = 0; i < bytes; i += 64) fetch_(next_[k] + i);
+      next_[k] += bytes;
+    }
+  }
+
+ private:
+  void add(const Job& job, const Place& place, Operand k) {
+    const int64_t item = k == kWhere ? 1 : item_size(job.dtype[k]);
+    if (!job.base[k] || !is_contiguous(job, k, item)) return;
+    next_[count_] = job.base[k] + place.offset[k] + kFetchAhead;
+    item_[count_++] = item;
+  }
+
+  Results<T>* const before_;
+  const FetchAhead fetch_ = FetchAhead();
+  const char* next_[3];
+  int64_t item_[3];
+  int count_ = 0;
 };
 
 }  // namespace

@@ -90,8 +90,14 @@ SOFTMAXLIB_NOINLINE void gather_any(softmaxlib_dtype dtype, const char* p, int64
 template <class To>
 SOFTMAXLIB_NOINLINE void gather_elements(const Job& job, const Place& place, Operand operand,
                                          int64_t start, int64_t n, To* to) {
+  const softmaxlib_dtype dtype = job.dtype[operand];
+  if (job.inner_ndim == 1) {
+    const int64_t stride = job.inner[0].stride[operand];
+    const char* const p = job.base[operand] + place.offset[operand];
+    return gather_any(dtype, p + start * stride, stride, n, to);
+  }
   for (Stretches s(job, place, operand, start, n); s.count; s.next())
-    gather_any(job.dtype[operand], s.p, s.stride, s.count, to + s.done);
+    gather_any(dtype, s.p, s.stride, s.count, to + s.done);
 }
 
 template <class D, class T>
@@ -143,10 +149,10 @@ SOFTMAXLIB_INLINE f64x8 load_some(softmaxlib_dtype, const char* p, int n, f64x8 
   return load_some<double>(p, n, like);
 }
 
-// Elements of the arithmetic's type to memory of any float dtype.
+// Elements of the arithmetic's type, times a scale, to memory of any float dtype.
 template <class T>
 SOFTMAXLIB_NOINLINE void store_all(softmaxlib_dtype dtype, char* p, int64_t stride, int64_t count,
-                                   const T* from, bool streaming = false) {
+                                   const T* from, bool streaming = false, T scale = 1) {
   using V = typename vector_of<T>::type;
   constexpr int64_t kLanes = V::lanes;
   with_storage(dtype, V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
@@ -154,8 +160,9 @@ SOFTMAXLIB_NOINLINE void store_all(softmaxlib_dtype dtype, char* p, int64_t stri
     auto* const to = reinterpret_cast<decltype(storage)>(p);
     alignas(64) unsigned char room[kLanes * kItem];
     auto* const some = reinterpret_cast<decltype(storage)>(room);
+    const V factor = V::set1(scale);
     const auto put_some = [&](int64_t i, int64_t n) {
-      store(some, load_n(from + i, static_cast<int>(n), T(0)));
+      store(some, load_n(from + i, static_cast<int>(n), T(0)) * factor);
       for (int64_t j = 0; j < n; ++j) memcpy(p + (i + j) * stride, some + j, kItem);
     };
     int64_t i = 0;
@@ -166,8 +173,8 @@ SOFTMAXLIB_NOINLINE void store_all(softmaxlib_dtype dtype, char* p, int64_t stri
       const bool streams = streaming && past % kItem == 0;
       if (streams && past && count > kLanes) put_some(0, i = (kVector - past) / kItem);
       for (; i + kLanes <= count; i += kLanes)
-        if (streams && (past == 0 || i != 0)) stream(to + i, load(from + i));
-        else store(to + i, load(from + i));
+        if (streams && (past == 0 || i != 0)) stream(to + i, load(from + i) * factor);
+        else store(to + i, load(from + i) * factor);
     }
     for (; i < count; i += kLanes) put_some(i, count - i < kLanes ? count - i : kLanes);
   });
@@ -176,9 +183,16 @@ SOFTMAXLIB_NOINLINE void store_all(softmaxlib_dtype dtype, char* p, int64_t stri
 // Results [start, start + n) of a row.
 template <class T>
 SOFTMAXLIB_NOINLINE void scatter_elements(const Job& job, const Place& place, int64_t start,
-                                          int64_t n, const T* from, bool streaming = false) {
+                                          int64_t n, const T* from, bool streaming = false,
+                                          T scale = 1) {
+  const softmaxlib_dtype dtype = job.dtype[kOut];
+  if (job.inner_ndim == 1) {
+    const int64_t stride = job.inner[0].stride[kOut];
+    char* const p = job.base[kOut] + place.offset[kOut] + start * stride;
+    return store_all(dtype, p, stride, n, from, streaming, scale);
+  }
   for (Stretches s(job, place, kOut, start, n); s.count; s.next())
-    store_all(job.dtype[kOut], s.p, s.stride, s.count, from + s.done, streaming);
+    store_all(dtype, s.p, s.stride, s.count, from + s.done, streaming, scale);
 }
 
 inline double fma_scalar(double a, double b, double c) {

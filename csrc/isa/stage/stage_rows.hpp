@@ -43,6 +43,10 @@ struct Square {
   }
 };
 
+// Rows that lie side by side are read a line after the other, too far apart for the hardware to foresee
+// the next: so many ahead are fetched.
+constexpr int64_t kLinesAhead = 32;
+
 // How the rows of an operand of a float dtype lie in memory.
 struct Access {
   int64_t item = 0;     // bytes of an element; 0: not of a float dtype
@@ -125,8 +129,10 @@ class Reader {
       for (int64_t i = 0; i < job_.n; i += kLanes) {
         const int64_t count = job_.n - i < kLanes ? job_.n - i : kLanes;
         if (rows == kLanes)
-          for (int64_t j = 0; j < count; ++j, x += stride)
+          for (int64_t j = 0; j < count; ++j, x += stride) {
+            prefetch(x + kLinesAhead * stride);
             store(square.at[j], load(reinterpret_cast<From>(x)));
+          }
         else
           for (int64_t j = 0; j < count; ++j, x += stride)
             store(square.at[j], load_n(reinterpret_cast<From>(x), rows, 0));
@@ -237,12 +243,9 @@ class Stager {
     if (job_.base[kBias]) {
       terms.bias = at(kBias);
       if (run.step.stride[kBias] == 0) {
-        const int64_t row = run.place.offset[kBias], column = j / kColumns * kColumns;
-        if (SOFTMAXLIB_UNLIKELY(row != columns_row_ || column != column_))
-          fetch_columns(row, column);
         terms.bias_is_constant = true;
+        terms.constant_hi = column_bias(run.place.offset[kBias], j);
         terms.constant = columns_[j % kColumns];
-        terms.constant_hi = columns_hi_[j % kColumns];
         terms.constant_lo = columns_lo_[j % kColumns];
       } else {
         terms.bias_is_constant = false;
@@ -266,6 +269,16 @@ class Stager {
   }
   // For it.
   Terms<V> terms_across(const RowRun& run) const { return Terms<V>(job_, run.place, arguments_); }
+  // Elements [j, j + count) of those rows, a vector each: at most a group. lo may be NULL.
+  SOFTMAXLIB_NOINLINE void fetch_strip(const RowRun& run, Terms<V>& terms, int first, int rows,
+                                       int64_t j, int count, T* hi, T* lo) {
+    if (is_usual_ && usual_strip(run, first, rows, j, count, hi, lo)) return;
+    for (int k = 0; k < count; ++k) {
+      const Pair<V> z = across(run, terms, first, rows, j + k);
+      store(hi + k * kLanes, z.hi);
+      if (lo) store(lo + k * kLanes, z.lo);
+    }
+  }
 
   // The first rows of an even run, one after the other.
   SOFTMAXLIB_NOINLINE void fetch_even(const RowRun& run, int rows, T* hi, T* lo, int* visible) {
@@ -310,6 +323,51 @@ class Stager {
     for (int64_t i = 0; i < n; ++i) Terms<V>::split(columns_[i], columns_hi_ + i, columns_lo_ + i);
     columns_row_ = row;
     column_ = column;
+  }
+  // The same where they are as usual: a row of UsualRows is an element of all rows.
+  bool usual_strip(const RowRun& run, int first, int rows, int64_t j, int count, T* hi, T* lo) {
+    const Dim& row = job_.inner[0];
+    const auto at = [&](Operand k) {
+      return job_.base[k] + run.place.offset[k] + first * run.step.stride[k] + j * row.stride[k];
+    };
+    // Elements of an operand where they are, or, converted, in `room`.
+    const auto vectors = [&](Operand k, T* room, int64_t& step) -> const T* {
+      if (item_of(k) == kItem && row.stride[k] % kItem == 0) {
+        step = row.stride[k] / kItem;
+        return reinterpret_cast<const T*>(at(k));
+      }
+      for (int i = 0; i < count; ++i)
+        store(room + i * kLanes, load_some(job_.dtype[k], at(k) + i * row.stride[k], rows, V()));
+      step = kLanes;
+      return room;
+    };
+    alignas(64) T biases[kColumns * kLanes];
+    uint8_t seen[kColumns * kLanes];
+    UsualRows<T> of;
+    set_factor(of, arguments_);
+    if (job_.base[kBias] && run.step.stride[kBias] == 0) {
+      for (int i = 0; i < count; ++i)
+        store(biases + i * kLanes, V::set1(column_bias(run.place.offset[kBias], j + i)));
+      of.bias = biases, of.bias_step = kLanes;
+    } else if (job_.base[kBias]) {
+      of.bias = vectors(kBias, biases, of.bias_step);
+    }
+    if (job_.base[kWhere]) {
+      of.where = reinterpret_cast<const uint8_t*>(at(kWhere)), of.where_step = row.stride[kWhere];
+      if (run.step.stride[kWhere] == 0) {
+        for (int i = 0; i < count; ++i)
+          memset(seen + i * kLanes, of.where[i * of.where_step] != 0, kLanes);
+        of.where = seen, of.where_step = kLanes;
+      }
+    }
+    of.x = vectors(kX, hi, of.x_step);
+    for (int i = 0; i < count; ++i) prefetch(at(kX) + (kLinesAhead + i) * row.stride[kX]);
+    return usual_(of, count, rows, hi, lo, kLanes);
+  }
+  T column_bias(int64_t row, int64_t j) {
+    const int64_t column = j / kColumns * kColumns;
+    if (SOFTMAXLIB_UNLIKELY(row != columns_row_ || column != column_)) fetch_columns(row, column);
+    return columns_hi_[j % kColumns];
   }
   // The factors of up to a vector of rows that each have their own, as affine_of() gives them.
   struct Factors {
@@ -412,6 +470,7 @@ class Stager {
           V z = none, rest = zero;
           if (i + j < job_.n) {
             const char* const p = x + r * x_.access().item + (i + j) * job_.inner[0].stride[kX];
+            prefetch(p + kLinesAhead * job_.inner[0].stride[kX]);
             const V v = load_some(job_.dtype[kX], p, some, V());
             z = v * factor.hi;
             rest = fma(v, factor.lo, fma(v, factor.hi, zero - z));
@@ -440,13 +499,14 @@ class Stager {
       const int some = rows - r < kLanes ? rows - r : kLanes;
       V seen = zero;
       for (int64_t i = 0; i < pitch; i += kLanes) {
-        for (int j = 0; j < kLanes; ++j) {
-          Pair<V> z = {none, zero};
-          if (i + j < job_.n) z = across(run, terms, r, some, i + j);
-          seen = seen + select(eq(z.hi, none), zero, V::set1(1));
-          store(his.at[j], z.hi);
-          store(los.at[j], z.lo);
+        const int count = job_.n - i < kLanes ? static_cast<int>(job_.n - i) : kLanes;
+        fetch_strip(run, terms, r, some, i, count, his.at[0], los.at[0]);
+        for (int j = count; j < kLanes; ++j) {
+          store(his.at[j], none);
+          store(los.at[j], zero);
         }
+        for (int j = 0; visible && j < kLanes; ++j)
+          seen = seen + select(eq(load(his.at[j]), none), zero, V::set1(1));
         his.put_transposed(hi + r * pitch + i, pitch, some);
         if (lo) los.put_transposed(lo + r * pitch + i, pitch, some);
       }
@@ -494,7 +554,8 @@ class Stager {
     if (!factors.usual[r]) return Arguments<V>(affine_of(job_, place, {0, 0}));
     return Arguments<V>({factors.hi[r], factors.lo[r], 0, 0, 0, 0, false});
   }
-  int64_t item_of_bias() const { return float_item(job_.dtype[kBias]); }
+  int64_t item_of_bias() const { return item_of(kBias); }
+  int64_t item_of(Operand k) const { return item_size(job_.dtype[k]); }
   static int count_seen(const uint8_t* where, int64_t n) {
     int64_t seen = 0;
     for (int64_t i = 0; i < n && seen < 2; ++i) seen += where[i] != 0;

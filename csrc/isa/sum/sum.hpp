@@ -154,12 +154,17 @@ enum class Way { kInWindow, kClamped, kCareful };
 // What a block carries from one piece to the next.
 template <class V>
 struct BlockState {
-  explicit BlockState(bool is_masked = false) : way(is_masked ? Way::kClamped : Way::kInWindow) {}
+  using T = typename V::elem;
+
+  BlockState() = default;
+  explicit BlockState(const Row<T>& row)
+      : way(row.is_masked() ? Way::kClamped : Way::kInWindow), beside(row.beside()) {}
 
   Total total;
   Pair<V> held = {V::set1(static_cast<typename V::elem>(-INFINITY)), V::set1(0)};
   bool started = false;
-  Way way;
+  Way way = Way::kInWindow;
+  Beside<T>* beside = nullptr;  // what is done beside, some groups at a time
 };
 
 // A group that exceeds the reference raises it: what was summed and stored so far is scaled down.
@@ -193,6 +198,7 @@ class PieceSum {
   static constexpr int64_t kLanes = V::lanes;
   static constexpr int64_t kGroup = kVectorsPerGroup * kLanes;
   static constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
+  static constexpr int64_t kPart = 4 * kGroup;
 
   PieceSum(Source x, T* y, BlockState<V>& state)
       : x_(x), y_(y), state_(state), under_(state.total.reference) {
@@ -208,20 +214,28 @@ class PieceSum {
       const int64_t stop = n - start < kChunk ? n : start + kChunk;
       const int64_t whole = start + (stop - start) / kGroup * kGroup;
       Lanes<V> lanes;
-      if constexpr (kSpared) {
-        add_groups(start, whole, lanes, beside);
-      } else if constexpr (kHasManyRows) {
-        int64_t i = start;
-        // The first group of a block has nothing to hold against.
-        if (kHold && start < whole && !state_.started) {
-          beside(start);
-          add_carefully(start, i = start + kGroup, lanes);
+      // Memory is written no faster than this: few enough at a time to wait in the core's buffers.
+      const int64_t part = state_.beside ? kPart : kChunk;
+      for (int64_t i = start, next; i < whole; i = next) {
+        next = whole - i < part ? whole : i + part;
+        if (state_.beside) state_.beside->go_on(next - i);
+        if constexpr (kSpared) {
+          add_groups(i, next, lanes, beside);
+        } else if constexpr (kHasManyRows) {
+          // The first group of a block has nothing to hold against.
+          if (kHold && !state_.started) {
+            beside(i);
+            add_carefully(i, next = i + kGroup, lanes);
+            state_.started = true;
+          } else {
+            add_by_way(i, next, lanes, beside);
+          }
+        } else {
+          skip(i, next, beside);
+          add_carefully(i, next, lanes);
         }
-        add_by_way(i, whole, lanes, beside);
-      } else {
-        skip(start, whole, beside);
-        add_carefully(start, whole, lanes);
       }
+      if (whole < stop && state_.beside) state_.beside->go_on(stop - whole);
       if (whole < stop) {
         beside(whole);
         add_last(whole, stop, lanes, start);

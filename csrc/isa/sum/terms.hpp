@@ -143,7 +143,7 @@ template <class F, class D>
 inline RowSum<F> sum_of(const Row<D>& row, Known known = {}, const RowSum<F>* before = nullptr) {
   const auto total = row.template reduce_blocks<RowSum<F>>(
       [&](int64_t start, int64_t stop) {
-        BlockState<typename F::V> state(row.is_masked());
+        BlockState<typename F::V> state(row);
         row.read(start, stop, [&](auto x, int64_t, int64_t n) {
           sum_piece_of<F, false, false>(x, static_cast<typename F::V::elem*>(nullptr), n, known,
                                         state, nullptr);
@@ -161,7 +161,7 @@ inline RowSum<F> sum_of(const Row<D>& row, Known known = {}, const RowSum<F>* be
 template <class F, class D>
 inline RowSum<F> store_of(const Row<D>& row, Known known = {}) {
   const auto total = row.template reduce_blocks<RowSum<F>>([&](int64_t start, int64_t stop) {
-    BlockState<typename F::V> state(row.is_masked());
+    BlockState<typename F::V> state(row);
     row.read_store(start, stop, [&](auto x, auto* terms, int64_t i, int64_t n) {
       sum_piece_of<F, false, true>(x, terms, n, known, state, &row.reference_of_chunk(i));
     });
@@ -177,7 +177,7 @@ template <class F, class D>
 inline RowRest<F> rest_of(const Row<D>& row, Known known = {}, const RowRest<F>* before = nullptr) {
   const auto total = row.template reduce_blocks<RowRest<F>>(
       [&](int64_t start, int64_t stop) {
-        BlockState<typename F::V> state(row.is_masked());
+        BlockState<typename F::V> state(row);
         row.read(start, stop, [&](auto x, int64_t, int64_t n) {
           sum_piece_of<F, true, false>(x, static_cast<typename F::V::elem*>(nullptr), n, known,
                                        state, nullptr);
@@ -219,17 +219,10 @@ struct ScaledTerms {
   T scale;
   int reference;
 
-  void operator()(const Row<T>& row, const T* terms, T* y, int64_t i, int64_t n,
-                  bool streaming) const {
+  void operator()(const Row<T>& row, T* terms, int64_t i, int64_t n) const {
     const int below = row.reference_of_chunk(i) - reference;
-    const Contiguous<T> source = {terms};
-    if (below == 0) {
-      map_elements(source, y, n, streaming, [s = scale](V v) { return v * V::set1(s); });
-    } else {
-      map_elements(source, y, n, streaming, [s = scale, down = ScaleDown<V>(below)](V v) {
-        return down(v) * V::set1(s);
-      });
-    }
+    if (below != 0) map_elements(Contiguous<T>{terms}, terms, n, false, ScaleDown<V>(below));
+    row.put_scaled(i, n, terms, scale);
   }
 };
 template <class F, class D>
