@@ -122,7 +122,7 @@ class BatchTerms {
       X v[4];
       V t[4];
       for (int j = 0; j < 4; ++j) v[j] = at(r, i + j * kLanes);
-      if (F::kFollows && i > 0)
+      if (F::kFollows && !kHold && i > 0)
         top = max(max_of(high(v[0]), high(v[1]), high(v[2]), high(v[3])), top);
       if constexpr (kHold)
         for (int j = 0; j < 4; ++j) v[j] = hold(held, v[j]);
@@ -137,14 +137,15 @@ class BatchTerms {
         t[j] = V::set1(0);
         if (i >= n_) continue;
         X v = up_to_end(r, i);
-        top = max(high(v), top);
         if constexpr (kHold) v = hold(held, v);
+        else top = max(high(v), top);
         evaluate<1>(f, &v, magic, floor, t + j);
         if constexpr (!kHold) store(e + i, t[j]);
       }
       add_terms<F>(lanes, t[0], t[1], t[2], t[3]);
     }
-    // A later group may exceed the reference.
+    // A later group may exceed the reference. What lanes hold is the largest of all.
+    if constexpr (kHold) top = high(held);
     if (F::kFollows && n_ > kGroup) alone_[r] |= any(gt(top, V::set1(limit_[r])));
     if constexpr (kHold) {
       store(held_[r], high(held));
