@@ -52,7 +52,8 @@ WORSE = 1.03
 def assembly(isa: str, compiler: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "ports.s"
-        command = [compiler, "-std=c++17", "-O3", "-DNDEBUG", "-ffp-contract=off", "-fno-fast-math"]
+        command = [compiler, "-std=c++17", "-O2", "-fpeel-loops", "-DNDEBUG"]
+        command += ["-ffp-contract=off", "-fno-fast-math"]
         command += ["-fno-exceptions", "-fno-asynchronous-unwind-tables", "-w", *FLAGS[isa]]
         leaf = f'"isa/simd/{isa}.hpp"'
         command += [f"-DSOFTMAXLIB_PORTS_ISA={isa}", f"-DSOFTMAXLIB_PORTS_LEAF={leaf}"]

@@ -23,6 +23,11 @@ function(softmaxlib_add_isa name)
       # the code for them is its size, which this halves.
       list(APPEND flags $<$<CONFIG:Release>:-Os>)
     endif()
+    if(ARGN AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      # The hot loops want their short inner loops unrolled, and nothing else that -O3 adds: it makes
+      # the code a tenth larger (bench/ports.py compiles likewise).
+      list(APPEND flags $<$<CONFIG:Release>:-O2> $<$<CONFIG:Release>:-fpeel-loops>)
+    endif()
     list(APPEND flags -fno-exceptions)  # the personality routine would be a weak symbol
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND name STREQUAL "avx512")
       # GCC's own AVX-512 headers (bug 105593).

@@ -173,6 +173,9 @@ static_assert(sizeof(BlockResult) == 64, "one cache line: no false sharing");
 // A tile's rows start this many bytes apart: never at the same place of a page.
 static constexpr int64_t tile_pitch(int64_t row_bytes) { return (row_bytes + 63) / 64 * 64 + 64; }
 
+// Rows that lie side by side are in a tile at most so many vectors at once.
+constexpr int kTileVectors = 8;
+
 // A row's arguments in a tile: what the arithmetic's type holds of them and, with options, the
 // rest.
 static inline int64_t bytes_in_tile(const Job& job) {

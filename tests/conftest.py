@@ -65,6 +65,17 @@ def pytest_report_header():
     ]
 
 
+# Tests run in several processes (pytest-xdist): each tells the first what ran in it.
+def pytest_sessionfinish(session):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["isas"] = dict(_ran)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    _ran.update(getattr(node, "workeroutput", {}).get("isas", {}))
+
+
 def pytest_terminal_summary(terminalreporter):
     ran = ", ".join(f"{isa} ({_ran[isa]:,} calls)" for isa in ISAS if isa in _ran)
     terminalreporter.write_line(f"ISAs that ran: {ran or 'none'}")

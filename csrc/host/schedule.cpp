@@ -13,6 +13,8 @@ constexpr int64_t kElementsPerTask = 65536;
 
 // Rows that lie side by side come into tiles of at most so many bytes.
 constexpr int64_t kTileBytes = int64_t{1} << 28;
+// Of the last cache, which others use too, a tile takes this part.
+constexpr int64_t kTileShare = 8;
 
 // Plain rows of less than a group are computed in lanes, if there are enough of them to share the
 // work of a whole batch; then in batches, up to so many bytes in the kernel's own dtype. All others
@@ -75,12 +77,15 @@ bool transposes(const Job& job) {
 }
 
 // How many rows that lie side by side come into a tile at once: those whose elements share a
-// vector.
-int64_t tile_of(const Job& job) {
+// vector, and some of their neighbours, so that memory is read in longer pieces, as far as a part
+// of the last cache has room for them.
+int64_t tile_of(const Job& job, int64_t most_vectors) {
   if (!lies_across(job, kX) || job.n == 1) return 0;
   const int64_t lanes = job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 16;
+  const int64_t bytes = bytes_in_tile(job), room = caches().last / kTileShare / (lanes * bytes);
+  const int64_t vectors = std::clamp<int64_t>(room, 1, most_vectors);
   const int64_t rows =
-      std::min({lanes, job.outer[job.outer_ndim - 1].size, kTileBytes / (bytes_in_tile(job))});
+      std::min({lanes * vectors, job.outer[job.outer_ndim - 1].size, kTileBytes / bytes});
   return rows > 1 ? rows : 0;
 }
 
@@ -208,8 +213,8 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
     return {registry::in_lanes, "rows of a few elements: every lane is a row"};
   if (batches(job) && many_rows && (half || !plain_softmax))
     return {registry::batched, "rows of up to a chunk: many at once, through tiles in cache"};
-  // What a row leaves for its second pass should stay in cache: of the last, which others use too, it
-  // takes little.
+  // What a row leaves for its second pass should stay in cache: of the last, which others use too,
+  // it takes little.
   if (many_rows && !job.reduces && !s.tile && job.rows > 1 && s.streaming && !frugal &&
       job.n * item <= std::max(caches().l2 * 3 / 4, caches().last / 16))
     return {registry::pipelined, "the results of a row leave while the next is read"};
@@ -267,7 +272,7 @@ void choose_tasks(const Job& job, const softmaxlib_options& options, Schedule& s
 Schedule choose_schedule(softmaxlib_function function, const Job& job,
                          const softmaxlib_options& options, bool frugal) {
   Schedule s = {};
-  s.tile = frugal ? 0 : tile_of(job);
+  s.tile = frugal ? 0 : tile_of(job, kTileVectors);
   if (!frugal && function == SOFTMAXLIB_SOFTMAX && options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO &&
       table_of(options.isa)->many_rows)
     if (const int64_t panel = panel_of(job)) {
@@ -297,7 +302,7 @@ Schedule share_rows(const Job& job, const softmaxlib_options& options, bool tile
   if (threads_of(options) > 1 && worth(job) > 1)
     s.tasks = std::min({job.rows, worth(job), threads_of(options) * kTasksPerThread});
   // These calls need no scratch, but are faster with some where rows lie side by side.
-  const int64_t tile = tiles && options.scratch ? tile_of(job) : 0;
+  const int64_t tile = tiles && options.scratch ? tile_of(job, 1) : 0;
   if (!tile) return s;
   const int64_t bytes = std::max(row_scratch(job, tile), batched_scratch(job));
   const int64_t tasks = std::min(s.tasks, threads_of(options));

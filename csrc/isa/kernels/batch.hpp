@@ -330,7 +330,7 @@ class Batch : public BatchTerms<typename P::F, X, P::kHolds> {
     } else if (r == 0) {
       alignas(64) T scales[kLanes];
       for (int i = 0; i < rows_; ++i) scales[i] = scale(i);
-      sender.put_square(y_, e_, pitch_, rows_, scales);
+      sender.put_squares(y_, e_, pitch_, rows_, scales);
     }
   }
 

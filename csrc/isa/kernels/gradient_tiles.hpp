@@ -169,11 +169,8 @@ class GradientTiles {
     if (is_direct_) return;
     if (all && is_dense_ && sender_.takes_rows())
       return sender_.put_adjacent(y, results, rows_ * job_.n);
-    if (all && sender_.sends_squares()) {
-      alignas(64) T ones[kLanes];
-      store(ones, V::set1(1));
-      return sender_.put_square(y, results, pitch_, rows_, ones);
-    }
+    if (all && sender_.sends_squares())
+      return sender_.put_squares(y, results, pitch_, rows_, nullptr);
     for (int r = 0; r < rows_; ++r)
       if (all || !alone_[r]) sender_.put(y + r * step, results + r * spacing_, 1);
   }

@@ -82,8 +82,8 @@ struct OneOrPair<V, true> {
 // reference: their scaled k is in a window as wide as a power of two. Where magic is shifted so
 // that the window is aligned to its width, the bits of all k in it agree but for the lowest ones.
 // One operation per vector gathers in what they ever differ, and one look at the end of a chunk
-// tells whether all were inside; then neither clamps nor comparisons were missed. Where some are far
-// below, -inf for example, arguments are clamped, and only the window's upper end is looked at.
+// tells whether all were inside; then neither clamps nor comparisons were missed. Where some are
+// far below, -inf for example, arguments are clamped, and only the window's upper end is looked at.
 enum class Range { kAny, kInWindow, kBelowEnd };
 
 // The table's entries for shifted bits.
@@ -182,8 +182,7 @@ class Exp<f32x16, kUse> : public Exp32Calls<kUse> {
       x[j] = kRange == Range::kInWindow ? high(argument[j]) : max(floor, high(argument[j]));
     for (int j = 0; j < N; ++j) m[j] = fma(x[j], V::set1(k8Log2E), magic);
     if constexpr (kRange == Range::kInWindow)
-      for (int j = 0; j < N; ++j)
-        see_differences(seen, bits(m[j]), V::Int::set1(kZero + kWindow));
+      for (int j = 0; j < N; ++j) see_differences(seen, bits(m[j]), V::Int::set1(kZero + kWindow));
     if constexpr (kRange == Range::kBelowEnd)
       for (int j = 0; j < N; ++j)
         see_differences(seen, V::Int::set1(kEnd) - bits(m[j]), V::Int::set1(0));
@@ -191,8 +190,8 @@ class Exp<f32x16, kUse> : public Exp32Calls<kUse> {
     for (int j = 0; j < N; ++j) t[j] = fnma(k[j], V::set1(kLn2Over8Hi), x[j]);
     for (int j = 0; j < N; ++j) t[j] = fnma(k[j], V::set1(kLn2Over8Lo), t[j]);
     for (int j = 0; j < N; ++j)
-      t[j] =
-          kRange == Range::kInWindow ? plus_low(t[j], argument[j]) : plus_low(t[j], argument[j], floor);
+      t[j] = kRange == Range::kInWindow ? plus_low(t[j], argument[j])
+                                        : plus_low(t[j], argument[j], floor);
     for (int j = 0; j < N; ++j) s[j] = from_bits(lookup(table_, bits(m[j])) + shl<20>(bits(m[j])));
     if constexpr (kUse == Use::kExact) {
       for (int j = 0; j < N; ++j) t[j] = t[j] + from_bits(lookup(delta_, bits(m[j])));
@@ -247,8 +246,7 @@ class Exp<f64x8, kUse> : public ExpCalls<Exp<f64x8, kUse>, f64x8, f64x8> {
       x[j] = kRange == Range::kInWindow ? high(argument[j]) : max(floor, high(argument[j]));
     for (int j = 0; j < N; ++j) m[j] = fma(x[j], V::set1(kLog2E), magic);
     if constexpr (kRange == Range::kInWindow)
-      for (int j = 0; j < N; ++j)
-        see_differences(seen, bits(m[j]), V::Int::set1(kZero + kWindow));
+      for (int j = 0; j < N; ++j) see_differences(seen, bits(m[j]), V::Int::set1(kZero + kWindow));
     if constexpr (kRange == Range::kBelowEnd)
       for (int j = 0; j < N; ++j)
         see_differences(seen, V::Int::set1(kEnd) - bits(m[j]), V::Int::set1(0));
@@ -256,8 +254,8 @@ class Exp<f64x8, kUse> : public ExpCalls<Exp<f64x8, kUse>, f64x8, f64x8> {
     for (int j = 0; j < N; ++j) t[j] = fnma(n[j], V::set1(kLn2Hi), x[j]);
     for (int j = 0; j < N; ++j) t[j] = fnma(n[j], V::set1(kLn2Lo), t[j]);
     for (int j = 0; j < N; ++j)
-      t[j] =
-          kRange == Range::kInWindow ? plus_low(t[j], argument[j]) : plus_low(t[j], argument[j], floor);
+      t[j] = kRange == Range::kInWindow ? plus_low(t[j], argument[j])
+                                        : plus_low(t[j], argument[j], floor);
     for (int j = 0; j < N; ++j) q[j] = V::set1(kExp64[10]);
     const auto step = [&](double c) SOFTMAXLIB_INLINE_LAMBDA {
       for (int j = 0; j < N; ++j) q[j] = fma(q[j], t[j], V::set1(c));

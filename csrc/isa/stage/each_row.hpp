@@ -33,8 +33,6 @@ SOFTMAXLIB_NOINLINE void visit_in_tiles(const Job& job, int64_t row, int64_t sto
   T* const hi = reinterpret_cast<T*>(scratch + scratch_bytes(job.n, job.dtype[kOut], false, true));
   T* const lo = job.has_low ? hi + job.tile * pitch : nullptr;
   int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
-  alignas(64) T ones[V::lanes];
-  store(ones, V::set1(1));
   Stager<V> stager(job);
   Sender<V> sender(job);
   for (RowRun run(job, row); row < stop;) {
@@ -50,7 +48,7 @@ SOFTMAXLIB_NOINLINE void visit_in_tiles(const Job& job, int64_t row, int64_t sto
     }
     char* const y = job.base[kOut] + run.place.offset[kOut];
     if (!job.reduces && sender.sends_squares()) {
-      sender.put_square(y, hi, pitch, count, ones);
+      sender.put_squares(y, hi, pitch, count, nullptr);
     } else if (!job.reduces) {
       for (int r = 0; r < count; ++r) sender.put(y + r * run.step.stride[kOut], hi + r * pitch, 1);
     }

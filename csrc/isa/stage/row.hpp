@@ -146,9 +146,9 @@ template <class T>
 class Beside;
 template <class T>
 struct Neighbours {
-  Beside<T>* beside;   // done while this row is summed
-  Results<T>* own;     // this row's are to go there
-  T* terms;            // where terms wait instead of in y: each chunk's after those of the row before
+  Beside<T>* beside;  // done while this row is summed
+  Results<T>* own;    // this row's are to go there
+  T* terms;  // where terms wait instead of in y: each chunk's after those of the row before
 };
 
 // T: the arithmetic's type. Rows of it are read and written where they are, or in a tile; all
@@ -257,9 +257,8 @@ class Row {
   template <class F>
   void read_store(int64_t start, int64_t stop, F visit) const {
     Stage<T> stage;
-    with_pieces(start, stop, true, stage, [&](auto source, int64_t i, int64_t n) {
-      visit(source, waiting() + i, i, n);
-    });
+    with_pieces(start, stop, true, stage,
+                [&](auto source, int64_t i, int64_t n) { visit(source, waiting() + i, i, n); });
   }
 
   // The maximum of a staged row. Reads x.
@@ -513,8 +512,8 @@ class Results {
   void (*run_)(const Results& r, int64_t start, int64_t stop) = nullptr;
 };
 
-// While a row is summed the row before is written, and what comes next is fetched: both all the time,
-// not in turns, since neither can be faster than the memory.
+// While a row is summed the row before is written, and what comes next is fetched: both all the
+// time, not in turns, since neither can be faster than the memory.
 template <class T>
 class Beside {
  public:

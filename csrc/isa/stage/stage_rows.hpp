@@ -43,9 +43,29 @@ struct Square {
   }
 };
 
-// Rows that lie side by side are read a line after the other, too far apart for the hardware to foresee
-// the next: so many ahead are fetched.
-constexpr int64_t kLinesAhead = 32;
+// Rows that lie side by side, an element apart, in squares: some elements of a vector of rows, of
+// the rows beside them, and then the next elements. So memory is read and written in pieces as wide
+// as there are rows, not a line at a time from every place where an element is. ahead(the first of
+// the elements to come, how many) is called before the squares of some elements.
+template <class V, class Ahead, class F>
+SOFTMAXLIB_INLINE void for_squares(int rows, int64_t n, Ahead ahead, F f) {
+  for (int64_t i = 0; i < n; i += V::lanes) {
+    const int64_t next = i + V::lanes, left = n - next;
+    if (left > 0) ahead(next, static_cast<int>(left < V::lanes ? left : V::lanes));
+    for (int r = 0; r < rows; r += V::lanes)
+      f(r, rows - r < V::lanes ? rows - r : V::lanes, i,
+        static_cast<int>(n - i < V::lanes ? n - i : V::lanes));
+  }
+}
+// At most so many vectors of rows at once (job.hpp, RowsToColumns).
+constexpr int kSquares = 32;
+
+// Elements that are too far apart for the hardware to foresee, `width` bytes of rows of each.
+SOFTMAXLIB_NOINLINE void fetch_elements_ahead(const char* p, int64_t stride, int count,
+                                              int64_t width) {
+  for (int j = 0; j < count; ++j, p += stride)
+    for (int64_t k = 0; k < width; k += 64) SOFTMAXLIB_PREFETCH(p + k);
+}
 
 // How the rows of an operand of a float dtype lie in memory.
 struct Access {
@@ -90,12 +110,7 @@ class Reader {
   // The first rows of a run to `to`, `pitch` elements apart. Up to a vector is written beyond.
   SOFTMAXLIB_NOINLINE void copy(const RowRun& run, int rows, T* to, int64_t pitch) const {
     Place place = run.place;
-    if (access_.across) {
-      for (int r = 0; r < rows; r += kLanes)
-        transpose(at(place) + r * access_.item, rows - r < kLanes ? rows - r : kLanes,
-                  to + r * pitch, pitch);
-      return;
-    }
+    if (access_.across) return transpose(at(place), rows, to, pitch);
     const int64_t step = run.step.stride[operand_];
     for (int r = 0; r < rows; ++r, place.offset[operand_] += step) {
       if (access_.along) {
@@ -126,18 +141,19 @@ class Reader {
     const int64_t stride = job_.inner[0].stride[operand_];
     with_storage(job_.dtype[operand_], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
       using From = decltype(storage);
-      for (int64_t i = 0; i < job_.n; i += kLanes) {
-        const int64_t count = job_.n - i < kLanes ? job_.n - i : kLanes;
-        if (rows == kLanes)
-          for (int64_t j = 0; j < count; ++j, x += stride) {
-            prefetch(x + kLinesAhead * stride);
-            store(square.at[j], load(reinterpret_cast<From>(x)));
-          }
+      const auto ahead = [&](int64_t i, int count) {
+        fetch_elements_ahead(x + i * stride, stride, count, rows * access_.item);
+      };
+      for_squares<V>(rows, job_.n, ahead, [&](int r, int some, int64_t i, int count) {
+        const char* p = x + r * access_.item + i * stride;
+        if (some == kLanes)
+          for (int j = 0; j < count; ++j, p += stride)
+            store(square.at[j], load(reinterpret_cast<From>(p)));
         else
-          for (int64_t j = 0; j < count; ++j, x += stride)
-            store(square.at[j], load_n(reinterpret_cast<From>(x), rows, 0));
-        square.put_transposed(to + i, pitch, rows);
-      }
+          for (int j = 0; j < count; ++j, p += stride)
+            store(square.at[j], load_n(reinterpret_cast<From>(p), some, 0));
+        square.put_transposed(to + r * pitch + i, pitch, some);
+      });
     });
   }
 
@@ -175,8 +191,8 @@ class Stager {
     for (int r = 0; r < rows; ++r) {
       if (job_.base[kScale] && r % kLanes == 0)
         factors = factors_of(run, r, rows - r < kLanes ? rows - r : kLanes);
-      const int seen = finish(place, factors, r % kLanes, hi + r * pitch,
-                              lo ? lo + r * pitch : nullptr, pitch);
+      const int seen =
+          finish(place, factors, r % kLanes, hi + r * pitch, lo ? lo + r * pitch : nullptr, pitch);
       if (visible) visible[r] = seen;
       for (int k = 0; k < kOperands; ++k) place.offset[k] += run.step.stride[k];
     }
@@ -350,6 +366,7 @@ class Stager {
         store(biases + i * kLanes, V::set1(column_bias(run.place.offset[kBias], j + i)));
       of.bias = biases, of.bias_step = kLanes;
     } else if (job_.base[kBias]) {
+      if (kItem == 8 && item_of(kBias) != 8) return false;
       of.bias = vectors(kBias, biases, of.bias_step);
     }
     if (job_.base[kWhere]) {
@@ -361,7 +378,6 @@ class Stager {
       }
     }
     of.x = vectors(kX, hi, of.x_step);
-    for (int i = 0; i < count; ++i) prefetch(at(kX) + (kLinesAhead + i) * row.stride[kX]);
     return usual_(of, count, rows, hi, lo, kLanes);
   }
   T column_bias(int64_t row, int64_t j) {
@@ -402,7 +418,7 @@ class Stager {
   SOFTMAXLIB_NOINLINE bool fetch_usual(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
                                        int* visible) {
     if (!is_usual_ || job_.causal) return false;
-    const int64_t n = job_.n, padded = (n + kLanes - 1) / kLanes * kLanes;
+    const int64_t n = job_.n;
     const auto low = [lo](int64_t i) { return lo ? lo + i : nullptr; };
     const bool x_in_place = x_.is_in_place();
     if (!x_in_place) x_.copy(run, rows, hi, pitch);
@@ -438,16 +454,13 @@ class Stager {
         for (int j = 0; together && j < some; ++j)
           visible[r + j] = count_seen(of.where + j * of.where_step, n);
       }
-      for (int j = 0; j < some; ++j) {
-        if (visible && !of.where) visible[r + j] = static_cast<int>(n < 2 ? n : 2);
-        else if (visible && !together) visible[r] = seen < 2 ? seen : 2;
-        for (int64_t i = (r + j) * pitch + padded; i < (r + j + 1) * pitch; i += kLanes) {
-          store(hi + i, V::set1(static_cast<T>(-INFINITY)));
-          if (lo) store(lo + i, V::set1(0));
-        }
+      for (int j = 0; visible && j < some; ++j) {
+        if (!of.where) visible[r + j] = static_cast<int>(n < 2 ? n : 2);
+        else if (!together) visible[r] = seen < 2 ? seen : 2;
       }
       for (int k = 0; k < kOperands; ++k) place.offset[k] += some * run.step.stride[k];
     }
+    pad(rows, hi, lo, pitch);
     return true;
   }
 
@@ -458,61 +471,79 @@ class Stager {
     if (!is_only_scaled(job_) || job_.causal) return false;
     const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
     const V limit = V::set1(static_cast<T>(kLargestLow<V>));
+    const int64_t stride = job_.inner[0].stride[kX];
     const char* const x = job_.base[kX] + run.place.offset[kX];
     Square<V> his, los;
     V bad = zero;
-    for (int r = 0; r < rows; r += kLanes) {
-      const int some = rows - r < kLanes ? rows - r : kLanes;
-      Pair<V> factor;
-      if (!factors(run, r, some, factor)) return false;
-      for (int64_t i = 0; i < pitch; i += kLanes) {
-        for (int j = 0; j < kLanes; ++j) {
-          V z = none, rest = zero;
-          if (i + j < job_.n) {
-            const char* const p = x + r * x_.access().item + (i + j) * job_.inner[0].stride[kX];
-            prefetch(p + kLinesAhead * job_.inner[0].stride[kX]);
-            const V v = load_some(job_.dtype[kX], p, some, V());
-            z = v * factor.hi;
-            rest = fma(v, factor.lo, fma(v, factor.hi, zero - z));
-            rest = select(eq(v, none), zero, rest);
-            bad = select(gt(limit, max(rest, zero - rest)), bad, limit);
-          }
-          store(his.at[j], z);
-          store(los.at[j], rest);
-        }
-        his.put_transposed(hi + r * pitch + i, pitch, some);
-        los.put_transposed(lo + r * pitch + i, pitch, some);
+    Pair<V> factor[kSquares];
+    for (int r = 0; r < rows; r += kLanes)
+      if (!factors(run, r, rows - r < kLanes ? rows - r : kLanes, factor[r / kLanes])) return false;
+    const auto ahead = [&](int64_t i, int count) {
+      fetch_elements_ahead(x + i * stride, stride, count, rows * x_.access().item);
+    };
+    for_squares<V>(rows, job_.n, ahead, [&](int r, int some, int64_t i, int count) {
+      const char* p = x + r * x_.access().item + i * stride;
+      const Pair<V> by = factor[r / kLanes];
+      for (int j = 0; j < count; ++j, p += stride) {
+        const V v = load_some(job_.dtype[kX], p, some, V()), z = v * by.hi;
+        const V rest = select(eq(v, none), zero, fma(v, by.lo, fms(v, by.hi, z)));
+        bad = select(gt(limit, max(rest, zero - rest)), bad, limit);
+        store(his.at[j], z);
+        store(los.at[j], rest);
       }
-      for (int j = 0; visible && j < some; ++j)
-        visible[r + j] = job_.n < 2 ? static_cast<int>(job_.n) : 2;
-    }
+      put_arguments(his, los, count, some, hi + r * pitch + i, lo + r * pitch + i, pitch);
+    });
+    pad(rows, hi, lo, pitch);
+    for (int r = 0; visible && r < rows; ++r)
+      visible[r] = job_.n < 2 ? static_cast<int>(job_.n) : 2;
     return !any(gt(bad, zero));
+  }
+  // The first `count` rows of squares, and beyond these what is no argument, to `rows` rows.
+  void put_arguments(Square<V>& his, Square<V>& los, int count, int rows, T* hi, T* lo,
+                     int64_t pitch) const {
+    for (int j = count; j < kLanes; ++j) {
+      store(his.at[j], V::set1(static_cast<T>(-INFINITY)));
+      store(los.at[j], V::set1(0));
+    }
+    his.put_transposed(hi, pitch, rows);
+    if (lo) los.put_transposed(lo, pitch, rows);
+  }
+  // From the end of rows, rounded up to a vector, to the pitch.
+  void pad(int rows, T* hi, T* lo, int64_t pitch) const {
+    const int64_t end = (job_.n + kLanes - 1) / kLanes * kLanes;
+    for (int r = 0; r < rows; ++r)
+      for (int64_t i = r * pitch + end; i < (r + 1) * pitch; i += kLanes) {
+        store(hi + i, V::set1(static_cast<T>(-INFINITY)));
+        if (lo) store(lo + i, V::set1(0));
+      }
   }
 
   // The same of rows that lie side by side in all operands.
   SOFTMAXLIB_NOINLINE void fetch_across(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
                                         int* visible) {
     const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
+    const int64_t stride = job_.inner[0].stride[kX];
+    const char* const x = job_.base[kX] + run.place.offset[kX];
     Terms<V> terms = terms_across(run);
     Square<V> his, los;
-    for (int r = 0; r < rows; r += kLanes) {
-      const int some = rows - r < kLanes ? rows - r : kLanes;
-      V seen = zero;
-      for (int64_t i = 0; i < pitch; i += kLanes) {
-        const int count = job_.n - i < kLanes ? static_cast<int>(job_.n - i) : kLanes;
-        fetch_strip(run, terms, r, some, i, count, his.at[0], los.at[0]);
-        for (int j = count; j < kLanes; ++j) {
-          store(his.at[j], none);
-          store(los.at[j], zero);
-        }
-        for (int j = 0; visible && j < kLanes; ++j)
-          seen = seen + select(eq(load(his.at[j]), none), zero, V::set1(1));
-        his.put_transposed(hi + r * pitch + i, pitch, some);
-        if (lo) los.put_transposed(lo + r * pitch + i, pitch, some);
-      }
+    V seen[kSquares];
+    for (V& s : seen) s = zero;
+    const auto ahead = [&](int64_t i, int count) {
+      fetch_elements_ahead(x + i * stride, stride, count, rows * x_.access().item);
+    };
+    for_squares<V>(rows, job_.n, ahead, [&](int r, int some, int64_t i, int count) {
+      fetch_strip(run, terms, r, some, i, count, his.at[0], los.at[0]);
+      V& s = seen[r / kLanes];
+      for (int j = 0; visible && j < count; ++j)
+        s = s + select(eq(load(his.at[j]), none), zero, V::set1(1));
+      put_arguments(his, los, count, some, hi + r * pitch + i, lo ? lo + r * pitch + i : nullptr,
+                    pitch);
+    });
+    pad(rows, hi, lo, pitch);
+    for (int r = 0; visible && r < rows; r += kLanes) {
       T counts[kLanes];
-      store(counts, seen);
-      for (int j = 0; visible && j < some; ++j)
+      store(counts, seen[r / kLanes]);
+      for (int j = 0; j < kLanes && r + j < rows; ++j)
         visible[r + j] = counts[j] < 2 ? static_cast<int>(counts[j]) : 2;
     }
   }
@@ -632,20 +663,30 @@ class Sender {
       if (i < n) store_n(to + i, load(e + i) * factor, static_cast<int>(n - i));
     });
   }
-  // As many rows as a vector has lanes, or fewer.
-  SOFTMAXLIB_NOINLINE void put_square(char* y, const T* e, int64_t pitch, int rows,
-                                      const T* scale) {
+  // Rows that lie side by side, times a scale each. scale: NULL: 1.
+  SOFTMAXLIB_NOINLINE void put_squares(char* y, const T* e, int64_t pitch, int rows,
+                                       const T* scale) {
     Square<V> square;
+    alignas(64) T ones[kLanes];
+    alignas(64) T elements[kLanes][kTileVectors * kLanes];
+    store(ones, V::set1(1));
     const int64_t stride = job_.inner[0].stride[kOut];
     with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      using To = decltype(storage);
       for (int64_t i = 0; i < job_.n; i += kLanes) {
-        square.get_transposed(e + i, pitch, rows, scale);
-        for (int64_t j = 0; j < kLanes && i + j < job_.n; ++j, y += stride) {
-          auto* const to = reinterpret_cast<decltype(storage)>(y);
-          if (streams_ && rows == kLanes && reinterpret_cast<uintptr_t>(y) % 64 == 0)
-            stream(to, load(square.at[j]));
-          else if (rows == kLanes) store(to, load(square.at[j]));
-          else store_n(to, load(square.at[j]), rows);
+        for (int r = 0; r < rows; r += kLanes) {
+          const int some = rows - r < kLanes ? rows - r : kLanes;
+          square.get_transposed(e + r * pitch + i, pitch, some, scale ? scale + r : ones);
+          for (int j = 0; j < kLanes; ++j) store(elements[j] + r, load(square.at[j]));
+        }
+        for (int j = 0; j < kLanes && i + j < job_.n; ++j, y += stride) {
+          To const to = reinterpret_cast<To>(y);
+          const bool streams = streams_ && reinterpret_cast<uintptr_t>(y) % 64 == 0;
+          int r = 0;
+          for (; r + kLanes <= rows; r += kLanes)
+            if (streams) stream(to + r, load(elements[j] + r));
+            else store(to + r, load(elements[j] + r));
+          if (r < rows) store_n(to + r, load(elements[j] + r), rows - r);
         }
       }
     });

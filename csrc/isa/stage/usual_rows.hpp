@@ -1,7 +1,7 @@
 // Arguments of rows as most calls have them: elements, bias and mask contiguous within a row, in
-// the arithmetic's own type, and a factor of a usual size. The arguments are those that combine() of
-// stage.hpp gives, made without a look at each: a loop gathers whether any of them needs more than
-// that, and tells once, at its end. Those, and all other rows, go the way of combined.hpp.
+// the arithmetic's own type, and a factor of a usual size. The arguments are those that combine()
+// of stage.hpp gives, made without a look at each: a loop gathers whether any of them needs more
+// than that, and tells once, at its end. Those, and all other rows, go the way of combined.hpp.
 #pragma once
 
 #include "isa/stage/stage.hpp"
@@ -69,8 +69,8 @@ struct UsualArguments {
     }
     if constexpr (kNone) z.lo = select(eq(kBias ? min(x, bias) : x, none), zero, z.lo);
     if constexpr (kScaled || kBias) {
-      const Int left = Int::set1(LowBits<V>::kLargest) -
-                       (bits(z.lo) & Int::set1(LowBits<V>::kMagnitude));
+      const Int left =
+          Int::set1(LowBits<V>::kLargest) - (bits(z.lo) & Int::set1(LowBits<V>::kMagnitude));
       see_differences(bad, left, Int::set1(0));
     }
     if constexpr (kWhere) z.hi = select(in, z.hi, none);
@@ -96,7 +96,8 @@ SOFTMAXLIB_NOINLINE bool combine_usual(const UsualRows<T>& of, int rows, int64_t
     const uint8_t* const where = kWhere ? of.where + r * of.where_step : nullptr;
     T *const to = hi + r * pitch, *const low = lo + r * pitch;
     UsualArguments<V, kScaled, kBias, kWhere, kNone> argument = {};
-    if constexpr (kScaled) argument = {of.factor_hi[r * of.factor_step], of.factor_lo[r * of.factor_step]};
+    if constexpr (kScaled)
+      argument = {of.factor_hi[r * of.factor_step], of.factor_lo[r * of.factor_step]};
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
       V b = zero;
@@ -152,13 +153,22 @@ class UsualCombiner {
  private:
   using Loop = bool (*)(const UsualRows<T>& of, int rows, int64_t n, T* hi, T* lo, int64_t pitch);
   enum { kScaled = 1, kBias = 2, kWhere = 4, kNone = 8 };
-  static constexpr Loop kLoops[16] = {
-      nullptr, combine_usual<V, 1, 0, 0, 0>, combine_usual<V, 0, 1, 0, 0>,
-      combine_usual<V, 1, 1, 0, 0>, nullptr, combine_usual<V, 1, 0, 1, 0>,
-      combine_usual<V, 0, 1, 1, 0>, combine_usual<V, 1, 1, 1, 0>, nullptr,
-      combine_usual<V, 1, 0, 0, 1>, combine_usual<V, 0, 1, 0, 1>, combine_usual<V, 1, 1, 0, 1>,
-      nullptr, combine_usual<V, 1, 0, 1, 1>, combine_usual<V, 0, 1, 1, 1>,
-      combine_usual<V, 1, 1, 1, 1>};
+  static constexpr Loop kLoops[16] = {nullptr,
+                                      combine_usual<V, 1, 0, 0, 0>,
+                                      combine_usual<V, 0, 1, 0, 0>,
+                                      combine_usual<V, 1, 1, 0, 0>,
+                                      nullptr,
+                                      combine_usual<V, 1, 0, 1, 0>,
+                                      combine_usual<V, 0, 1, 1, 0>,
+                                      combine_usual<V, 1, 1, 1, 0>,
+                                      nullptr,
+                                      combine_usual<V, 1, 0, 0, 1>,
+                                      combine_usual<V, 0, 1, 0, 1>,
+                                      combine_usual<V, 1, 1, 0, 1>,
+                                      nullptr,
+                                      combine_usual<V, 1, 0, 1, 1>,
+                                      combine_usual<V, 0, 1, 1, 1>,
+                                      combine_usual<V, 1, 1, 1, 1>};
 
   int none_ = 0;
 };

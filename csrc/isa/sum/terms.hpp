@@ -228,8 +228,7 @@ struct ScaledTerms {
 template <class F, class D>
 inline void scale_stored(const Row<D>& row, const RowSum<F>& total) {
   using V = typename F::V;
-  row.map_stored(
-      ScaledTerms<V>{static_cast<typename V::elem>(reciprocal(total)), total.reference});
+  row.map_stored(ScaledTerms<V>{static_cast<typename V::elem>(reciprocal(total)), total.reference});
 }
 
 // The row's maximum. Reads x.
