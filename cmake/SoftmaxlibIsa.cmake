@@ -24,8 +24,8 @@ function(softmaxlib_add_isa name)
       list(APPEND flags $<$<CONFIG:Release>:-Os>)
     endif()
     if(ARGN AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-      # The hot loops want their short inner loops unrolled, and nothing else that -O3 adds: it makes
-      # the code a tenth larger (bench/ports.py compiles likewise).
+      # The hot loops want their short inner loops unrolled, and nothing else that -O3 adds, which
+      # makes the code larger. bench/ports.py compiles likewise and shows what the loops take.
       list(APPEND flags $<$<CONFIG:Release>:-O2> $<$<CONFIG:Release>:-fpeel-loops>)
     endif()
     list(APPEND flags -fno-exceptions)  # the personality routine would be a weak symbol

@@ -301,7 +301,8 @@ Schedule share_rows(const Job& job, const softmaxlib_options& options, bool tile
   s.tasks = 1;
   if (threads_of(options) > 1 && worth(job) > 1)
     s.tasks = std::min({job.rows, worth(job), threads_of(options) * kTasksPerThread});
-  // These calls need no scratch, but are faster with some where rows lie side by side.
+  // These calls need no scratch, but are faster with some where rows lie side by side: softmaxlib.h
+  // asks for as much as one vector of rows takes.
   const int64_t tile = tiles && options.scratch ? tile_of(job, 1) : 0;
   if (!tile) return s;
   const int64_t bytes = std::max(row_scratch(job, tile), batched_scratch(job));

@@ -137,6 +137,8 @@ TEST(Leaf, ScalarMatchesC) {
                {"min", [](float a, float b, float) { return a < b ? a : b; }},
                {"gt and select", [](float a, float b, float c) { return a > b ? b : c; }},
                {"eq and select", [](float a, float b, float c) { return a == b ? b : c; }},
+               {"gt and keep", [](float a, float b, float c) { return a > b ? c : 0; }},
+               {"fms", [](float a, float b, float c) { return fmaf(a, b, -c); }},
                {"fnma", [](float a, float b, float c) { return fmaf(-a, b, c); }}};
   for (const auto& p : plain) {
     for (int round = 0; round < 5000; ++round) {

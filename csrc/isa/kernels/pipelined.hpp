@@ -1,5 +1,5 @@
 // Many rows, any function: while a row is summed, the row before, still in cache, is written, some
-// chunks at a time. So the memory is read and written all the time, where a row by itself would
+// groups at a time. So the memory is read and written all the time, where a row by itself would
 // first be read and then be written. Terms that are reloaded wait in a buffer, not in y, so that x
 // is read once and y written once (2N). What is computed of a row is its kernel's affair.
 #pragma once

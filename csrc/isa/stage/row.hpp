@@ -131,8 +131,8 @@ inline void map_elements(Source x, D* y, int64_t n, bool streaming, F f) {
   for (; i < n; i += kLanes) some(i, n - i < kLanes ? n - i : kLanes);
 }
 
-// Where a row waits that was brought there with others, its arguments as hi + lo (of elements of x:
-// hi alone). Its results replace them.
+// Where a row waits that was brought there with others, its arguments as hi + lo (without scale and
+// bias: hi alone, lo is NULL). Its results replace them.
 template <class T>
 struct InTile {
   T *hi, *lo;

@@ -308,15 +308,15 @@ class Stager {
       const auto* const where =
           reinterpret_cast<const uint8_t*>(job_.base[kWhere] + run.place.offset[kWhere]);
       if (!as_it_is) x_.convert(x, n, hi);
-      UsualRows<T> row;
-      row.x = elements;
-      set_factor(row, arguments_);
-      if (job_.base[kBias])
-        row.bias = reinterpret_cast<const T*>(job_.base[kBias] + run.place.offset[kBias]);
-      if (job_.base[kWhere]) row.where = where;
       const bool same_bias = job_.base[kBias] && run.step.stride[kBias] == 0;
-      const bool usual =
-          is_usual_ && options_.are_in_place(job_) && !same_bias && usual_(row, 1, n, hi, lo, 0);
+      bool usual = is_usual_ && options_.are_in_place(job_) && !same_bias;
+      if (usual) {
+        UsualRows<T> row;
+        row.x = elements;
+        set_factor(row, arguments_);
+        options_.gather_into(row, job_, run.place, 0, n);
+        usual = usual_(row, 1, n, hi, lo, 0);
+      }
       if (!usual) {
         if (!as_it_is) x_.convert(x, n, hi);
         Terms<V> terms(job_, run.place, arguments_);

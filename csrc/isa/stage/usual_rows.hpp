@@ -134,43 +134,36 @@ class UsualCombiner {
  public:
   using T = typename V::elem;
 
-  // x may be in hi; then it is no longer there if this returns false.
+  // False where rows have to go the other way; then x, which may be in hi, is no longer there.
   bool operator()(const UsualRows<T>& of, int rows, int64_t n, T* hi, T* lo, int64_t pitch) {
     const int options =
         (of.factor_hi ? kScaled : 0) | (of.bias ? kBias : 0) | (of.where ? kWhere : 0);
     if (options == 0) return false;  // of a row less a maximum that is 0
-    if (options == kWhere) {
+    if (options == kWhere)
       for (int64_t i = 0; lo && i < rows * (rows > 1 ? pitch : n); i += V::lanes)
         store(lo + i, V::set1(0));
-      return combine_usual<V, false, false, true, false>(of, rows, n, hi, lo, pitch);
+    if (!sees_none_) {
+      if (kLoops<false>[options](of, rows, n, hi, lo, pitch)) return true;
+      sees_none_ = true;  // from now on
+      if (of.x == hi) return false;
     }
-    if (kLoops[options | none_](of, rows, n, hi, lo, pitch)) return true;
-    if (none_) return false;
-    none_ = kNone;  // from now on
-    return of.x != hi && kLoops[options | none_](of, rows, n, hi, lo, pitch);
+    return kLoops<true>[options](of, rows, n, hi, lo, pitch);
   }
 
  private:
   using Loop = bool (*)(const UsualRows<T>& of, int rows, int64_t n, T* hi, T* lo, int64_t pitch);
-  enum { kScaled = 1, kBias = 2, kWhere = 4, kNone = 8 };
-  static constexpr Loop kLoops[16] = {nullptr,
-                                      combine_usual<V, 1, 0, 0, 0>,
-                                      combine_usual<V, 0, 1, 0, 0>,
-                                      combine_usual<V, 1, 1, 0, 0>,
-                                      nullptr,
-                                      combine_usual<V, 1, 0, 1, 0>,
-                                      combine_usual<V, 0, 1, 1, 0>,
-                                      combine_usual<V, 1, 1, 1, 0>,
-                                      nullptr,
-                                      combine_usual<V, 1, 0, 0, 1>,
-                                      combine_usual<V, 0, 1, 0, 1>,
-                                      combine_usual<V, 1, 1, 0, 1>,
-                                      nullptr,
-                                      combine_usual<V, 1, 0, 1, 1>,
-                                      combine_usual<V, 0, 1, 1, 1>,
-                                      combine_usual<V, 1, 1, 1, 1>};
+  enum { kScaled = 1, kBias = 2, kWhere = 4 };
+  template <bool kNone>
+  static constexpr Loop kLoops[8] = {nullptr,
+                                     combine_usual<V, 1, 0, 0, kNone>,
+                                     combine_usual<V, 0, 1, 0, kNone>,
+                                     combine_usual<V, 1, 1, 0, kNone>,
+                                     combine_usual<V, 0, 0, 1, false>,
+                                     combine_usual<V, 1, 0, 1, kNone>,
+                                     combine_usual<V, 0, 1, 1, kNone>,
+                                     combine_usual<V, 1, 1, 1, kNone>};
 
-  int none_ = 0;
+  bool sees_none_ = false;  // some element or bias was -inf
 };
 
 }  // namespace
