@@ -264,6 +264,13 @@ TEST(LossStatus, SaysWhatIsWrong) {
   const auto over_x = array_of(x + 2, SOFTMAXLIB_F32, 2, taken);
   EXPECT_EQ(softmaxlib_take_log_softmax(&xa, &ia, &over_x, nullptr, 1, &o),
             SOFTMAXLIB_ERROR_OVERLAP);
+  // Arrays of no elements share none, wherever they are said to be.
+  const int64_t none[] = {2, 0}, steps[] = {4, 4};
+  float sums[2];
+  auto no_indices = array_of(x, SOFTMAXLIB_I64, 2, none), no_y = array_of(x, SOFTMAXLIB_F32, 2, none);
+  no_indices.strides = no_y.strides = steps;
+  const auto sa = array_of(sums, SOFTMAXLIB_F32, 1, taken);
+  EXPECT_EQ(softmaxlib_take_log_softmax(&xa, &no_indices, &no_y, &sa, 1, &o), SOFTMAXLIB_OK);
   EXPECT_EQ(softmaxlib_take_log_softmax(&xa, nullptr, &ya, nullptr, 1, &o), SOFTMAXLIB_ERROR_NULL);
   EXPECT_EQ(softmaxlib_take_log_softmax(&xa, &ia, &ya, nullptr, -3, &o), SOFTMAXLIB_ERROR_AXIS);
 }
