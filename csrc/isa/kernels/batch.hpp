@@ -75,15 +75,19 @@ class BatchTerms {
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes, kGroup = kVectorsPerGroup * kLanes;
   static constexpr bool kLow = sizeof(X) > sizeof(V);
-  // A part of the first level cache.
-  static constexpr int kRoom = kVectorsPerChunk * (kLow ? 2 : 3) * kLanes;
+  // A part of the first level cache; with second parts more than that, since of long rows a few in
+  // a batch cost more, by what is done once for all of them, than the second level does.
+  static constexpr int kRoom = kVectorsPerChunk * (kLow ? 6 : 3) * kLanes;
 
   // room: for as many rows as a vector has lanes (batch_room() of job.hpp), where a part of the
   // first level cache does not do: rows that are transposed come so many at a time. Or NULL.
-  BatchTerms(int64_t n, T* room)
+  // in_place: rows are read and written where they are, and wait for their results there.
+  BatchTerms(int64_t n, T* room, bool in_place)
       : n_(n),
         pitch_((n + kLanes - 1) / kLanes * kLanes),
-        most_(room || kRoom / pitch_ >= kLanes ? kLanes : static_cast<int>(kRoom / pitch_)),
+        most_(room || (kHold && in_place) || kRoom / pitch_ >= kLanes
+                  ? kLanes
+                  : static_cast<int>(kRoom / pitch_)),
         e_((room ? room : room_) + kLanes) {}
 
   int most() const { return most_; }
@@ -126,7 +130,12 @@ class BatchTerms {
         top = max(max_of(high(v[0]), high(v[1]), high(v[2]), high(v[3])), top);
       if constexpr (kHold)
         for (int j = 0; j < 4; ++j) v[j] = hold(held, v[j]);
-      for (int j = 0; j < 4; j += kInStep) evaluate<kInStep>(f, v + j, magic, floor, t + j);
+      if (kHold && i == 0) {
+        t[0] = nothing(v[0]);
+        for (int j = 1; j < 4; ++j) evaluate<1>(f, v + j, magic, floor, t + j);
+      } else {
+        for (int j = 0; j < 4; j += kInStep) evaluate<kInStep>(f, v + j, magic, floor, t + j);
+      }
       if constexpr (!kHold)
         for (int j = 0; j < 4; ++j) store(e + i + j * kLanes, t[j]);
       add_terms<F>(lanes, t[0], t[1], t[2], t[3]);
@@ -139,7 +148,8 @@ class BatchTerms {
         X v = up_to_end(r, i);
         if constexpr (kHold) v = hold(held, v);
         else top = max(high(v), top);
-        evaluate<1>(f, &v, magic, floor, t + j);
+        if (kHold && i == 0) t[j] = nothing(v);
+        else evaluate<1>(f, &v, magic, floor, t + j);
         if constexpr (!kHold) store(e + i, t[j]);
       }
       add_terms<F>(lanes, t[0], t[1], t[2], t[3]);
@@ -148,7 +158,7 @@ class BatchTerms {
     if constexpr (kHold) top = high(held);
     if (F::kFollows && n_ > kGroup) alone_[r] |= any(gt(top, V::set1(limit_[r])));
     if constexpr (kHold) {
-      store(held_[r], high(held));
+      if (!holds_tops()) store(held_[r], high(held));
       if constexpr (kLow) store(held_low_[r], held.lo);
     }
     lanes_.keep(r, lanes);
@@ -160,18 +170,24 @@ class BatchTerms {
   SOFTMAXLIB_INLINE Pair<V> joined(const T* hi, const T* lo, Pair<V>) const {
     return {load(hi), load(lo)};
   }
-  SOFTMAXLIB_INLINE X at(int r, int64_t i) const {
+  // Up to a vector of elements; -inf beyond. A tile has them up to the pitch.
+  SOFTMAXLIB_INLINE X at(int r, int64_t i, int64_t count) const {
     const T* const x = row(r) + i;
-    if constexpr (!kLow) fetch_(reinterpret_cast<const char*>(x) + kBatchPrefetchBytes);
-    return joined(x, kLow ? low_ + r * pitch_ + i : nullptr, X());
+    if (kLow || count >= kLanes || is_staged_)
+      return joined(x, kLow ? low_ + r * pitch_ + i : nullptr, X());
+    X some;
+    const V hi = load_n(x, static_cast<int>(count), static_cast<T>(-INFINITY));
+    from_pair(Pair<V>{hi, V::set1(0)}, some);
+    return some;
+  }
+  // The same, while those of later rows are fetched.
+  SOFTMAXLIB_INLINE X at(int r, int64_t i) const {
+    if constexpr (!kLow) fetch_(reinterpret_cast<const char*>(row(r) + i) + kBatchPrefetchBytes);
+    return at(r, i, kLanes);
   }
   SOFTMAXLIB_INLINE X up_to_end(int r, int64_t i) const {
-    if (kLow || is_staged_ || i + kLanes <= n_) return at(r, i);  // a tile has -inf up to the pitch
-    fetch_(reinterpret_cast<const char*>(row(r) + i) + kBatchPrefetchBytes);
-    X x;
-    const V some = load_n(row(r) + i, static_cast<int>(n_ - i), static_cast<T>(-INFINITY));
-    from_pair(Pair<V>{some, V::set1(0)}, x);
-    return x;
+    if constexpr (!kLow) fetch_(reinterpret_cast<const char*>(row(r) + i) + kBatchPrefetchBytes);
+    return at(r, i, n_ - i);
   }
   Pair<T> element(int r, int64_t j) const {
     return {element_at(row(r), j), kLow ? low_[r * pitch_ + j] : T(0)};
@@ -202,6 +218,8 @@ class BatchTerms {
   bool alone_[kLanes], is_staged_ = false;
 
  private:
+  // The terms of a row's first vector, all of which is held: 0, but a NaN is summed, not held.
+  static SOFTMAXLIB_INLINE V nothing(X unheld) { return max(V::set1(0), high(unheld)); }
   template <int N>
   static SOFTMAXLIB_INLINE void evaluate(const F& f, const X* x, V magic, V floor, V* t) {
     if constexpr (F::kFollows) f.template evaluate<N>(x, magic, floor, t);
@@ -221,9 +239,14 @@ class BatchTerms {
     if constexpr (F::kFollows) {
       alignas(64) T tops[kLanes][kLanes];
       for (int r = 0; r < rows_; ++r) {
-        V top = high(up_to_end(r, 0));
-        for (int64_t i = kLanes; i < kGroup && i < n_; i += kLanes)
-          top = max(top, high(up_to_end(r, i)));
+        V top = V::set1(static_cast<T>(-INFINITY));
+        if (n_ >= kGroup) {
+          V x[4];
+          for (int j = 0; j < 4; ++j) x[j] = high(at(r, j * kLanes));
+          top = max_of(x[0], x[1], x[2], x[3]);
+        } else {
+          for (int64_t i = 0; i < n_; i += kLanes) top = max(high(up_to_end(r, i)), top);
+        }
         store(tops[r], top);
       }
       for (int r = rows_; r < kLanes; ++r) store(tops[r], V::set1(0));
@@ -232,6 +255,7 @@ class BatchTerms {
         V c[8];
         load_columns(tops[0] + j, kLanes, c);
         top = max(max(max_of(c[0], c[1], c[2], c[3]), max_of(c[4], c[5], c[6], c[7])), top);
+        for (int k = 0; kKeepsTops && k < 8; ++k) store(tops_[j + k], c[k]);
       }
       const InLanes<V> references = references_of(top);
       const ExpInLanes<V, F> exp(references);
@@ -245,12 +269,15 @@ class BatchTerms {
     }
   }
 
+  // Whether what lanes hold in the end is known from the start, of rows of up to a group.
+  bool holds_tops() const { return kKeepsTops && n_ <= kGroup; }
   // What the rows hold, a vector of rows for each lane.
   void columns_of_held(X (&column)[kLanes]) const {
     V low[8];
     for (int j = 0; j < kLanes; j += 8) {
       V hi[8];
-      load_columns(held_[0] + j, kLanes, hi);
+      if (!holds_tops()) load_columns(held_[0] + j, kLanes, hi);
+      for (int k = 0; holds_tops() && k < 8; ++k) hi[k] = load(tops_[j + k]);
       if constexpr (kLow) load_columns(held_low_[0] + j, kLanes, low);
       for (int k = 0; k < 8; ++k)
         from_pair(Pair<V>{hi[k], kLow ? low[k] : V::set1(0)}, column[j + k]);
@@ -260,6 +287,8 @@ class BatchTerms {
   alignas(64) T room_[kLanes + kRoom + kLanes];  // an outbox reads around what it takes
   alignas(64) T reference_[kLanes], magic_[kLanes], floor_[kLanes], limit_[kLanes];
   LanesOfRows<V> lanes_;
+  static constexpr bool kKeepsTops = kHold && F::kFollows;
+  alignas(64) T tops_[kKeepsTops ? kLanes : 1][kLanes];  // of first groups, a vector of rows each
   alignas(64) T held_[kLanes][kLanes];
   alignas(64) T held_low_[kLow ? kLanes : 1][kLanes];
 };
@@ -269,11 +298,11 @@ template <class P, class X>
 class Batch : public BatchTerms<typename P::F, X, P::kHolds> {
   using Terms = BatchTerms<typename P::F, X, P::kHolds>;
   using Terms::alone_;
+  using Terms::at;
   using Terms::e_;
   using Terms::n_;
   using Terms::pitch_;
   using Terms::rows_;
-  using Terms::up_to_end;
   using Terms::y_;
   using Terms::y_stride_;
 
@@ -290,8 +319,7 @@ class Batch : public BatchTerms<typename P::F, X, P::kHolds> {
     if constexpr (P::kTargets) of_.begin(run, 0, rows);
   }
 
-  // collects: the sender takes results from the tile alone.
-  SOFTMAXLIB_NOINLINE void finish(bool collects) {
+  SOFTMAXLIB_NOINLINE void finish(const Sender<V>& sender) {
     if constexpr (P::kHolds) {
       const HeldSums<V> all = this->held_sums();
       if constexpr (P::kTargets) {
@@ -301,9 +329,15 @@ class Batch : public BatchTerms<typename P::F, X, P::kHolds> {
       } else {
         of_.finish(all.sums, all.top, alone_);
       }
-      resolved_ = kLow || collects;
-      for (int r = 0; !P::kReduces && resolved_ && r < rows_; ++r)
-        if (!alone_[r]) resolve(r);
+      // Second parts do not wait: those of the next batch take their place.
+      const bool collects = sender.collects();
+      waits_ = !kLow && !collects;
+      is_out_ = kLow && !collects;
+      for (int r = 0; !P::kReduces && !waits_ && r < rows_; ++r) {
+        if (alone_[r]) continue;
+        if (is_out_) put_each(r, sender);
+        else resolve(r);
+      }
     } else {
       of_.finish(this->sums(), alone_);
     }
@@ -317,14 +351,10 @@ class Batch : public BatchTerms<typename P::F, X, P::kHolds> {
     if (SOFTMAXLIB_UNLIKELY(alone_[r])) {
       sender.finish();
       alone(job, this->first_ + r);
-    } else if constexpr (P::kReduces) {
+    } else if (P::kReduces || is_out_) {
       return;  // finish() has written it
-    } else if (P::kHolds && !resolved_) {
-      if constexpr (P::kHolds)
-        sender.put_each(y_ + r * y_stride_,
-                        [&, f = of_.result(r)](int64_t i)
-                            SOFTMAXLIB_INLINE_LAMBDA { return f(up_to_end(r, i)); });
-      if constexpr (P::kTargets) of_.put_target(r);
+    } else if (P::kHolds && waits_) {
+      put_each(r, sender);
     } else if (!sender.sends_squares() || any_alone_) {
       sender.put(y_ + r * y_stride_, e_ + r * pitch_, scale(r));
     } else if (r == 0) {
@@ -335,13 +365,22 @@ class Batch : public BatchTerms<typename P::F, X, P::kHolds> {
   }
 
  private:
-  // The results of row r, in the tile.
+  // The results of row r in the tile, for the sender;
   SOFTMAXLIB_INLINE void resolve(int r) {
-    T* const e = e_ + r * pitch_;
     if constexpr (P::kHolds && !P::kReduces) {
+      T* const e = e_ + r * pitch_;
       const auto result = of_.result(r);
-      for (int64_t i = 0; i < n_; i += kLanes) store(e + i, result(up_to_end(r, i)));
+      for (int64_t i = 0; i < n_; i += kLanes) store(e + i, result(at(r, i, n_ - i)));
       if constexpr (P::kTargets) of_.put_target(r, e);
+    }
+  }
+  // or where they go to.
+  SOFTMAXLIB_INLINE void put_each(int r, const Sender<V>& sender) {
+    if constexpr (P::kHolds && !P::kReduces) {
+      sender.put_each(y_ + r * y_stride_,
+                      [&, result = of_.result(r)](int64_t i, int64_t count)
+                          SOFTMAXLIB_INLINE_LAMBDA { return result(at(r, i, count)); });
+      if constexpr (P::kTargets) of_.put_target(r);
     }
   }
   T scale(int r) const {
@@ -349,7 +388,10 @@ class Batch : public BatchTerms<typename P::F, X, P::kHolds> {
     else return of_.scale[r];
   }
 
-  bool any_alone_ = false, resolved_ = false;
+  bool any_alone_ = false;
+  // Results are yet to be made, when a row leaves; or they have left.
+  bool waits_ = false, is_out_ = false;
+
   P of_;
 };
 
@@ -384,7 +426,8 @@ inline void run_batches(const Job& job, bool is_direct, int64_t row, int64_t sto
     return job.tile ? reinterpret_cast<T*>(scratch + i * batch_room(job)) : nullptr;
   };
   T* const low = !B::kLow ? nullptr : job.tile ? room(2) : some;
-  B batches[2] = {B(job.n, room(0)), B(job.n, room(1))};
+  const bool in_place = is_direct && !sender.collects();
+  B batches[2] = {B(job.n, room(0), in_place), B(job.n, room(1), in_place)};
   B *now = batches, *before = batches + 1;
   // While the rows of one are computed, those of the one before leave; behind the last there is
   // none.
@@ -399,7 +442,7 @@ inline void run_batches(const Job& job, bool is_direct, int64_t row, int64_t sto
       if (r < before->rows()) before->put(job, r, sender, alone);
     }
     if (more) {
-      now->finish(sender.collects());
+      now->finish(sender);
       row += rows;
       run.advance(rows);
     }
