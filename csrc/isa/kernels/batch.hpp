@@ -130,11 +130,13 @@ class BatchTerms {
         top = max(max_of(high(v[0]), high(v[1]), high(v[2]), high(v[3])), top);
       if constexpr (kHold)
         for (int j = 0; j < 4; ++j) v[j] = hold(held, v[j]);
-      if (kHold && i == 0) {
-        t[0] = nothing(v[0]);
-        for (int j = 1; j < 4; ++j) evaluate<1>(f, v + j, magic, floor, t + j);
-      } else {
-        for (int j = 0; j < 4; j += kInStep) evaluate<kInStep>(f, v + j, magic, floor, t + j);
+      for (int j = 0; j < 4; j += kInStep) {
+        if (kHold && i == 0 && j == 0) {
+          t[0] = nothing(v[0]);
+          for (int k = 1; k < kInStep; ++k) evaluate<1>(f, v + k, magic, floor, t + k);
+        } else {
+          evaluate<kInStep>(f, v + j, magic, floor, t + j);
+        }
       }
       if constexpr (!kHold)
         for (int j = 0; j < 4; ++j) store(e + i + j * kLanes, t[j]);
@@ -142,6 +144,7 @@ class BatchTerms {
     }
     if (i < n_) {
       V t[4];
+      SOFTMAXLIB_NO_UNROLL
       for (int j = 0; j < 4; ++j, i += kLanes) {
         t[j] = V::set1(0);
         if (i >= n_) continue;

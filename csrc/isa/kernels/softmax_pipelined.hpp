@@ -54,39 +54,37 @@ class Outgoing {
   using T = typename V::elem;
 
   explicit Outgoing(Edge<D>* edge) : edge_(edge) {}
-  Outgoing(Edge<D>* edge, const T* buffer, D* y, int64_t n, T scale, bool streaming)
-      : edge_(edge), buffer_(buffer), y_(y), n_(n), scale_(scale) {
+  Outgoing(Edge<D>* edge, const T* buffer, char* y, int64_t n, T scale, bool streaming)
+      : edge_(edge), buffer_(buffer), y_(reinterpret_cast<D*>(y)), n_(n), scale_(scale) {
     constexpr int64_t kItem = sizeof(D), kVector = V::lanes * kItem;
     const int64_t past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(y)) % kVector;
     streaming_ = streaming && past % kItem == 0 && n >= V::lanes;
     if (streaming_ && past) head_ = (kVector - past) / kItem;
   }
-  bool empty() const { return n_ == 0; }
-  bool streaming() const { return streaming_; }
 
   void write_head() const {
     const int n = static_cast<int>(head_);
     if (n) edge_->end(y_, load_n(buffer_, n, 0) * V::set1(scale_), n);
   }
+  bool streaming() const { return streaming_; }
   template <bool kStreaming>
   SOFTMAXLIB_INLINE void write_group(int64_t i) const {
     i += head_;
-    if (i + kVectorsPerGroup * V::lanes > n_) return write_rest<kStreaming>(i);
+    if (i + kVectorsPerGroup * V::lanes > n_) return write_rest(i);
     for (int j = 0; j < kVectorsPerGroup; ++j, i += V::lanes) put<kStreaming>(i);
   }
-  template <bool kStreaming>
-  void write_all() const {
-    write_rest<kStreaming>(head_);
-  }
+  void write_all() const { write_rest(head_); }
 
  private:
-  template <bool kStreaming>
   SOFTMAXLIB_NOINLINE void write_rest(int64_t i) const {
-    for (; i + V::lanes <= n_; i += V::lanes) put<kStreaming>(i);
+    for (; i + V::lanes <= n_; i += V::lanes) {
+      if (streaming_) put<true>(i);
+      else put<false>(i);
+    }
     if (i >= n_) return;
     const int n = static_cast<int>(n_ - i);
     const V y = load_n(buffer_ + i, n, 0) * V::set1(scale_);
-    if (kStreaming) edge_->begin(y_ + i, y, n);
+    if (streaming_) edge_->begin(y_ + i, y, n);
     else store_n(y_ + i, y, n);
   }
   template <bool kStreaming>
@@ -140,13 +138,31 @@ inline auto sum_into(T* buffer, const D* x, int64_t n, int32_t* references, Besi
   return total;
 }
 
+// The same of a row with options, whose arguments are made a chunk at a time. Memory goes on being
+// read while they are summed: beyond what the stage itself fetches. Not inline: it is on the stack.
+template <class E, class T, class Beside>
+SOFTMAXLIB_NOINLINE RowSum<E> sum_with_options(const Job& job, const Place& place, T* buffer,
+                                               char* references, Beside beside) {
+  constexpr int64_t kGroup = kVectorsPerGroup * E::V::lanes;
+  constexpr int64_t kBytes = kFetchAhead + Row<T>::kChunk * int64_t{sizeof(T)};
+  int32_t* const of_chunks = reinterpret_cast<int32_t*>(references);
+  const Row<T> row(job, place, references, of_chunks, nullptr, {nullptr, nullptr, buffer});
+  const OperandsAhead ahead(job, place, true, kBytes);
+  return store_of<E>(row, Known{}, [beside, ahead](int64_t i) SOFTMAXLIB_INLINE_LAMBDA {
+    beside(i);
+    ahead.fetch(i, kGroup);
+  });
+}
+
 template <class D>
 inline void softmax_pipelined_as(D*, const Job& job, int64_t first, int64_t last, char* scratch) {
   using T = typename vector_of<D>::type::elem;
+  using E = Exp<typename vector_of<D>::type>;
   constexpr int64_t kChunk = Row<T>::kChunk;
   const int64_t n = job.n;
   T* const buffer = reinterpret_cast<T*>(scratch);
-  int32_t* const references = reinterpret_cast<int32_t*>(scratch + pipelined_buffer(job));
+  char* const kept = scratch + pipelined_buffer(job);
+  int32_t* const references = reinterpret_cast<int32_t*>(kept);
   int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
 
   Edge<D> edge;
@@ -154,18 +170,28 @@ inline void softmax_pipelined_as(D*, const Job& job, int64_t first, int64_t last
   Rows rows(job, first);
   for (int64_t r = first; r < last; ++r, rows.next()) {
     const Place& place = rows.place;
-    const D* const x = reinterpret_cast<const D*>(job.base[kX] + place.offset[kX]);
-    const auto sum = [&](auto beside) { return sum_into(buffer, x, n, references, beside); };
+    const auto* const x = reinterpret_cast<const D*>(job.base[kX] + place.offset[kX]);
+    char* const y = job.base[kOut] + place.offset[kOut];
     before.write_head();
-    const auto total = before.empty()       ? sum([](int64_t) {})
-                       : before.streaming() ? sum([before](int64_t i) SOFTMAXLIB_INLINE_LAMBDA {
-                           before.template write_group<true>(i);
-                         })
-                                            : sum([before](int64_t i) SOFTMAXLIB_INLINE_LAMBDA {
-                                                before.template write_group<false>(i);
-                                              });
+    const bool streaming = before.streaming();
+    if (!job.plain && !streaming) {  // with options only what streams is written beside
+      before.write_all();
+      before = Outgoing<D>(&edge);
+    }
+    const auto stream = [before](int64_t i)
+                            SOFTMAXLIB_INLINE_LAMBDA { before.template write_group<true>(i); };
+    const auto store = [before](int64_t i)
+                           SOFTMAXLIB_INLINE_LAMBDA { before.template write_group<false>(i); };
+    RowSum<E> total;
+    if (job.plain) {
+      total = streaming ? sum_into(buffer, x, n, references, stream)
+                        : sum_into(buffer, x, n, references, store);
+    } else if constexpr (sizeof(D) == sizeof(T)) {
+      total = sum_with_options<E>(job, place, buffer, kept, stream);
+    }
     before = Outgoing<D>(&edge);
-    if (!usable(total)) {
+    const bool is_one = job.base[kWhere] && count_visible(job, place, n, 2) == 1;
+    if (!usable(total) || is_one) {
       run_softmax(Row<T>(job, place, nullptr, one_block), softmax_two_pass<T>);
       continue;
     }
@@ -175,18 +201,19 @@ inline void softmax_pipelined_as(D*, const Job& job, int64_t first, int64_t last
       map_elements(Contiguous<T>{buffer + i}, buffer + i, n - i < kChunk ? n - i : kChunk, false,
                    down);
     }
-    before = Outgoing<D>(&edge, buffer, reinterpret_cast<D*>(job.base[kOut] + place.offset[kOut]),
-                         n, static_cast<T>(reciprocal(total)), job.streaming);
+    before = Outgoing<D>(&edge, buffer, y, n, static_cast<T>(reciprocal(total)), job.streaming);
   }
   before.write_head();
-  if (before.streaming()) before.template write_all<true>();
-  else before.template write_all<false>();
+  before.write_all();
   edge.flush();
 }
 
 template <class T>
 inline void softmax_pipelined(const Job& job, int64_t first, int64_t last, char* scratch) {
-  if (!job.direct || !job.plain)
+  constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
+  const bool with_options =
+      job.linear && job.dtype[kOut] == kOwn && !job.causal && !job.base[kSink];
+  if (!with_options && !(job.direct && job.plain))
     return rows_pipelined<T, softmax_two_pass_reload<T>>(job, first, last, scratch);
   with_storage(job.dtype[kOut], typename vector_of<T>::type(),
                [&](auto* storage) { softmax_pipelined_as(storage, job, first, last, scratch); });

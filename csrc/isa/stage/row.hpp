@@ -512,39 +512,52 @@ class Results {
   void (*run_)(const Results& r, int64_t start, int64_t stop) = nullptr;
 };
 
+// Elements, biases and mask of a row, which are fetched as many bytes before they are read.
+class OperandsAhead {
+ public:
+  OperandsAhead(const Job& job, const Place& place, bool with_x, int64_t bytes) {
+    if (with_x) add(job, place, kX, bytes);
+    add(job, place, kBias, bytes);
+    add(job, place, kWhere, bytes);
+  }
+  // Those of the elements from i on.
+  SOFTMAXLIB_INLINE void fetch(int64_t i, int64_t count) const {
+    for (int k = 0; k < count_; ++k)
+      for (int64_t at = i * item_[k]; at < (i + count) * item_[k]; at += 64) fetch_(first_[k] + at);
+  }
+
+ private:
+  void add(const Job& job, const Place& place, Operand k, int64_t bytes) {
+    const int64_t item = k == kWhere ? 1 : item_size(job.dtype[k]);
+    if (!job.base[k] || !is_contiguous(job, k, item)) return;
+    first_[count_] = job.base[k] + place.offset[k] + bytes;
+    item_[count_++] = item;
+  }
+
+  const FetchAhead fetch_ = FetchAhead();
+  const char* first_[3];
+  int64_t item_[3];
+  int count_ = 0;
+};
+
 // While a row is summed the row before is written, and what comes next is fetched: both all the
 // time, not in turns, since neither can be faster than the memory.
 template <class T>
 class Beside {
  public:
-  Beside(const Job& job, const Place& place, Results<T>* before) : before_(before) {
-    // Loads from x itself fetch, where that is best for a row alone.
-    if (!job.direct || tuning.second_level) add(job, place, kX);
-    add(job, place, kBias);
-    add(job, place, kWhere);
-  }
+  // Loads from x itself fetch, where that is best for a row alone.
+  Beside(const Job& job, const Place& place, Results<T>* before)
+      : before_(before), ahead_(job, place, !job.direct || tuning.second_level, kFetchAhead) {}
   void go_on(int64_t elements) {
     before_->write_next(elements);
-    for (int k = 0; k < count_; ++k) {
-      const int64_t bytes = elements * item_[k];
-      for (int64_t i = 0; i < bytes; i += 64) fetch_(next_[k] + i);
-      next_[k] += bytes;
-    }
+    ahead_.fetch(done_, elements);
+    done_ += elements;
   }
 
  private:
-  void add(const Job& job, const Place& place, Operand k) {
-    const int64_t item = k == kWhere ? 1 : item_size(job.dtype[k]);
-    if (!job.base[k] || !is_contiguous(job, k, item)) return;
-    next_[count_] = job.base[k] + place.offset[k] + kFetchAhead;
-    item_[count_++] = item;
-  }
-
   Results<T>* const before_;
-  const FetchAhead fetch_ = FetchAhead();
-  const char* next_[3];
-  int64_t item_[3];
-  int count_ = 0;
+  const OperandsAhead ahead_;
+  int64_t done_ = 0;
 };
 
 }  // namespace

@@ -158,12 +158,14 @@ inline RowSum<F> sum_of(const Row<D>& row, Known known = {}, const RowSum<F>* be
 
 // The same, leaving every f(x) in y, or where the row has its terms wait, under its chunk's
 // reference. Reads x, writes y. In y of float or double only: a half cannot hold f(x).
-template <class F, class D>
-inline RowSum<F> store_of(const Row<D>& row, Known known = {}) {
+// beside(i) is done beside the group at element i.
+template <class F, class D, class Beside = NothingBeside>
+inline RowSum<F> store_of(const Row<D>& row, Known known = {}, Beside beside = {}) {
   const auto total = row.template reduce_blocks<RowSum<F>>([&](int64_t start, int64_t stop) {
     BlockState<typename F::V> state(row);
     row.read_store(start, stop, [&](auto x, auto* terms, int64_t i, int64_t n) {
-      sum_piece_of<F, false, true>(x, terms, n, known, state, &row.reference_of_chunk(i));
+      sum_piece_of<F, false, true>(x, terms, n, known, state, &row.reference_of_chunk(i),
+                                   [&](int64_t j) SOFTMAXLIB_INLINE_LAMBDA { beside(i + j); });
     });
     RowSum<F> result;
     static_cast<Total&>(result) = state.total;
