@@ -352,7 +352,8 @@ softmaxlib_status check_data(Job* job) {
   const bool writes_out = job->given >> kOut & 1;
   job->in_place = writes_out && job->same_layout && x == out;
   // Two dense arrays whose ranges meet do share elements.
-  if (writes_out && !job->in_place && job->dense && x + job->range[kX].low < out + job->range[kOut].high &&
+  if (writes_out && !job->in_place && job->dense &&
+      x + job->range[kX].low < out + job->range[kOut].high &&
       out + job->range[kOut].low < x + job->range[kX].high)
     return SOFTMAXLIB_ERROR_OVERLAP;
   if (job->base[kScale] && !valid_scales(*job))

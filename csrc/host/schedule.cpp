@@ -192,14 +192,14 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
   // Kernels over many rows leave threads without work where there are more of them than rows.
   const bool idle = threads_of(options) > job.rows && worth(job) > 1;
   const bool plain_softmax = function == SOFTMAXLIB_SOFTMAX && job.direct && job.plain;
-  const bool many_rows = table_of(options.isa)->many_rows && !idle;
+  const KernelTable& table = *table_of(options.isa);
+  const bool many_rows = table.many_rows && !idle;
+  const int64_t in_lanes_below = table.in_lanes_below[item == 8];
   if (plain_softmax && job.n > 0 && many_rows) {
     const bool fits = job.n > 1 && job.n * item <= caches().l2 * 3 / 4;
-    const int64_t lanes = item == 8 ? 8 : 16;
-    const int64_t group = kVectorsPerGroup * lanes;
-    if (job.n < group && job.rows * kShare >= job.n)
+    if (job.n < in_lanes_below && job.rows * kShare >= job.n)
       return {registry::in_lanes, "rows of a few elements: every lane is a row"};
-    if (job.rows > 1 && job.n >= group && job.n <= kBatched / item)
+    if (job.rows > 1 && job.n >= in_lanes_below && job.n <= kBatched / item)
       return {registry::batched, "short rows: their maxima and sums all at once"};
     if (half && fits && !frugal)
       return {registry::pipelined, "halves: exponentials wait as floats in a buffer in L2"};
@@ -208,7 +208,8 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
     if (job.rows > 1 && fits && job.n * item <= 8192 && job.rows * job.n >= 4096 && !frugal)
       return {registry::pipelined, "short rows in cache: the next row hides the end of this"};
   }
-  const int64_t most = kVectorsPerGroup * (item == 8 ? 8 : 16) - (lies_across(job, kX) ? 0 : 1);
+  const int64_t most =
+      lies_across(job, kX) ? kVectorsPerGroup * (item == 8 ? 8 : 16) : in_lanes_below - 1;
   if (batches(job) && many_rows && !plain_softmax && job.rows * kShare >= job.n && job.n <= most)
     return {registry::in_lanes, "rows of a few elements: every lane is a row"};
   if (batches(job) && many_rows && (half || !plain_softmax))

@@ -46,6 +46,8 @@ KernelTable make_table(const Tuning& of_cpu) {
   table.isa = kIsa;
   table.many_rows = kHasManyRows;
   table.streaming_stores = kHasStreamingStores;
+  table.in_lanes_below[0] = kInLanesBelow<float>;
+  table.in_lanes_below[1] = kInLanesBelow<double>;
 #define SOFTMAXLIB_KERNEL(function, algorithm, storages)     \
   table.run[registry::function][registry::algorithm] = {     \
       rows_one_by_one<float, function##_##algorithm<float>>, \

@@ -27,6 +27,8 @@ struct KernelTable {
   softmaxlib_isa isa;
   bool many_rows;         // whether it has the schedules that only `auto` picks
   bool streaming_stores;  // whether they are other instructions than plain stores
+  // Contiguous rows of less elements than that are computed a row per lane: floats, doubles.
+  int64_t in_lanes_below[2];
   Kernels run[kFunctions][kSchedules];
   Kernels backward[kFunctions];
   StateKernels states[kFunctions];

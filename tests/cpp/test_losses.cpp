@@ -267,7 +267,8 @@ TEST(LossStatus, SaysWhatIsWrong) {
   // Arrays of no elements share none, wherever they are said to be.
   const int64_t none[] = {2, 0}, steps[] = {4, 4};
   float sums[2];
-  auto no_indices = array_of(x, SOFTMAXLIB_I64, 2, none), no_y = array_of(x, SOFTMAXLIB_F32, 2, none);
+  auto no_indices = array_of(x, SOFTMAXLIB_I64, 2, none),
+       no_y = array_of(x, SOFTMAXLIB_F32, 2, none);
   no_indices.strides = no_y.strides = steps;
   const auto sa = array_of(sums, SOFTMAXLIB_F32, 1, taken);
   EXPECT_EQ(softmaxlib_take_log_softmax(&xa, &no_indices, &no_y, &sa, 1, &o), SOFTMAXLIB_OK);

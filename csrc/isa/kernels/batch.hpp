@@ -169,28 +169,35 @@ class BatchTerms {
 
  protected:
   const T* row(int r) const { return reinterpret_cast<const T*>(x_ + r * stride_); }
-  SOFTMAXLIB_INLINE V joined(const T* hi, const T*, V) const { return load(hi); }
-  SOFTMAXLIB_INLINE Pair<V> joined(const T* hi, const T* lo, Pair<V>) const {
-    return {load(hi), load(lo)};
+  // The elements of a row: up to a vector from i on, -inf beyond. A copy of where they are, which
+  // no store can change.
+  struct Arguments {
+    const T *hi, *lo;
+    bool is_staged;  // a tile has elements up to the pitch
+
+    SOFTMAXLIB_INLINE X operator()(int64_t i, int64_t count) const {
+      if (kLow || count >= kLanes || is_staged) return at(i, X());
+      X some;
+      const V x = load_n(hi + i, static_cast<int>(count), static_cast<T>(-INFINITY));
+      from_pair(Pair<V>{x, V::set1(0)}, some);
+      return some;
+    }
+
+   private:
+    SOFTMAXLIB_INLINE V at(int64_t i, V) const { return load(hi + i); }
+    SOFTMAXLIB_INLINE Pair<V> at(int64_t i, Pair<V>) const { return {load(hi + i), load(lo + i)}; }
+  };
+  SOFTMAXLIB_INLINE Arguments arguments(int r) const {
+    return {row(r), kLow ? low_ + r * pitch_ : nullptr, is_staged_};
   }
-  // Up to a vector of elements; -inf beyond. A tile has them up to the pitch.
-  SOFTMAXLIB_INLINE X at(int r, int64_t i, int64_t count) const {
-    const T* const x = row(r) + i;
-    if (kLow || count >= kLanes || is_staged_)
-      return joined(x, kLow ? low_ + r * pitch_ + i : nullptr, X());
-    X some;
-    const V hi = load_n(x, static_cast<int>(count), static_cast<T>(-INFINITY));
-    from_pair(Pair<V>{hi, V::set1(0)}, some);
-    return some;
-  }
-  // The same, while those of later rows are fetched.
+  // Those that are read for the first time, while those of later rows are fetched.
   SOFTMAXLIB_INLINE X at(int r, int64_t i) const {
     if constexpr (!kLow) fetch_(reinterpret_cast<const char*>(row(r) + i) + kBatchPrefetchBytes);
-    return at(r, i, kLanes);
+    return arguments(r)(i, kLanes);
   }
   SOFTMAXLIB_INLINE X up_to_end(int r, int64_t i) const {
     if constexpr (!kLow) fetch_(reinterpret_cast<const char*>(row(r) + i) + kBatchPrefetchBytes);
-    return at(r, i, n_ - i);
+    return arguments(r)(i, n_ - i);
   }
   Pair<T> element(int r, int64_t j) const {
     return {element_at(row(r), j), kLow ? low_[r * pitch_ + j] : T(0)};
@@ -301,7 +308,6 @@ template <class P, class X>
 class Batch : public BatchTerms<typename P::F, X, P::kHolds> {
   using Terms = BatchTerms<typename P::F, X, P::kHolds>;
   using Terms::alone_;
-  using Terms::at;
   using Terms::e_;
   using Terms::n_;
   using Terms::pitch_;
@@ -373,7 +379,8 @@ class Batch : public BatchTerms<typename P::F, X, P::kHolds> {
     if constexpr (P::kHolds && !P::kReduces) {
       T* const e = e_ + r * pitch_;
       const auto result = of_.result(r);
-      for (int64_t i = 0; i < n_; i += kLanes) store(e + i, result(at(r, i, n_ - i)));
+      const auto x = this->arguments(r);
+      for (int64_t i = 0, n = n_; i < n; i += kLanes) store(e + i, result(x(i, n - i)));
       if constexpr (P::kTargets) of_.put_target(r, e);
     }
   }
@@ -381,8 +388,8 @@ class Batch : public BatchTerms<typename P::F, X, P::kHolds> {
   SOFTMAXLIB_INLINE void put_each(int r, const Sender<V>& sender) {
     if constexpr (P::kHolds && !P::kReduces) {
       sender.put_each(y_ + r * y_stride_,
-                      [&, result = of_.result(r)](int64_t i, int64_t count)
-                          SOFTMAXLIB_INLINE_LAMBDA { return result(at(r, i, count)); });
+                      [x = this->arguments(r), result = of_.result(r)](int64_t i, int64_t count)
+                          SOFTMAXLIB_INLINE_LAMBDA { return result(x(i, count)); });
       if constexpr (P::kTargets) of_.put_target(r);
     }
   }

@@ -67,11 +67,14 @@ class BatchOfCrossEntropy : public KindOfBatch {
   }
   void put_target(int r, T* row) const { row[static_cast<int64_t>(target_[r])] = of_target_[r]; }
 
-  // Element j of every row.
-  template <class X>
-  SOFTMAXLIB_INLINE V results(X x, int j) const {
-    const V p = Exp<V>(0).evaluate(x, load(magic_), load(floor_)) * load(scale_);
-    return select(eq(load(target_), V::set1(static_cast<T>(j))), load(of_target_), p);
+  // A function of element j of every row, and of j.
+  auto results() const {
+    return [exp = Exp<V>(0), magic = load(magic_), floor = load(floor_), scale = load(scale_),
+            target = load(target_), of_target = load(of_target_)](auto x, int j)
+               SOFTMAXLIB_INLINE_LAMBDA {
+                 const V p = exp.evaluate(x, magic, floor) * scale;
+                 return select(eq(target, V::set1(static_cast<T>(j))), of_target, p);
+               };
   }
 
  private:

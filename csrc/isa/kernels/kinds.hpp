@@ -60,16 +60,13 @@ struct BatchHeld {
   SOFTMAXLIB_NOINLINE BatchHeld(const F& f, const X* held, int lanes, V magic, V floor) {
     using T = typename V::elem;
     const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
-    V place = zero;
+    // The first of the largest. A NaN is none: its term makes a NaN of the sum.
     hi = high(held[0]);
-    lo = to_pair(held[0]).lo;
-    for (int i = 1; i < lanes; ++i) {
-      const Pair<V> x = to_pair(held[i]);
-      const auto larger = gt(x.hi, hi);
-      hi = select(larger, x.hi, hi);
-      lo = select(larger, x.lo, lo);
-      place = select(larger, V::set1(static_cast<T>(i)), place);
-    }
+    for (int i = 1; i < lanes; ++i) hi = max(high(held[i]), hi);
+    V place = V::set1(-1);
+    for (int i = lanes - 1; i >= 0; --i)
+      place = select(eq(high(held[i]), hi), V::set1(static_cast<T>(i)), place);
+    lo = zero;
     InLanes<V> terms[V::lanes];
     const auto add = [&](int i, auto count) SOFTMAXLIB_INLINE_LAMBDA {
       X x[count];
@@ -77,6 +74,7 @@ struct BatchHeld {
       for (int k = 0; k < count; ++k) {
         const auto is_it = eq(place, V::set1(static_cast<T>(i + k)));
         const Pair<V> one = to_pair(held[i + k]);
+        if constexpr (sizeof(X) > sizeof(V)) lo = select(is_it, one.lo, lo);
         from_pair(Pair<V>{select(is_it, none, one.hi), select(is_it, zero, one.lo)}, x[k]);
       }
       make_terms<count>(f, x, magic, floor, t);
@@ -215,10 +213,10 @@ struct BatchOfLogSoftmax : KindOfBatch {
     return [hi = V::set1(hi_[r]), lo = V::set1(lo_[r]), log_rest = V::set1(log_rest_[r])](auto x)
                SOFTMAXLIB_INLINE_LAMBDA { return subtract(x, hi, lo) - log_rest; };
   }
-  // Element j of every row.
-  template <class X>
-  SOFTMAXLIB_INLINE V results(X x, int) const {
-    return subtract(x, load(hi_), load(lo_)) - load(log_rest_);
+  // A function of element j of every row, and of j.
+  auto results() const {
+    return [hi = load(hi_), lo = load(lo_), log_rest = load(log_rest_)](auto x, int)
+               SOFTMAXLIB_INLINE_LAMBDA { return subtract(x, hi, lo) - log_rest; };
   }
 
  private:
@@ -261,11 +259,11 @@ struct BatchOfLogStablemax : KindOfBatch {
                                    V::set1(largest_[r]), V::set1(of_largest_[r])};
     return [sum](auto x) SOFTMAXLIB_INLINE_LAMBDA { return log_stablemax_of<V>(x, sum); };
   }
-  // Element j of every row.
-  template <class X>
-  SOFTMAXLIB_INLINE V results(X x, int) const {
-    return log_stablemax_of<V>(
-        x, {load(exponent_), load(mantissa_), load(largest_), load(of_largest_)});
+  // A function of element j of every row, and of j.
+  auto results() const {
+    const LogSumOfStable<V> sum = {load(exponent_), load(mantissa_), load(largest_),
+                                   load(of_largest_)};
+    return [sum](auto x, int) SOFTMAXLIB_INLINE_LAMBDA { return log_stablemax_of<V>(x, sum); };
   }
 
  private:
@@ -337,7 +335,7 @@ struct LabelsOfRows {
   void put_losses(const RowsBeside<V>& rows, const BatchOfLogSoftmax<V>& log_softmax,
                   const bool (&alone)[V::lanes]) const {
     T log_p[V::lanes], losses[V::lanes];
-    store(log_p, log_softmax.results(arguments(), 0));
+    store(log_p, log_softmax.results()(arguments(), 0));
     const bool is_wide = sizeof(T) == 4 && rows.job->dtype[kLoss] == SOFTMAXLIB_F64;
     for (int r = 0; r < rows.rows; ++r) {
       const double y = product_or_zero(weight[r], 0 - static_cast<double>(log_p[r]));
@@ -400,7 +398,7 @@ class BatchOfLogSums : public KindOfBatch {
         const Pair<T> z = valid ? at(r, element) : Pair<T>{static_cast<T>(NAN), 0};
         hi[r] = z.hi, lo[r] = z.lo;
       }
-      store(taken, log_softmax.results(Pair<V>{load(hi), load(lo)}, 0));
+      store(taken, log_softmax.results()(Pair<V>{load(hi), load(lo)}, 0));
       rows_.put(kOut, taken, alone, i * job.top->weight_stride);
     }
   }

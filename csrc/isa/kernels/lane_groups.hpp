@@ -101,16 +101,23 @@ class LaneColumns {
   const T* column(const T* of, int group, int j) const {
     return of + (group * pitch_ + j) * kLanes;
   }
-  SOFTMAXLIB_INLINE void argument_of(int group, int j, V& x) const {
-    x = load(from_[group] + j * stride_[group]);
-  }
-  SOFTMAXLIB_INLINE void argument_of(int group, int j, Pair<V>& x) const {
-    x = {load(column(hi_, group, j)), load(column(lo_, group, j))};
-  }
-  SOFTMAXLIB_INLINE X argument(int group, int j) const {
-    X x;
-    argument_of(group, j, x);
-    return x;
+  // The elements of a group's rows: argument(j). A copy of where they are, which no store can
+  // change.
+  struct Arguments {
+    const T *hi, *lo;
+    int64_t stride;
+
+    SOFTMAXLIB_INLINE X operator()(int j) const { return at(j, X()); }
+
+   private:
+    SOFTMAXLIB_INLINE V at(int j, V) const { return load(hi + j * stride); }
+    SOFTMAXLIB_INLINE Pair<V> at(int j, Pair<V>) const {
+      return {load(hi + j * kLanes), load(lo + j * kLanes)};
+    }
+  };
+  SOFTMAXLIB_INLINE Arguments arguments(int group) const {
+    if constexpr (kLow) return {column(hi_, group, 0), column(lo_, group, 0), kLanes};
+    else return {from_[group], nullptr, stride_[group]};
   }
   // That of one row.
   Pair<T> argument_of_row(int group, int r, int64_t j) const {
@@ -155,10 +162,11 @@ template <class Function, bool kLow>
 class LaneSums : public LaneColumns<typename Function::V, kLow> {
  protected:
   using Columns = LaneColumns<typename Function::V, kLow>;
-  using Columns::argument;
+  using Columns::arguments;
   using Columns::column;
   using Columns::hi_;
   using Columns::n_;
+  using typename Columns::Arguments;
   using typename Columns::X;
 
  public:
@@ -173,12 +181,13 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
   // The references of a group, from the maxima of its rows.
   SOFTMAXLIB_NOINLINE void set_references(int g) {
     V a = V::set1(static_cast<T>(-INFINITY)), b = a;
+    const Arguments argument = arguments(g);
     int j = 0;
     for (; j + 2 <= n_; j += 2) {
-      a = max(high(argument(g, j)), a);
-      b = max(high(argument(g, j + 1)), b);
+      a = max(high(argument(j)), a);
+      b = max(high(argument(j + 1)), b);
     }
-    if (j < n_) a = max(high(argument(g, j)), a);
+    if (j < n_) a = max(high(argument(j)), a);
     const V references = references_of(max(a, b)).value();
     const ExpInLanes<V, F> exp(references);
     store(reference_[g], references);
@@ -208,15 +217,8 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
     const F f(0);
     const int lanes = n_ < kLanes ? n_ : kLanes;
     X held[kLanes];
-    V invalid = V::set1(0);  // a NaN is summed, not held
-    for (int i = 0; i < lanes; ++i) {
-      X none;
-      from_pair(Pair<V>{V::set1(static_cast<T>(-INFINITY)), V::set1(0)}, none);
-      const X x = argument(g, i);
-      invalid = select(eq(high(x), high(x)), invalid, high(x));
-      hold(none, x);
-      held[i] = none;
-    }
+    const Arguments argument = arguments(g);
+    for (int i = 0; i < lanes; ++i) held[i] = argument(i);
     BatchSums<V> sums = with_reference({in_all(0, V()), in_all(0, V()), V::set1(0)}, g);
     if (n_ > kLanes) {
       InLanes<V> rests[kLanes];
@@ -228,7 +230,6 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
     }
     const BatchHeld<V> top(f, held, lanes, magic(g), floor(g));
     two_sum(sums.sum, sums.error, top.others);
-    sums.sum = sums.sum + InLanes<V>::of(invalid);
     return {sums, top};
   }
 
@@ -242,7 +243,8 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
   SOFTMAXLIB_INLINE void terms_of(int g, int j) {
     X x[N];
     V t[N];
-    for (int k = 0; k < N; ++k) x[k] = argument(g, j + k);
+    const Arguments argument = arguments(g);
+    for (int k = 0; k < N; ++k) x[k] = argument(j + k);
     SOFTMAX_ISA::make_terms<N>(F(0), x, magic(g), floor(g), t);
     for (int k = 0; k < N; ++k) store(column(hi_, g, j + k), t[k]);
   }
@@ -298,20 +300,21 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
   template <int N>
   SOFTMAXLIB_INLINE void rest_of_lanes(const F& f, int g, int i, X* held, InLanes<V>* rests) const {
     V t[3][N];
+    const Arguments argument = arguments(g);
     SOFTMAXLIB_NO_UNROLL
     for (int q = 0; q < 3; ++q) {
       const int from = i + (q + 1) * kLanes;
       for (int k = 0; k < N; ++k) t[q][k] = V::set1(0);
       if (from + N <= n_) {
         X x[N];
-        for (int k = 0; k < N; ++k) x[k] = hold(held[i + k], argument(g, from + k));
+        for (int k = 0; k < N; ++k) x[k] = hold(held[i + k], argument(from + k));
         SOFTMAX_ISA::make_terms<N>(f, x, magic(g), floor(g), t[q]);
         continue;
       }
       SOFTMAXLIB_NO_UNROLL
       for (int k = 0; k < N; ++k) {
         if (from + k >= n_) break;
-        const X x[1] = {hold(held[i + k], argument(g, from + k))};
+        const X x[1] = {hold(held[i + k], argument(from + k))};
         V one[1];
         SOFTMAX_ISA::make_terms<1>(f, x, magic(g), floor(g), one);
         t[q][k] = one[0];
@@ -344,7 +347,7 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
 template <class P, bool kLow>
 class LaneGroups : public LaneSums<typename P::F, kLow> {
   using Sums = LaneSums<typename P::F, kLow>;
-  using Sums::argument;
+  using Sums::arguments;
   using Sums::column;
   using Sums::hi_;
   using Sums::n_;
@@ -431,8 +434,8 @@ class LaneGroups : public LaneSums<typename P::F, kLow> {
   // A function of j: result j of a group's rows.
   SOFTMAXLIB_INLINE auto results(int group) const {
     if constexpr (P::kHolds) {
-      return [this, group](int j)
-                 SOFTMAXLIB_INLINE_LAMBDA { return of_[group].results(argument(group, j), j); };
+      return [argument = arguments(group), result = of_[group].results()](int j)
+                 SOFTMAXLIB_INLINE_LAMBDA { return result(argument(j), j); };
     } else {
       return [terms = column(hi_, group, 0), scale = load(of_[group].scale)](int j)
                  SOFTMAXLIB_INLINE_LAMBDA { return load(terms + j * kLanes) * scale; };
@@ -452,7 +455,8 @@ class LaneGroups : public LaneSums<typename P::F, kLow> {
   // Results take the place of arguments.
   SOFTMAXLIB_NOINLINE void resolve(int group) {
     const auto result = results(group);
-    for (int j = 0; j < n_; ++j) store(column(hi_, group, j), result(j));
+    T* const to = column(hi_, group, 0);
+    for (int j = 0, n = n_; j < n; ++j) store(to + j * kLanes, result(j));
   }
 
   // A row that sees one element, which then is 1: whether others are -inf or not seen is for it to
@@ -470,8 +474,8 @@ class LaneGroups : public LaneSums<typename P::F, kLow> {
   SOFTMAXLIB_NOINLINE V count(int g) const {
     V seen = V::set1(0);
     for (int j = 0; j < n_; ++j)
-      seen = seen + select(eq(high(argument(g, j)), V::set1(static_cast<T>(-INFINITY))), V::set1(0),
-                           V::set1(1));
+      seen = seen + select(eq(high(arguments(g)(j)), V::set1(static_cast<T>(-INFINITY))),
+                           V::set1(0), V::set1(1));
     return seen;
   }
 

@@ -373,19 +373,27 @@ inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
   else run_any_in_lanes<P, true>(job, start, stop, alone);
 }
 
+// Contiguous rows are transposed to be in lanes, and back. From so many elements on vectors along
+// rows are full enough to be faster. With AVX-512 that has not been measured.
+template <class T>
+constexpr int64_t kInLanesBelow =
+    (sizeof(T) == 4 && kInStep == 1 ? 2 : kVectorsPerGroup) * vector_of<T>::type::lanes;
+
 // Whether calls that have no schedule of their own compute rows many at a time, and how.
 enum class Many { kNo, kInLanes, kBatched };
-inline Many many_rows(const Job& job, int lanes) {
+template <class V>
+inline Many many_rows(const Job& job) {
   constexpr int64_t kShare = 8;  // as host/schedule.cpp has it
-  if (job.n == 0 || job.n > kVectorsPerChunk * lanes) return Many::kNo;
-  return job.n < kVectorsPerGroup * lanes && job.rows * kShare >= job.n ? Many::kInLanes
-                                                                        : Many::kBatched;
+  if (job.n == 0 || job.n > kVectorsPerChunk * V::lanes) return Many::kNo;
+  const int64_t below = Access(job, kX).across ? int64_t{kVectorsPerGroup} * V::lanes
+                                               : kInLanesBelow<typename V::elem>;
+  return job.n < below && job.rows * kShare >= job.n ? Many::kInLanes : Many::kBatched;
 }
 template <class Kind>
 inline bool run_many(const Job& job, int64_t start, int64_t stop, char* scratch,
                      void (*alone)(const Job& job, int64_t row)) {
   if constexpr (kHasManyRows) {
-    const Many many = many_rows(job, Kind::V::lanes);
+    const Many many = many_rows<typename Kind::V>(job);
     if (many == Many::kInLanes) run_any_in_lanes<Kind>(job, start, stop, alone);
     if (many == Many::kBatched) run_any_batches<Kind>(job, start, stop, scratch, alone);
     return many != Many::kNo;

@@ -411,42 +411,46 @@ inline void store_columns4(double* p, int64_t stride, const __m256d (&v)[4]) {
   _mm256_storeu_pd(p + 3 * stride, _mm256_permute2f128_pd(odd[0], odd[1], 0x31));
 }
 
-inline void load_columns(const float* p, int64_t stride, f32x16 (&column)[4]) {
+inline void load_four_columns(const float* p, int64_t stride, f32x16* column) {
   __m256 a[4], b[4];
   load_columns8(p, stride, a);
   load_columns8(p + 8 * stride, stride, b);
   for (int i = 0; i < 4; ++i) column[i] = {a[i], b[i]};
 }
-inline void load_columns(const double* p, int64_t stride, f64x8 (&column)[4]) {
+inline void load_four_columns(const double* p, int64_t stride, f64x8* column) {
   __m256d a[4], b[4];
   load_columns4(p, stride, a);
   load_columns4(p + 4 * stride, stride, b);
   for (int i = 0; i < 4; ++i) column[i] = {a[i], b[i]};
 }
-inline void store_columns(float* p, int64_t stride, const f32x16 (&column)[4]) {
+inline void store_four_columns(float* p, int64_t stride, const f32x16* column) {
   __m256 a[4] = {column[0].a, column[1].a, column[2].a, column[3].a};
   __m256 b[4] = {column[0].b, column[1].b, column[2].b, column[3].b};
   store_columns8(p, stride, a);
   store_columns8(p + 8 * stride, stride, b);
 }
-inline void store_columns(double* p, int64_t stride, const f64x8 (&column)[4]) {
+inline void store_four_columns(double* p, int64_t stride, const f64x8* column) {
   store_columns4(p, stride, {column[0].a, column[1].a, column[2].a, column[3].a});
   store_columns4(p + 4 * stride, stride, {column[0].b, column[1].b, column[2].b, column[3].b});
 }
 
 template <class V>
+inline void load_columns(const typename V::elem* p, int64_t stride, V (&column)[4]) {
+  load_four_columns(p, stride, column);
+}
+template <class V>
 inline void load_columns(const typename V::elem* p, int64_t stride, V (&column)[8]) {
-  V low[4], high[4];
-  load_columns(p, stride, low);
-  load_columns(p + 4, stride, high);
-  for (int i = 0; i < 4; ++i) column[i] = low[i], column[4 + i] = high[i];
+  load_four_columns(p, stride, column);
+  load_four_columns(p + 4, stride, column + 4);
+}
+template <class V>
+inline void store_columns(typename V::elem* p, int64_t stride, const V (&column)[4]) {
+  store_four_columns(p, stride, column);
 }
 template <class V>
 inline void store_columns(typename V::elem* p, int64_t stride, const V (&column)[8]) {
-  const V low[4] = {column[0], column[1], column[2], column[3]};
-  const V high[4] = {column[4], column[5], column[6], column[7]};
-  store_columns(p, stride, low);
-  store_columns(p + 4, stride, high);
+  store_four_columns(p, stride, column);
+  store_four_columns(p + 4, stride, column + 4);
 }
 
 }  // namespace

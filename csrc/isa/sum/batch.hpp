@@ -39,10 +39,14 @@ class Outbox {
       held_ += static_cast<int>(n);
       return;
     }
+    // Copies, which no store can change.
+    const bool streaming = streaming_;
+    D* y = y_;
     if (SOFTMAXLIB_UNLIKELY(head_ != 0)) put_some(line, V::lanes);
-    else put_line(line);
-    for (y_ += V::lanes; i + V::lanes <= n; i += V::lanes, y_ += V::lanes)
-      put_line(load(e + i) * factor);
+    else put_line(y, line, streaming);
+    for (y += V::lanes; i + V::lanes <= n; i += V::lanes, y += V::lanes)
+      put_line(y, load(e + i) * factor, streaming);
+    y_ = y;
     store(waiting_, load(e + i) * factor);
     held_ = static_cast<int>(n - i);
   }
@@ -58,9 +62,9 @@ class Outbox {
     constexpr T kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     return select(gt(V::set1(static_cast<T>(n)), load(kLane)), a, b);
   }
-  SOFTMAXLIB_INLINE void put_line(V line) {
-    if (streaming_) stream(y_, line);
-    else store(y_, line);
+  static SOFTMAXLIB_INLINE void put_line(D* y, V line, bool streaming) {
+    if (streaming) stream(y, line);
+    else store(y, line);
   }
   // Lanes [head_, stop).
   SOFTMAXLIB_NOINLINE void put_some(V line, int stop) {
