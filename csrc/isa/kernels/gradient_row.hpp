@@ -45,10 +45,11 @@ class GradientRow {
     }
     sum_up(before, true);
     if (scale_.kind.reduces) return;
-    is_quick_ = all_trusted(in_all(sum_, V()));
-    if (sizeof(T) == 8 && needs_smaller_unit(sum_))
-      scale_ = GradientScale(scale_.kind, scale_.affine, kSmallUnit);
-    else if (is_quick_) return;
+    is_quick_ = ElementGradient<kLog, V>::is_good(in_all(sum_, V()));
+    if (is_quick_) return;
+    sum_up(nullptr, false);
+    if (sizeof(T) == 4 || !needs_smaller_unit(sum_)) return;
+    scale_ = GradientScale(scale_.kind, scale_.affine, kSmallUnit);
     sum_up(nullptr, false);
   }
   void write() const {

@@ -120,17 +120,20 @@ class Reader {
       gather_elements(job_, place, operand_, 0, job_.n, to + r * pitch);
     }
   }
-  // Contiguous elements.
-  SOFTMAXLIB_NOINLINE void convert(const char* p, int64_t n, T* to) const {
+  // Contiguous elements, n of them; and again from `step` bytes further on, to `pitch` further on.
+  SOFTMAXLIB_NOINLINE void convert(const char* p, int64_t n, T* to, int64_t times = 1,
+                                   int64_t step = 0, int64_t pitch = 0) const {
     with_storage(job_.dtype[operand_], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
-      const auto* const from = reinterpret_cast<decltype(storage)>(p);
       const FetchAhead fetch;
-      int64_t i = 0;
-      for (; i + kLanes <= n; i += kLanes) {
-        fetch(reinterpret_cast<const char*>(from + i) + kFetchAhead);
-        store(to + i, load(from + i));
+      for (; times > 0; --times, p += step, to += pitch) {
+        const auto* const from = reinterpret_cast<decltype(storage)>(p);
+        int64_t i = 0;
+        for (; i + kLanes <= n; i += kLanes) {
+          fetch(reinterpret_cast<const char*>(from + i) + kFetchAhead);
+          store(to + i, load(from + i));
+        }
+        if (i < n) store(to + i, load_n(from + i, static_cast<int>(n - i), 0));
       }
-      if (i < n) store(to + i, load_n(from + i, static_cast<int>(n - i), 0));
     });
   }
 
@@ -622,6 +625,7 @@ class Sender {
                (job.n == 1 || job.inner[0].stride[kOut] % 64 == 0);
   }
 
+  const Access& access() const { return out_; }
   // Rows that lie side by side are sent together.
   bool sends_squares() const { return out_.across; }
 
@@ -706,7 +710,20 @@ class Sender {
     char* to = is_direct ? y : reinterpret_cast<char*>(copy);
     const int64_t step = is_direct ? stride : kLanes * int64_t{sizeof(T)};
     for (int j = 0; j < n; ++j, to += step) store(reinterpret_cast<T*>(to), result(j));
-    if (!is_direct) put_columns(y, rows, copy);
+    if (!is_direct) put_columns(y, rows, copy, kLanes, n);
+  }
+  // Some elements of rows that lie side by side: strips of a tile, `pitch` apart.
+  SOFTMAXLIB_NOINLINE void put_columns(char* y, int rows, const T* columns, int64_t pitch,
+                                       int64_t count) const {
+    const int64_t stride = job_.inner[0].stride[kOut];
+    with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      for (int64_t j = 0; j < count; ++j, y += stride, columns += pitch) {
+        auto* const to = reinterpret_cast<decltype(storage)>(y);
+        int r = 0;
+        for (; r + kLanes <= rows; r += kLanes) store(to + r, load(columns + r));
+        if (r < rows) store_n(to + r, load(columns + r), rows - r);
+      }
+    });
   }
   // Before somebody else writes results, and at the end.
   SOFTMAXLIB_NOINLINE void finish() {
@@ -720,17 +737,6 @@ class Sender {
   Outbox<f16>& outbox_of(f16*) { return f16_; }
   Outbox<bf16>& outbox_of(bf16*) { return bf16_; }
 
-  // Of up to a vector of rows, which has a vector for each element.
-  SOFTMAXLIB_NOINLINE void put_columns(char* y, int rows, const T* columns) const {
-    const int64_t stride = job_.inner[0].stride[kOut];
-    with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
-      for (int64_t j = 0; j < job_.n; ++j, y += stride, columns += kLanes) {
-        auto* const to = reinterpret_cast<decltype(storage)>(y);
-        if (rows == kLanes) store(to, load(columns));
-        else store_n(to, load(columns), rows);
-      }
-    });
-  }
   SOFTMAXLIB_NOINLINE void scatter(char* y, const T* e, V factor) {
     Place place = {};
     place.offset[kOut] = y - job_.base[kOut];
