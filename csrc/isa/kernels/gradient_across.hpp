@@ -1,4 +1,5 @@
-// Gradients of rows of any length that lie side by side in all operands: a row per lane.
+// Gradients a row per lane: of rows of any length that lie side by side, and of short ones that
+// follow each other, which are transposed on their way in and out.
 #pragma once
 
 #include "isa/kernels/gradient_row.hpp"
@@ -20,10 +21,16 @@ class GradientAcross {
 
   static bool takes(const Job& job) {
     const GradientKind kind(job.function);
-    const auto crosses = [&](Operand k) { return Access(job, k).across; };
-    return !kind.reduces && job.inner_ndim == 1 && crosses(kGrad) && crosses(kResult) &&
-           crosses(kOut) && (!kind.stable || crosses(kX)) && !job.base[kScale] &&
-           (!job.base[kWhere] || job.outer[job.outer_ndim - 1].stride[kWhere] == 1);
+    if (kind.reduces || job.inner_ndim != 1 || job.outer_ndim == 0 || job.base[kScale])
+      return false;
+    const Dim& beside = job.outer[job.outer_ndim - 1];
+    const auto fits = [&](Operand k) {
+      const Access access(job, k);
+      const bool follows = access.along && beside.stride[k] == job.n * access.item;
+      return access.across || (follows && job.n <= kMostAlong && !job.base[kWhere]);
+    };
+    return fits(kGrad) && fits(kResult) && fits(kOut) && (!kind.stable || fits(kX)) &&
+           (!job.base[kWhere] || beside.stride[kWhere] == 1);
   }
 
   explicit GradientAcross(const Job& job)
@@ -33,8 +40,10 @@ class GradientAcross {
         grad_(job, kGrad),
         y_(job, kResult),
         x_(job, kX),
-        sender_(job) {
-    most_ = kLanes * (job.n <= kPiece ? kRoom / job.n : kGroups);
+        sender_(job),
+        is_across_(sender_.access().across) {
+    // Short rows and their tiles fit in the first level cache.
+    most_ = kLanes * (job.n <= kPiece / 4 ? kRoom / 4 / job.n : kGroups);
   }
 
   void compute(int64_t row, int64_t stop) {
@@ -51,9 +60,12 @@ class GradientAcross {
       row += rows;
       run.advance(rows);
     }
+    sender_.finish();
   }
 
  private:
+  // Of longer rows that follow each other, those of a tile are faster.
+  static constexpr int64_t kMostAlong = 12;
   static constexpr int kGroups = 4,
                        kParts = 8;  // a sum has eight partial ones: Lanes of isa/sum/sum.hpp
   static constexpr int64_t kPiece = kVectorsPerGroup * kLanes, kRoom = kGroups * kPiece;
@@ -78,14 +90,20 @@ class GradientAcross {
 
     Strips(const Job& job, Operand k) : reader(job, k), operand(k) {}
     void fetch(const Job& job, const Place& place, int64_t start, int64_t count, int rows,
-               bool to_tile) {
+               bool to_tile, T* room) {
+      const int64_t pitch = (rows + kLanes - 1) / kLanes * kLanes;
       stride = job.inner[0].stride[operand];
       first = job.base[operand] + place.offset[operand] + start * stride;
-      if (job.n > 1)  // the rows after these often follow them
-        fetch_elements_ahead(first + count * stride, stride, static_cast<int>(count),
-                             rows * reader.access().item);
+      if (!reader.access().across) {
+        const int n = static_cast<int>(job.n);
+        reader.convert(first, rows * n, room);
+        for (int r = 0; r < rows; r += kLanes)
+          rows_to_columns<V>(room + r * n, n, n, tile + r, pitch);
+        first = reinterpret_cast<char*>(tile);
+        stride = pitch * static_cast<int64_t>(sizeof(T));
+        return;
+      }
       if (!to_tile && is_in_place(reader.access(), rows)) return;
-      const int64_t pitch = (rows + kLanes - 1) / kLanes * kLanes;
       reader.convert(first, rows, tile, count, stride, pitch);
       first = reinterpret_cast<char*>(tile);
       stride = pitch * static_cast<int64_t>(sizeof(T));
@@ -93,14 +111,15 @@ class GradientAcross {
     SOFTMAXLIB_INLINE Column column(int g) const { return {first + g * kVector, stride}; }
   };
   static bool is_in_place(const Access& access, int rows) {
-    return access.item == sizeof(T) && rows % kLanes == 0;
+    return access.across && access.item == sizeof(T) && rows % kLanes == 0;
   }
 
   void fetch(int64_t start, int64_t count) {
-    grad_.fetch(job_, place_, start, count, rows_, job_.base[kWhere]);
-    y_.fetch(job_, place_, start, count, rows_, job_.base[kWhere]);
+    T* const room = room_ + kLanes;
+    grad_.fetch(job_, place_, start, count, rows_, job_.base[kWhere], room);
+    y_.fetch(job_, place_, start, count, rows_, job_.base[kWhere], room);
     if (job_.base[kWhere]) hide(start, count);
-    if (scale_.kind.stable) x_.fetch(job_, place_, start, count, rows_, false);
+    if (scale_.kind.stable) x_.fetch(job_, place_, start, count, rows_, false, room);
     out_stride_ = job_.inner[0].stride[kOut];
     out_ = to_ = job_.base[kOut] + place_.offset[kOut] + start * out_stride_;
     if (is_direct()) return;
@@ -124,7 +143,13 @@ class GradientAcross {
   }
   bool is_direct() const { return is_in_place(sender_.access(), rows_); }
   void send(int64_t count) {
-    if (!is_direct()) sender_.put_columns(out_, rows_, results_, groups_ * kLanes, count);
+    if (is_direct()) return;
+    const int pitch = groups_ * kLanes, n = static_cast<int>(job_.n);
+    if (is_across_) return sender_.put_columns(out_, rows_, results_, pitch, count);
+    T* const room = room_ + kLanes;
+    for (int r = 0; r < rows_; r += kLanes)
+      columns_to_rows<V>(results_ + r, pitch, n, V::set1(1), room + r * n, n);
+    sender_.put_adjacent(out_, room, rows_ * n);
   }
 
   // What one element adds to a sum, and what that rounds away. Quick: products with probabilities
@@ -239,9 +264,11 @@ class GradientAcross {
   }
   void compute_piece() {
     fetch(0, job_.n);
+    const bool fetches = is_direct() && job_.n > 1 && job_.n <= kLanes;
     bool all = true;
     for (int g = 0; g < groups_; ++g) {
       const Column grad = grad_.column(g), y = y_.column(g);
+      if (fetches) fetch_next(g);
       if constexpr (sizeof(T) == 4)  // nothing to add up
         if (job_.n == 1 && rows_ >= kLanes &&
             write_if_plain(g, plus_element<kLog>(V(), true, grad[0], y[0])))
@@ -249,7 +276,20 @@ class GradientAcross {
       const InLanes<V> sum = in_rows(sum_of_piece<true>(grad, y, job_.n));
       if (!write_if_plain(g, sum)) all &= finish(g, sum);
     }
-    if (all) send(job_.n);
+    if (all) return send(job_.n);
+    if (is_direct()) return;
+    sender_.finish();
+    for (int g = 0; g < groups_; ++g) compute_alone(g);
+  }
+  // The rows after a vector of these, which often follow them, closer than the hardware sees: where
+  // results go too, since few stores at a time wait for memory.
+  SOFTMAXLIB_INLINE void fetch_next(int g) const {
+    const Column grad = grad_.column(g), y = y_.column(g), to = {to_ + g * kVector, out_stride_};
+    for (int64_t j = job_.n; j < 2 * job_.n; ++j) {
+      prefetch(grad.first + j * grad.step);
+      prefetch(y.first + j * y.step);
+      prefetch(to.first + j * to.step);
+    }
   }
   template <class Sum>
   SOFTMAXLIB_INLINE bool write_if_plain(int g, Sum sum) const {
@@ -261,7 +301,10 @@ class GradientAcross {
   SOFTMAXLIB_NOINLINE bool finish(int g, InLanes<V> sum) {
     const bool quick = Element::is_good(sum);
     if (!quick) sum = trusted(sum, sum_of_piece<false>(grad_.column(g), y_.column(g), job_.n));
-    if (compute_alone(g, sum)) return false;
+    if (!all_in_unit(sum)) {
+      if (is_direct()) compute_alone(g);
+      return false;
+    }
     write_any(g, job_.n, Element(scale_, sum, quick));
     return true;
   }
@@ -280,7 +323,8 @@ class GradientAcross {
       for (int g = 0; g < groups_; ++g) sum[g] = trusted(sum[g], sums_[g].value());
     }
     for (int g = 0; g < groups_; ++g) {
-      alone[g] = !quick && compute_alone(g, sum[g]);
+      alone[g] = !all_in_unit(sum[g]);
+      if (alone[g]) compute_alone(g);
       all &= !alone[g];
       element_[g] = Element(scale_, sum[g], quick);
     }
@@ -345,11 +389,9 @@ class GradientAcross {
     return at(each);
   }
   // Where a sum needs a smaller unit.
-  bool compute_alone(int g, InLanes<V> sum) const {
-    if (all_in_unit(sum)) return false;
+  void compute_alone(int g) const {
     for (int i = 0; i < kLanes && g * kLanes + i < rows_; ++i)
       gradient_of_row<kLog, T>(job_, row_ + g * kLanes + i);
-    return true;
   }
 
   // Results of a vector of rows, where there is nothing to look at, and others.
@@ -377,6 +419,7 @@ class GradientAcross {
   int64_t most_;  // rows of a panel
   Strips grad_, y_, x_;
   Sender<V> sender_;
+  const bool is_across_;
   Place place_;
   int64_t row_ = 0;
   int rows_ = 0, groups_ = 0;
@@ -385,6 +428,8 @@ class GradientAcross {
   Sum sums_[kGroups];
   Element element_[kGroups];
   alignas(64) T results_[kRoom * kLanes];
+  // Rows that follow each other, and what transposing and sending read around them.
+  alignas(64) T room_[kLanes + kRoom * kLanes + kLanes];
 };
 
 }  // namespace

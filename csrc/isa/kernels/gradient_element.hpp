@@ -14,9 +14,10 @@
 // log_softmax without a scale are computed in float, with the sum in two parts, so that what
 // cancels does so exactly; all others in double, rounded once.
 //
-// Rows that lie side by side in memory are computed a row per lane (gradient_across.hpp), short
-// ones some at a time through tiles (gradient_tiles.hpp), others one after the other
-// (gradient_row.hpp). All have the same bits: quick_sum() of a row is the definition.
+// Rows that lie side by side in memory, and those of a few elements, are computed a row per lane
+// (gradient_across.hpp), short ones some at a time through tiles (gradient_tiles.hpp), others one
+// after the other (gradient_row.hpp). All have the same bits: quick_sum() of a row is the
+// definition.
 #pragma once
 
 #include "isa/kernels/batch.hpp"

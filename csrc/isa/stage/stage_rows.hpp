@@ -43,6 +43,37 @@ struct Square {
   }
 };
 
+// Elements of as many rows as a vector has lanes, `stride` apart, become columns: vectors, `pitch`
+// apart. Of rows of less than four, up to three beyond are read.
+template <class V, class T = typename V::elem>
+SOFTMAXLIB_NOINLINE void rows_to_columns(const T* x, int64_t stride, int n, T* to, int64_t pitch) {
+  const auto block = [&](int j, auto& columns) SOFTMAXLIB_INLINE_LAMBDA {
+    load_columns(x + j, stride, columns);
+    for (const V& column : columns)
+      if (j < n) store(to + j++ * pitch, column);
+  };
+  int j = 0;
+  for (V eight[8]; j + 8 <= n; j += 8) block(j, eight);
+  V four[4];
+  for (; j + 4 <= n; j += 4) block(j, four);
+  if (j < n) block(n < 4 ? 0 : n - 4, four);
+}
+// The other way round, times a factor per row. Up to three beyond are written, in order.
+template <class V, class T = typename V::elem>
+SOFTMAXLIB_NOINLINE void columns_to_rows(const T* columns, int64_t pitch, int n, V factor, T* y,
+                                         int64_t stride) {
+  const auto block = [&](int j, auto& of) SOFTMAXLIB_INLINE_LAMBDA {
+    int k = j;
+    for (V& column : of) column = k < n ? load(columns + k++ * pitch) * factor : factor;
+    store_columns(y + j, stride, of);
+  };
+  int j = 0;
+  for (V eight[8]; j + 8 <= n; j += 8) block(j, eight);
+  V four[4];
+  for (; j + 4 <= n; j += 4) block(j, four);
+  if (j < n) block(n < 4 ? 0 : n - 4, four);
+}
+
 // Rows that lie side by side, an element apart, in squares: some elements of a vector of rows, of
 // the rows beside them, and then the next elements. So memory is read and written in pieces as wide
 // as there are rows, not a line at a time from every place where an element is. ahead(the first of
@@ -123,15 +154,21 @@ class Reader {
   // Contiguous elements, n of them; and again from `step` bytes further on, to `pitch` further on.
   SOFTMAXLIB_NOINLINE void convert(const char* p, int64_t n, T* to, int64_t times = 1,
                                    int64_t step = 0, int64_t pitch = 0) const {
+    if (step == n * access_.item && pitch == n) n *= times, times = 1;
     with_storage(job_.dtype[operand_], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      constexpr int64_t kVector = kLanes * sizeof(*storage);
       const FetchAhead fetch;
       for (; times > 0; --times, p += step, to += pitch) {
         const auto* const from = reinterpret_cast<decltype(storage)>(p);
         int64_t i = 0;
-        for (; i + kLanes <= n; i += kLanes) {
+        for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
           fetch(reinterpret_cast<const char*>(from + i) + kFetchAhead);
-          store(to + i, load(from + i));
+          if (kVector > 32) fetch(reinterpret_cast<const char*>(from + i) + kFetchAhead + 64);
+          const V a = load(from + i), b = load(from + i + kLanes);
+          store(to + i, a);
+          store(to + i + kLanes, b);
         }
+        if (i + kLanes <= n) store(to + i, load(from + i)), i += kLanes;
         if (i < n) store(to + i, load_n(from + i, static_cast<int>(n - i), 0));
       }
     });
