@@ -70,6 +70,8 @@ class GradientAcross {
                        kParts = 8;  // a sum has eight partial ones: Lanes of isa/sum/sum.hpp
   static constexpr int64_t kPiece = kVectorsPerGroup * kLanes, kRoom = kGroups * kPiece;
   static constexpr int64_t kVector = kLanes * int64_t{sizeof(T)};
+  // Whether a quick sum may be other than a careful one. Where doubles are only added it is not.
+  static constexpr bool kHasCareful = !kLog || sizeof(T) == 4;
 
   // Elements of a vector of rows, so many bytes from each other.
   struct Column {
@@ -89,8 +91,8 @@ class GradientAcross {
     alignas(64) T tile[kRoom * kLanes];
 
     Strips(const Job& job, Operand k) : reader(job, k), operand(k) {}
-    void fetch(const Job& job, const Place& place, int64_t start, int64_t count, int rows,
-               bool to_tile, T* room) {
+    SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int64_t count,
+                                   int rows, bool to_tile, T* room) {
       const int64_t pitch = (rows + kLanes - 1) / kLanes * kLanes;
       stride = job.inner[0].stride[operand];
       first = job.base[operand] + place.offset[operand] + start * stride;
@@ -180,7 +182,7 @@ class GradientAcross {
   static SOFTMAXLIB_INLINE InLanes<V> one(Column g, Column y, int64_t i, int64_t count,
                                           InLanes<V>& error) {
     if constexpr (kQuick && sizeof(T) == 4) {
-      V sum = plus_element<kLog>(V(), true, g[i], y[i]);
+      V sum = plus_element<kLog>(V::set1(0), true, g[i], y[i]);
       for (int64_t j = i + kLanes; j < count; j += kLanes)
         sum = plus_element<kLog>(sum, false, g[j], y[j]);
       return InLanes<V>::of(sum);
@@ -247,12 +249,12 @@ class GradientAcross {
   static SOFTMAXLIB_INLINE InLanes<V> sum_of_piece(Column g, Column y, int64_t n) {
     const int64_t parts = n < kParts ? n : kParts;
     if (kQuick && sizeof(T) == 4 && n == 2) {  // no need of memory
-      InLanes<V> none;
+      InLanes<V> none = in_all(0, V());
       return one<kQuick>(g, y, 0, n, none) + one<kQuick>(g, y, 1, n, none);
     }
     Sum s;
     for (int64_t i = 0; i < parts; ++i) {
-      InLanes<V> part, lost = in_all(0, V());
+      InLanes<V> part = in_all(0, V()), lost = part;
       add_part<kQuick, true>(g, y, i, n, part, lost);
       store_lanes(s.part[i], part);
       if (sizeof(T) == 8) store_lanes(s.lost[i], lost);
@@ -271,7 +273,7 @@ class GradientAcross {
       if (fetches) fetch_next(g);
       if constexpr (sizeof(T) == 4)  // nothing to add up
         if (job_.n == 1 && rows_ >= kLanes &&
-            write_if_plain(g, plus_element<kLog>(V(), true, grad[0], y[0])))
+            write_if_plain(g, plus_element<kLog>(V::set1(0), true, grad[0], y[0])))
           continue;
       const InLanes<V> sum = in_rows(sum_of_piece<true>(grad, y, job_.n));
       if (!write_if_plain(g, sum)) all &= finish(g, sum);
@@ -300,7 +302,8 @@ class GradientAcross {
   // A vector of rows that are not as usual; false where they were computed alone.
   SOFTMAXLIB_NOINLINE bool finish(int g, InLanes<V> sum) {
     const bool quick = Element::is_good(sum);
-    if (!quick) sum = trusted(sum, sum_of_piece<false>(grad_.column(g), y_.column(g), job_.n));
+    if (kHasCareful && !quick)
+      sum = trusted(sum, sum_of_piece<false>(grad_.column(g), y_.column(g), job_.n));
     if (!all_in_unit(sum)) {
       if (is_direct()) compute_alone(g);
       return false;
@@ -318,7 +321,7 @@ class GradientAcross {
       sum[g] = in_rows(sums_[g].value());
       quick &= Element::is_good(sum[g]);
     }
-    if (SOFTMAXLIB_UNLIKELY(!quick)) {
+    if (kHasCareful && SOFTMAXLIB_UNLIKELY(!quick)) {
       add_up<false>();
       for (int g = 0; g < groups_; ++g) sum[g] = trusted(sum[g], sums_[g].value());
     }
@@ -360,14 +363,15 @@ class GradientAcross {
           store_lanes(s.lost[i], lost);
         }
       if ((start + count) % kChunk != 0 && start + count != job_.n) continue;
-      for (int g = 0; g < groups_; ++g) {
-        Sum& s = sums_[g];
-        InLanes<V> total = at(s.total), error = at(s.error);
-        fold(s, kParts, total, error);
-        store_lanes(s.total, total);
-        store_lanes(s.error, error);
-      }
+      for (int g = 0; g < groups_; ++g) end_chunk(sums_[g]);
     }
+  }
+
+  static SOFTMAXLIB_NOINLINE void end_chunk(Sum& s) {
+    InLanes<V> total = at(s.total), error = at(s.error);
+    fold(s, kParts, total, error);
+    store_lanes(s.total, total);
+    store_lanes(s.error, error);
   }
 
   // 1 for lanes without a row.

@@ -66,7 +66,7 @@ class GradientRow {
     return !kIsOwn || (job_->direct && job_->dtype[kOut] == kOwn);
   }
 
-  void sum_up(const GradientRow* before, bool quick) {
+  SOFTMAXLIB_NOINLINE void sum_up(const GradientRow* before, bool quick) {
     Total total;
     total.reference = 0;
     for (int64_t start = 0; start < job_->n; start += kChunk) {
