@@ -261,6 +261,50 @@ def test_zeros_are_exact(name, dtype):
     assert_close(got[:3], name, grad[:3], clean[:3], y[:3], where=where[:3])
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "stablemax", "log_stablemax"])
+def test_many_short_rows(isa, name, dtype):
+    """More rows than are transposed at once; out and grad may be wider than y."""
+    for n in (1, 2, 3, 5, 8, 12, 13):
+        x, rng = sample((1100, n), dtype)
+        if n > 1:
+            x[::9, 0] = -np.inf
+        y = forward(name, x)
+        grad = rng.standard_normal(y.shape).astype(dtype)
+        grad[7] = np.finfo(y.dtype).max if dtype.itemsize > 2 else 6e4
+        if n > 1:
+            grad[::9, 0] = np.inf
+        want = backward(name, *(np.repeat(a, 2, -1)[:, ::2] for a in (grad, x, y)))
+        np.testing.assert_array_equal(backward(name, grad, x, y), want)
+        got = backward(name, *(np.asfortranarray(a) for a in (grad, x, y)))
+        np.testing.assert_array_equal(got, want)
+        if dtype.itemsize < 8:
+            got = backward(name, grad.astype(np.float32), x, y)
+            np.testing.assert_array_equal(got, want)
+        out = grad.copy()
+        arguments = (out, x, y) if "stable" in name else (out, y)
+        getattr(sml, f"{name}_backward")(*arguments, out=out)
+        np.testing.assert_array_equal(out, want)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "stablemax", "log_stablemax"])
+def test_hidden_results_take_no_part(isa, name, dtype):
+    """Whatever y is where `where` is False, in rows of any length and layout."""
+    for n in (2, 40, 100, 1100):
+        x, rng = sample((35, n), dtype)
+        where = rng.random(x.shape) < 0.7
+        y = forward(name, x, where=where)
+        grad = rng.standard_normal(y.shape).astype(dtype)
+        want = backward(name, grad, x, y, where=where)
+        for hidden in (np.nan, np.inf, -np.inf):
+            bad = np.where(where, y, hidden).astype(dtype)
+            np.testing.assert_array_equal(backward(name, grad, x, bad, where=where), want)
+            columns = [np.ascontiguousarray(a.T) for a in (grad, x, bad)]
+            got = backward(name, *columns, axis=0, where=np.ascontiguousarray(where.T))
+            np.testing.assert_array_equal(got.T, want)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_same_bits_everywhere(name):
     for dtype in DTYPES:

@@ -80,6 +80,8 @@ struct Ops {
       BITS("eq of equals", bits(select(eq(a, a), b, c))),
       OP("any gt", Kind::kBits, put_one(y, static_cast<int32_t>(any(gt(a, b))))),
       OP("any eq", Kind::kBits, put_one(y, static_cast<int32_t>(any(eq(a, b))))),
+      OP("all gt", Kind::kBits, put_one(y, static_cast<int32_t>(all(gt(a, b))))),
+      OP("all eq", Kind::kBits, put_one(y, static_cast<int32_t>(all(eq(a, a))))),
       OP("none", Kind::kBits, put_one(y, static_cast<int32_t>(any(gt(a, a))))),
       BITS("bits and from_bits", bits(a)),
       BITS("Int +", bits(a) + bits(b)),

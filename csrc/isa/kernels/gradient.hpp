@@ -29,8 +29,10 @@ void gradient_rows(const Job& job, int64_t start, int64_t stop, char*) {
   const DefaultFloatingPoint environment;
   if (start == stop || job.n == 0) return;
   if constexpr (kHasManyRows) {
-    if (GradientAcross<kLog, T>::takes(job))
-      return GradientAcross<kLog, T>(job).compute(start, stop);
+    if (GradientAcross<kLog, T>::takes(job)) {
+      GradientAcross<kLog, T>(job).compute(start, stop);
+      return stream_fence();
+    }
     // What mixed precision trains with reads its halves where they are.
     if constexpr (sizeof(T) == 4) {
       const softmaxlib_dtype dtype = job.dtype[kOut];

@@ -1,4 +1,5 @@
-// Gradients of rows of any length that lie side by side in all operands: a row per lane.
+// Gradients a row per lane: of rows of any length that lie side by side, and of short ones that
+// follow each other, which are transposed on their way in and out.
 #pragma once
 
 #include "isa/kernels/gradient_row.hpp"
@@ -7,104 +8,157 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
+// A panel of rows at a time: whole vectors of them, or less than one. A piece of a panel is at most
+// a group of elements, read where it is or from tiles. Rows of a single piece are written as soon
+// as they are summed.
 template <bool kLog, class T>
 class GradientAcross {
  public:
   using V = typename vector_of<T>::type;
   using Element = ElementGradient<kLog, V>;
+  using Plain = typename Element::Plain;
   static constexpr int kLanes = V::lanes;
 
   static bool takes(const Job& job) {
     const GradientKind kind(job.function);
-    const auto crosses = [&](Operand k) { return Access(job, k).across; };
-    return !kind.reduces && job.inner_ndim == 1 && crosses(kGrad) && crosses(kResult) &&
-           crosses(kOut) && (!kind.stable || crosses(kX)) && !job.base[kScale] &&
-           (!job.base[kWhere] || job.outer[job.outer_ndim - 1].stride[kWhere] == 1);
+    if (kind.reduces || job.inner_ndim != 1 || job.outer_ndim == 0 || job.base[kScale])
+      return false;
+    const Dim& beside = job.outer[job.outer_ndim - 1];
+    const auto fits = [&](Operand k) {
+      const Access access(job, k);
+      const bool follows = access.along && beside.stride[k] == job.n * access.item;
+      return access.across || (follows && job.n <= kMostAlong && !job.base[kWhere]);
+    };
+    return fits(kGrad) && fits(kResult) && fits(kOut) && (!kind.stable || fits(kX)) &&
+           (!job.base[kWhere] || beside.stride[kWhere] == 1);
   }
 
   explicit GradientAcross(const Job& job)
       : job_(job),
         scale_(GradientKind(job.function), affine_of(job, RowRun(job, 0).place, {0, 0})),
+        may_be_plain_(Element::may_be_plain(scale_)),
         grad_(job, kGrad),
         y_(job, kResult),
         x_(job, kX),
-        out_(job, kOut) {
-    // Panels that stay in the second level cache, if they do not get too narrow.
-    constexpr int64_t kBytes = 1 << 19;
-    most_ = kBytes / (job.n * (grad_.group + y_.group));
-    most_ = (most_ < 4 ? kGroups : most_ > kGroups ? kGroups : most_) * kLanes;
+        sender_(job),
+        is_across_(sender_.access().across) {
+    // Short rows and their tiles fit in the first level cache.
+    most_ = kLanes * (job.n <= kPiece / 4 ? kRoom / 4 / job.n : kGroups);
   }
 
   void compute(int64_t row, int64_t stop) {
     for (RowRun run(job_, row); row < stop;) {
       int64_t rows = run.rows < stop - row ? run.rows : stop - row;
       if (rows > most_) rows = most_;
+      if (rows > kLanes) rows -= rows % kLanes;
       place_ = run.place;
-      grad_.first = job_.base[kGrad] + place_.offset[kGrad];
-      y_.first = job_.base[kResult] + place_.offset[kResult];
-      x_.first = job_.base[kX] + place_.offset[kX];
-      out_.first = job_.base[kOut] + place_.offset[kOut];
+      row_ = row;
       rows_ = static_cast<int>(rows);
       groups_ = (rows_ + kLanes - 1) / kLanes;
-      if (sum_up()) {
-        write();
-      } else {
-        for (int64_t r = 0; r < rows; ++r) gradient_of_row<kLog, T>(job_, row + r);
-      }
+      if (job_.n <= kPiece) compute_piece();
+      else compute_pieces();
       row += rows;
       run.advance(rows);
     }
+    sender_.finish();
   }
 
  private:
-  static constexpr int kGroups = 8,
+  // Of longer rows that follow each other, those of a tile are faster.
+  static constexpr int64_t kMostAlong = 12;
+  static constexpr int kGroups = 4,
                        kParts = 8;  // a sum has eight partial ones: Lanes of isa/sum/sum.hpp
+  static constexpr int64_t kPiece = kVectorsPerGroup * kLanes, kRoom = kGroups * kPiece;
+  static constexpr int64_t kVector = kLanes * int64_t{sizeof(T)};
+  // Whether a quick sum may be other than a careful one. Where doubles are only added it is not.
+  static constexpr bool kHasCareful = !kLog || sizeof(T) == 4;
 
-  int rows_of(int group) const {
-    const int left = rows_ - group * kLanes;
-    return left < kLanes ? left : kLanes;
-  }
-  // An operand: element j of every row is a contiguous strip.
-  struct Strips {
-    softmaxlib_dtype dtype;
-    char* first;
-    int64_t stride, group;
+  // Elements of a vector of rows, so many bytes from each other.
+  struct Column {
+    const char* first;
+    int64_t step;
 
-    Strips(const Job& job, Operand k)
-        : dtype(job.dtype[k]),
-          first(nullptr),
-          stride(job.inner[0].stride[k]),
-          group(kLanes * float_item(job.dtype[k])) {}
-    int64_t item() const { return group / kLanes; }
-    SOFTMAXLIB_INLINE V load(int g, int64_t j, int rows) const {
-      return load_some(dtype, first + j * stride + g * group, rows, V());
-    }
-    // The rows after these often follow them.
-    SOFTMAXLIB_INLINE void prefetch_next(int g, int64_t j, int64_t n) const {
-      prefetch(first + (j + n) * stride + g * group);
+    SOFTMAXLIB_INLINE V operator[](int64_t j) const {
+      return load(reinterpret_cast<const T*>(first + j * step));
     }
   };
-  SOFTMAXLIB_INLINE V masked(V v, V result, int group, int64_t j) const {
-    using Mask = typename V::Mask;
-    if (!job_.base[kWhere]) return of_visible<kLog>(v, result, static_cast<Mask*>(nullptr));
-    const auto* const where =
-        reinterpret_cast<const uint8_t*>(job_.base[kWhere] + place_.offset[kWhere] +
-                                         j * job_.inner[0].stride[kWhere] + group * kLanes);
-    Mask in;
-    if (rows_of(group) == kLanes) {
-      in = load_mask(where, v);
-    } else {
-      uint8_t bytes[kLanes] = {};
-      memcpy(bytes, where, static_cast<size_t>(rows_of(group)));
-      in = load_mask(bytes, v);
+  // An operand: element j of a panel's rows is a strip of vectors.
+  struct Strips {
+    Reader<V> reader;
+    Operand operand;
+    char* first;
+    int64_t stride;
+    alignas(64) T tile[kRoom * kLanes];
+
+    Strips(const Job& job, Operand k) : reader(job, k), operand(k) {}
+    SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int64_t count,
+                                   int rows, bool to_tile, T* room) {
+      const int64_t pitch = (rows + kLanes - 1) / kLanes * kLanes;
+      stride = job.inner[0].stride[operand];
+      first = job.base[operand] + place.offset[operand] + start * stride;
+      if (!reader.access().across) {
+        const int n = static_cast<int>(job.n);
+        reader.convert(first, rows * n, room);
+        for (int r = 0; r < rows; r += kLanes)
+          rows_to_columns<V>(room + r * n, n, n, tile + r, pitch);
+        first = reinterpret_cast<char*>(tile);
+        stride = pitch * static_cast<int64_t>(sizeof(T));
+        return;
+      }
+      if (!to_tile && is_in_place(reader.access(), rows)) return;
+      reader.convert(first, rows, tile, count, stride, pitch);
+      first = reinterpret_cast<char*>(tile);
+      stride = pitch * static_cast<int64_t>(sizeof(T));
     }
-    return of_visible<kLog>(v, result, &in);
+    SOFTMAXLIB_INLINE Column column(int g) const { return {first + g * kVector, stride}; }
+  };
+  static bool is_in_place(const Access& access, int rows) {
+    return access.across && access.item == sizeof(T) && rows % kLanes == 0;
   }
 
-  // What one element adds to a sum, and what that rounds away.
-  SOFTMAXLIB_INLINE InLanes<V> term(int group, int64_t j, InLanes<V>& error) const {
-    const V result = y_.load(group, j, rows_of(group));
-    const V g = masked(grad_.load(group, j, rows_of(group)), result, group, j);
+  void fetch(int64_t start, int64_t count) {
+    T* const room = room_ + kLanes;
+    grad_.fetch(job_, place_, start, count, rows_, job_.base[kWhere], room);
+    y_.fetch(job_, place_, start, count, rows_, job_.base[kWhere], room);
+    if (job_.base[kWhere]) hide(start, count);
+    if (scale_.kind.stable) x_.fetch(job_, place_, start, count, rows_, false, room);
+    out_stride_ = job_.inner[0].stride[kOut];
+    out_ = to_ = job_.base[kOut] + place_.offset[kOut] + start * out_stride_;
+    if (is_direct()) return;
+    to_ = reinterpret_cast<char*>(results_);
+    out_stride_ = groups_ * kVector;
+  }
+  // What `where` hides has a probability of 0, whose gradient is not even looked at.
+  SOFTMAXLIB_NOINLINE void hide(int64_t start, int64_t count) {
+    const V none = V::set1(static_cast<T>(kLog ? -INFINITY : 0));
+    const int64_t stride = job_.inner[0].stride[kWhere];
+    const char* where = job_.base[kWhere] + place_.offset[kWhere] + start * stride;
+    T *y = y_.tile, *g = grad_.tile;
+    for (int64_t j = 0; j < count; ++j, where += stride)
+      for (int r = 0; r < rows_; r += kLanes, y += kLanes, g += kLanes) {
+        uint8_t bytes[kLanes] = {};
+        memcpy(bytes, where + r, static_cast<size_t>(rows_ - r < kLanes ? rows_ - r : kLanes));
+        const V result = select(load_mask(bytes, none), load(y), none);
+        store(y, result);
+        store(g, of_visible<kLog>(load(g), result));
+      }
+  }
+  bool is_direct() const { return is_in_place(sender_.access(), rows_); }
+  void send(int64_t count) {
+    if (is_direct()) return;
+    const int pitch = groups_ * kLanes, n = static_cast<int>(job_.n);
+    if (is_across_) return sender_.put_columns(out_, rows_, results_, pitch, count);
+    T* const room = room_ + kLanes;
+    for (int r = 0; r < rows_; r += kLanes)
+      columns_to_rows<V>(results_ + r, pitch, n, V::set1(1), room + r * n, n);
+    sender_.put_adjacent(out_, room, rows_ * n);
+  }
+
+  // What one element adds to a sum, and what that rounds away. Quick: products with probabilities
+  // of 0 too; if one of these is not 0 then the sum is not finite.
+  template <bool kQuick>
+  static SOFTMAXLIB_INLINE InLanes<V> term(V g, V result, InLanes<V>& error) {
+    if (kLog || !kQuick) g = of_visible<kLog>(g, result);
     if constexpr (kLog) return InLanes<V>::of(g);
     else return product(g, result, error);
   }
@@ -113,21 +167,8 @@ class GradientAcross {
   }
   static SOFTMAXLIB_INLINE InLanes<f64x8> product(f64x8 a, f64x8 b, InLanes<f64x8>& error) {
     const f64x8 product = a * b;
-    error = {error.all + fma(a, b, f64x8::set1(0) - product)};
+    error = {error.all + fms(a, b, product)};
     return {product};
-  }
-  // The same of a group, a vector of the row from each other.
-  SOFTMAXLIB_INLINE InLanes<V> four(int group, int64_t j, int64_t stop) const {
-    V sum = V::set1(0);
-    for (int64_t i = j; i < stop && i < j + kVectorsPerGroup * kLanes; i += kLanes) {
-      const V result = y_.load(group, i, rows_of(group));
-      V g = grad_.load(group, i, rows_of(group));
-      y_.prefetch_next(group, i, job_.n);
-      grad_.prefetch_next(group, i, job_.n);
-      if (job_.base[kWhere]) g = masked(g, result, group, i);
-      sum = plus_element<kLog>(sum, i == j, g, result);
-    }
-    return InLanes<V>::of(sum);
   }
   static SOFTMAXLIB_INLINE void add(InLanes<f32x16>& sum, InLanes<f32x16>&, InLanes<f32x16> x) {
     sum = sum + x;
@@ -135,135 +176,264 @@ class GradientAcross {
   static SOFTMAXLIB_INLINE void add(InLanes<f64x8>& sum, InLanes<f64x8>& error, InLanes<f64x8> x) {
     two_sum(sum.all, error.all, x.all);
   }
-
-  // The sums of all rows; false where one needs a smaller unit.
-  bool sum_up() {
-    InLanes<V> sum[kGroups];
-    if (sizeof(T) == 4 && job_.n <= kVectorsPerGroup * kLanes)
-      for (int g = 0; g < groups_; ++g) sum[g] = sum_of_group(g);
-    else add_up<sizeof(T) == 4>(sum);
-    bool quick = true;
-    for (int g = 0; g < groups_; ++g) quick &= all_trusted(in_rows(sum[g], g));
-    if (SOFTMAXLIB_UNLIKELY(!quick)) {
-      InLanes<V> careful[kGroups];
-      add_up<false>(careful);
-      for (int g = 0; g < groups_; ++g) sum[g] = trusted(sum[g], careful[g]);
+  // What `count` elements from i on, which are a vector apart in the row, add to a partial sum.
+  // Quick floats are added as floats: they are a group's.
+  template <bool kQuick>
+  static SOFTMAXLIB_INLINE InLanes<V> one(Column g, Column y, int64_t i, int64_t count,
+                                          InLanes<V>& error) {
+    if constexpr (kQuick && sizeof(T) == 4) {
+      V sum = plus_element<kLog>(V::set1(0), true, g[i], y[i]);
+      for (int64_t j = i + kLanes; j < count; j += kLanes)
+        sum = plus_element<kLog>(sum, false, g[j], y[j]);
+      return InLanes<V>::of(sum);
+    } else {
+      return term<kQuick>(g[i], y[i], error);
     }
-    bool good = true;
-    for (int g = 0; g < groups_; ++g) {
-      element_[g] = Element(scale_, in_rows(sum[g], g), quick);
-      if constexpr (sizeof(T) == 8) {
-        double each[kLanes];
-        store_lanes(each, sum[g]);
-        for (int i = 0; i < rows_of(g); ++i) good &= !needs_smaller_unit(each[i]);
-      }
-    }
-    return good;
   }
+  // What a piece adds to partial sum i of a vector of rows. kBegins: to 0.
+  template <bool kQuick, bool kBegins>
+  static SOFTMAXLIB_INLINE void add_part(Column g, Column y, int64_t i, int64_t count,
+                                         InLanes<V>& sum, InLanes<V>& error) {
+    for (int64_t j = i; j < count; j += kLanes) {
+      InLanes<V> x = one<kQuick>(g, y, j, count, error);
+      if (kLanes > kParts && j + kParts < count)
+        x = x + one<kQuick>(g, y, j + kParts, count, error);
+      if (kBegins && j == i) sum = x;
+      else add(sum, error, x);
+      if (kQuick && sizeof(T) == 4) break;
+    }
+  }
+
+  // Where a sum is on the way: see isa/sum/sum.hpp. Lanes are doubles in memory: GCC copies structs
+  // of vectors in halves, for which whoever loads a vector then waits.
+  struct Sum {
+    alignas(64) double part[kParts][kLanes], lost[kParts][kLanes];
+    double total[kLanes], error[kLanes];
+
+    void clear() {
+      store_lanes(total, in_all(0, V()));
+      store_lanes(error, in_all(0, V()));
+    }
+    InLanes<V> value() const { return at(total) + at(error); }
+  };
+  static SOFTMAXLIB_INLINE InLanes<V> at(const double* lanes) {
+    InLanes<V> v;
+    load_lanes(lanes, v);
+    return v;
+  }
+  // As Lanes folds its own into a Total. Of less than eight parts the others would be zeros.
+  static SOFTMAXLIB_INLINE InLanes<V> fold_up_to(const double (&x)[kParts][kLanes], int64_t parts) {
+    if (parts == 1) return at(x[0]);
+    if (parts == 2) return at(x[0]) + at(x[1]);
+    InLanes<V> all[kParts];
+    for (int i = 0; i < kParts; ++i) {
+      all[i] = in_all(0, V());
+      if (i < parts) load_lanes(x[i], all[i]);
+    }
+    return fold_eight(all);
+  }
+  static SOFTMAXLIB_INLINE void fold(const Sum& s, int64_t parts, InLanes<f32x16>& sum,
+                                     InLanes<f32x16>& error) {
+    const InLanes<f32x16> all = fold_up_to(s.part, parts);
+    two_sum(sum.low, error.low, all.low);
+    two_sum(sum.high, error.high, all.high);
+  }
+  static SOFTMAXLIB_INLINE void fold(const Sum& s, int64_t parts, InLanes<f64x8>& sum,
+                                     InLanes<f64x8>& error) {
+    for (int64_t i = 0; i < parts; ++i) two_sum(sum.all, error.all, at(s.part[i]).all);
+    error = error + fold_up_to(s.lost, parts);
+  }
+
+  // Rows of one piece.
+  template <bool kQuick>
+  static SOFTMAXLIB_INLINE InLanes<V> sum_of_piece(Column g, Column y, int64_t n) {
+    const int64_t parts = n < kParts ? n : kParts;
+    if (kQuick && sizeof(T) == 4 && n == 2) {  // no need of memory
+      InLanes<V> none = in_all(0, V());
+      return one<kQuick>(g, y, 0, n, none) + one<kQuick>(g, y, 1, n, none);
+    }
+    Sum s;
+    for (int64_t i = 0; i < parts; ++i) {
+      InLanes<V> part = in_all(0, V()), lost = part;
+      add_part<kQuick, true>(g, y, i, n, part, lost);
+      store_lanes(s.part[i], part);
+      if (sizeof(T) == 8) store_lanes(s.lost[i], lost);
+    }
+    if (kQuick && sizeof(T) == 4) return fold_up_to(s.part, parts);
+    InLanes<V> total = in_all(0, V()), error = in_all(0, V());
+    fold(s, parts, total, error);
+    return total + error;
+  }
+  void compute_piece() {
+    fetch(0, job_.n);
+    const bool fetches = is_direct() && job_.n > 1 && job_.n <= kLanes;
+    bool all = true;
+    for (int g = 0; g < groups_; ++g) {
+      const Column grad = grad_.column(g), y = y_.column(g);
+      if (fetches) fetch_next(g);
+      if constexpr (sizeof(T) == 4)  // nothing to add up
+        if (job_.n == 1 && rows_ >= kLanes &&
+            write_if_plain(g, plus_element<kLog>(V::set1(0), true, grad[0], y[0])))
+          continue;
+      const InLanes<V> sum = in_rows(sum_of_piece<true>(grad, y, job_.n));
+      if (!write_if_plain(g, sum)) all &= finish(g, sum);
+    }
+    if (all) return send(job_.n);
+    if (is_direct()) return;
+    sender_.finish();
+    for (int g = 0; g < groups_; ++g) compute_alone(g);
+  }
+  // The rows after a vector of these, which often follow them, closer than the hardware sees: where
+  // results go too, since few stores at a time wait for memory.
+  SOFTMAXLIB_INLINE void fetch_next(int g) const {
+    const Column grad = grad_.column(g), y = y_.column(g), to = {to_ + g * kVector, out_stride_};
+    for (int64_t j = job_.n; j < 2 * job_.n; ++j) {
+      prefetch(grad.first + j * grad.step);
+      prefetch(y.first + j * y.step);
+      prefetch(to.first + j * to.step);
+    }
+  }
+  template <class Sum>
+  SOFTMAXLIB_INLINE bool write_if_plain(int g, Sum sum) const {
+    if (SOFTMAXLIB_UNLIKELY(!may_be_plain_ || !Element::is_good(sum))) return false;
+    write(g, 0, job_.n, Plain(sum));
+    return true;
+  }
+  // A vector of rows that are not as usual; false where they were computed alone.
+  SOFTMAXLIB_NOINLINE bool finish(int g, InLanes<V> sum) {
+    const bool quick = Element::is_good(sum);
+    if (kHasCareful && !quick)
+      sum = trusted(sum, sum_of_piece<false>(grad_.column(g), y_.column(g), job_.n));
+    if (!all_in_unit(sum)) {
+      if (is_direct()) compute_alone(g);
+      return false;
+    }
+    write_any(g, job_.n, Element(scale_, sum, quick));
+    return true;
+  }
+
+  // Longer rows.
+  void compute_pieces() {
+    InLanes<V> sum[kGroups];
+    add_up<true>();
+    bool quick = true, alone[kGroups], all = true;
+    for (int g = 0; g < groups_; ++g) {
+      sum[g] = in_rows(sums_[g].value());
+      quick &= Element::is_good(sum[g]);
+    }
+    if (kHasCareful && SOFTMAXLIB_UNLIKELY(!quick)) {
+      add_up<false>();
+      for (int g = 0; g < groups_; ++g) sum[g] = trusted(sum[g], sums_[g].value());
+    }
+    for (int g = 0; g < groups_; ++g) {
+      alone[g] = !all_in_unit(sum[g]);
+      if (alone[g]) compute_alone(g);
+      all &= !alone[g];
+      element_[g] = Element(scale_, sum[g], quick);
+    }
+    for (int64_t start = 0; start < job_.n; start += kPiece) {
+      const int64_t count = job_.n - start < kPiece ? job_.n - start : kPiece;
+      fetch(start, count);
+      if (may_be_plain_ && quick) {
+        for (int64_t j = 0; j < count; j += kParts)
+          for (int g = 0; g < groups_; ++g)
+            write(g, j, j + kParts < count ? j + kParts : count, element_[g].plain());
+      } else {
+        for (int g = 0; g < groups_; ++g)
+          if (!alone[g]) write_any(g, count, element_[g]);
+      }
+      if (all) send(count);
+    }
+  }
+  template <bool kQuick>
+  SOFTMAXLIB_NOINLINE void add_up() {
+    constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
+    for (int g = 0; g < groups_; ++g) sums_[g].clear();
+    for (int64_t start = 0; start < job_.n; start += kPiece) {
+      const int64_t count = job_.n - start < kPiece ? job_.n - start : kPiece;
+      const bool begins = start % kChunk == 0;
+      fetch(start, count);
+      for (int i = 0; i < kParts && (i < count || begins); ++i)
+        for (int g = 0; g < groups_; ++g) {
+          Sum& s = sums_[g];
+          InLanes<V> part = in_all(0, V()), lost = in_all(0, V());
+          if (!begins) part = at(s.part[i]), lost = at(s.lost[i]);
+          add_part<kQuick, false>(grad_.column(g), y_.column(g), i, count, part, lost);
+          store_lanes(s.part[i], part);
+          store_lanes(s.lost[i], lost);
+        }
+      if ((start + count) % kChunk != 0 && start + count != job_.n) continue;
+      for (int g = 0; g < groups_; ++g) end_chunk(sums_[g]);
+    }
+  }
+
+  static SOFTMAXLIB_NOINLINE void end_chunk(Sum& s) {
+    InLanes<V> total = at(s.total), error = at(s.error);
+    fold(s, kParts, total, error);
+    store_lanes(s.total, total);
+    store_lanes(s.error, error);
+  }
+
   // 1 for lanes without a row.
-  InLanes<V> in_rows(InLanes<V> sum, int group) const {
-    if (rows_of(group) == kLanes) return sum;
+  SOFTMAXLIB_INLINE InLanes<V> in_rows(InLanes<V> sum) const {
+    return SOFTMAXLIB_LIKELY(rows_ >= kLanes) ? sum : in_few_rows(sum);
+  }
+  SOFTMAXLIB_NOINLINE InLanes<V> in_few_rows(InLanes<V> sum) const {
     double each[kLanes];
     store_lanes(each, sum);
-    for (int i = rows_of(group); i < kLanes; ++i) each[i] = 1;
-    load_lanes(each, sum);
-    return sum;
+    for (int i = rows_; i < kLanes; ++i) each[i] = 1;
+    return at(each);
   }
   static InLanes<V> trusted(InLanes<V> sum, InLanes<V> careful) {
     double each[kLanes], better[kLanes];
     store_lanes(each, sum);
     store_lanes(better, careful);
     for (int i = 0; i < kLanes; ++i)
-      if (!all_trusted(in_all(each[i], V()))) each[i] = better[i];
-    load_lanes(each, sum);
-    return sum;
+      if (!Element::is_good(in_all(each[i], V()))) each[i] = better[i];
+    return at(each);
   }
-  // Rows of a single group of floats.
-  InLanes<V> sum_of_group(int g) const {
-    const int64_t n = job_.n;
-    InLanes<V> part[kParts];
-    for (int i = 0; i < kParts; ++i) {
-      part[i] = in_all(0, V());
-      if (i < n) part[i] = four(g, i, n);
-      if (kLanes > kParts && i + kParts < n) part[i] = part[i] + four(g, i + kParts, n);
-    }
-    return fold_eight(part);
-  }
-  template <bool kQuick>
-  SOFTMAXLIB_NOINLINE void add_up(InLanes<V> (&sum)[kGroups]) {
-    constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
-    InLanes<V> error[kGroups];
-    for (int g = 0; g < groups_; ++g) sum[g] = error[g] = in_all(0, V());
-    for (int64_t start = 0; start < job_.n; start += kChunk) {
-      const int64_t stop = job_.n - start < kChunk ? job_.n : start + kChunk;
-      for (int g = 0; g < groups_; ++g)
-        for (int i = 0; i < kParts; ++i) sums_[g][i] = errors_[g][i] = in_all(0, V());
-      for (int64_t j = start; j < stop; j += kLanes * (kQuick ? kVectorsPerGroup : 1))
-        for (int i = 0; i < kParts && j + i < stop; ++i)
-          for (int g = 0; g < groups_; ++g) {
-            const bool two = kLanes > kParts && j + i + kParts < stop;
-            InLanes<V>& lost = errors_[g][i];
-            InLanes<V> x = kQuick ? four(g, j + i, stop) : term(g, j + i, lost);
-            if (two)
-              x = x + (kQuick ? four(g, j + i + kParts, stop) : term(g, j + i + kParts, lost));
-            add(sums_[g][i], lost, x);
-          }
-      for (int g = 0; g < groups_; ++g) fold(g, sum[g], error[g]);
-    }
-    for (int g = 0; g < groups_; ++g) sum[g] = sum[g] + error[g];
-  }
-  // As Lanes folds its own into a Total.
-  void fold(int g, InLanes<f32x16>& sum, InLanes<f32x16>& error) const {
-    const InLanes<f32x16> all = fold_eight(sums_[g]);
-    two_sum(sum.low, error.low, all.low);
-    two_sum(sum.high, error.high, all.high);
-  }
-  void fold(int g, InLanes<f64x8>& sum, InLanes<f64x8>& error) const {
-    for (const InLanes<f64x8>& part : sums_[g]) two_sum(sum.all, error.all, part.all);
-    error = error + fold_eight(errors_[g]);
+  // Where a sum needs a smaller unit.
+  void compute_alone(int g) const {
+    for (int i = 0; i < kLanes && g * kLanes + i < rows_; ++i)
+      gradient_of_row<kLog, T>(job_, row_ + g * kLanes + i);
   }
 
-  void write() const {
-    bool plain = !job_.base[kWhere];
-    for (int g = 0; g < groups_; ++g) plain &= element_[g].is_plain();
-    if (!plain)
-      return write_each([this](int g, int64_t j, int rows) SOFTMAXLIB_INLINE_LAMBDA {
-        const V y = y_.load(g, j, rows), x = scale_.kind.stable ? x_.load(g, j, rows) : V::set1(0);
-        return masked(element_[g](grad_.load(g, j, rows), y, x), y, g, j);
-      });
-    write_each([this](int g, int64_t j, int rows) SOFTMAXLIB_INLINE_LAMBDA {
-      const typename Element::Plain element = {element_[g].hi(), element_[g].lo()};
-      const V y = y_.load(g, j, rows), d = element(grad_.load(g, j, rows), y);
-      using Mask = typename V::Mask;
-      if (!Element::Plain::kIsMasked) return d;
-      return of_visible<kLog>(d, y, static_cast<Mask*>(nullptr));
-    });
+  // Results of a vector of rows, where there is nothing to look at, and others.
+  SOFTMAXLIB_INLINE void write(int g, int64_t start, int64_t stop, const Plain& of) const {
+    const Plain element = of;
+    const Column grad = grad_.column(g), y = y_.column(g);
+    char* to = to_ + g * kVector + start * out_stride_;
+    for (int64_t j = start; j < stop; ++j, to += out_stride_) {
+      const V result = y[j], d = element(grad[j], result);
+      store(reinterpret_cast<T*>(to), Plain::kIsMasked ? of_visible<kLog>(d, result) : d);
+    }
   }
-  // result(group, j, rows): element j of the rows of a group.
-  template <class Result>
-  SOFTMAXLIB_INLINE void write_each(Result result) const {
-    constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
-    alignas(64) T results[kGroups * kLanes];
-    const int done = out_.dtype == kOwn ? rows_ / kLanes * kLanes : 0;
-    for (int64_t j = 0; j < job_.n; ++j) {
-      char* const out = out_.first + j * out_.stride;
-      int g = 0;
-      for (; g < done / kLanes; ++g)
-        store(reinterpret_cast<T*>(out) + g * kLanes, result(g, j, kLanes));
-      for (; g < groups_; ++g) store(results + g * kLanes, result(g, j, rows_of(g)));
-      if (done < rows_)
-        store_all(out_.dtype, out + done * out_.item(), out_.item(), rows_ - done, results + done);
+  SOFTMAXLIB_NOINLINE void write_any(int g, int64_t count, const Element& element) const {
+    const Column grad = grad_.column(g), y = y_.column(g), x = x_.column(g);
+    char* to = to_ + g * kVector;
+    for (int64_t j = 0; j < count; ++j, to += out_stride_) {
+      const V z = scale_.kind.stable ? x[j] : V::set1(0);
+      store(reinterpret_cast<T*>(to), of_visible<kLog>(element(grad[j], y[j], z), y[j]));
     }
   }
 
   const Job& job_;
   const GradientScale scale_;
-  int64_t most_;
-  Strips grad_, y_, x_, out_;
+  const bool may_be_plain_;
+  int64_t most_;  // rows of a panel
+  Strips grad_, y_, x_;
+  Sender<V> sender_;
+  const bool is_across_;
   Place place_;
+  int64_t row_ = 0;
   int rows_ = 0, groups_ = 0;
-  InLanes<V> sums_[kGroups][kParts], errors_[kGroups][kParts];
+  char *out_ = nullptr, *to_ = nullptr;  // where results belong, and where they go first
+  int64_t out_stride_ = 0;
+  Sum sums_[kGroups];
   Element element_[kGroups];
+  alignas(64) T results_[kRoom * kLanes];
+  // Rows that follow each other, and what transposing and sending read around them.
+  alignas(64) T room_[kLanes + kRoom * kLanes + kLanes];
 };
 
 }  // namespace

@@ -14,9 +14,10 @@
 // log_softmax without a scale are computed in float, with the sum in two parts, so that what
 // cancels does so exactly; all others in double, rounded once.
 //
-// Rows that lie side by side in memory are computed a row per lane (gradient_across.hpp), short
-// ones some at a time through tiles (gradient_tiles.hpp), others one after the other
-// (gradient_row.hpp). All have the same bits: quick_sum() of a row is the definition.
+// Rows that lie side by side in memory, and those of a few elements, are computed a row per lane
+// (gradient_across.hpp), short ones some at a time through tiles (gradient_tiles.hpp), others one
+// after the other (gradient_row.hpp). All have the same bits: quick_sum() of a row is the
+// definition.
 #pragma once
 
 #include "isa/kernels/batch.hpp"
@@ -123,7 +124,7 @@ inline void add_products(Lanes<f32x16>& lanes, f32x16 a, f32x16 b) {
 }
 inline void add_products(Lanes<f64x8>& lanes, f64x8 a, f64x8 b) {
   const f64x8 product = a * b;
-  lanes.error = lanes.error + fma(a, b, f64x8::set1(0) - product);
+  lanes.error = lanes.error + fms(a, b, product);
   lanes.add(product);
 }
 inline void add_values(Lanes<f32x16>& lanes, f32x16 a) { lanes.add(widen_low(a) + widen_high(a)); }
@@ -152,16 +153,15 @@ struct GradientScale {
 // Sums of floats are of groups of four in float, those in double (quick_sum() below). Whether that
 // is enough: no element was beyond the range of float, and none that counts below it.
 template <class V>
-SOFTMAXLIB_INLINE typename V::Mask is_trusted(InLanes<V> sum) {
+SOFTMAXLIB_INLINE typename V::Mask is_trusted(V sum) {
   using T = typename V::elem;
-  const V size = magnitude(sum.value()).hi;
-  const V below = select(gt(V::set1(static_cast<T>(0x1p56)), size), size, V::set1(0));
+  const V size = magnitude(sum).hi;
+  const V below = keep(gt(V::set1(static_cast<T>(0x1p56)), size), size);
   return gt(below, V::set1(static_cast<T>(0x1p-64)));
 }
 template <class V>
 SOFTMAXLIB_INLINE bool all_trusted(InLanes<V> sum) {
-  return sizeof(typename V::elem) == 8 ||
-         !any(gt(select(is_trusted(sum), V::set1(0), V::set1(1)), V::set1(0)));
+  return sizeof(typename V::elem) == 8 || all(is_trusted(sum.value()));
 }
 
 // Of doubles the sum, or what it is subtracted from, may leave the range where the result does not.
@@ -174,9 +174,7 @@ inline bool needs_smaller_unit(double sum) {
 
 inline bool all_in_unit(InLanes<f32x16>) { return true; }
 inline bool all_in_unit(InLanes<f64x8> sum) {
-  const f64x8 one = f64x8::set1(1), none = f64x8::set1(0);
-  const auto fits = gt(f64x8::set1(kLargeSum), magnitude(sum.all).hi);  // a NaN does not
-  return !any(gt(select(fits, none, one), none));
+  return all(gt(f64x8::set1(kLargeSum), magnitude(sum.all).hi));  // a NaN is not
 }
 
 // d scale / (1 + |x scale|), d being in the row's unit.
@@ -222,32 +220,18 @@ class ElementGradient {
   // sum: for logsumexp the gradient that comes in, and `result` its result. quick: it is that of
   // quick_sum(), or of doubles.
   ElementGradient(const GradientScale& scale, InLanes<V> sum, bool quick, double result = 0)
-      : scale_(&scale), sum_(sum), result_(result) {
-    set_parts(sum);
-    is_plain_ = !scale.kind.reads_x() && scale.is_one() && all_trusted(sum) && all_in_unit(sum) &&
-                (quick || kDouble);
-  }
+      : scale_(&scale),
+        sum_(sum),
+        result_(result),
+        plain_(sum),
+        is_plain_(may_be_plain(scale) && is_good(sum) && (quick || kDouble)) {}
 
-  SOFTMAXLIB_INLINE V operator()(V g, V result, V z) const {
-    if (is_plain_) return Plain{hi_, lo_}(g, result);
-    V d = in_doubles(g, result, z);
-    if constexpr (sizeof(T) == 4)
-      if (!scale_->kind.reads_x() && scale_->is_one())
-        d = select(is_trusted(sum_), plain(g, result, hi_, lo_), d);
-    return number(d);
+  // Whether rows may be plain, and those of such sums are.
+  static bool may_be_plain(const GradientScale& s) { return !s.kind.reads_x() && s.is_one(); }
+  static SOFTMAXLIB_INLINE bool is_good(InLanes<V> sum) {
+    return all_trusted(sum) && all_in_unit(sum);
   }
-  // f(what computes an element): for loops, which have the choice behind them.
-  template <class F>
-  SOFTMAXLIB_INLINE void with(F f) const {
-    if (is_plain_) f(Plain{hi_, lo_});
-    else f(*this);
-  }
-  // All rows at once.
-  bool is_plain() const { return is_plain_; }
-  InLanes<V> sums() const { return sum_; }
-  const GradientScale& scale() const { return *scale_; }
-  V hi() const { return hi_; }
-  V lo() const { return lo_; }
+  static SOFTMAXLIB_INLINE bool is_good(f32x16 sum) { return all(is_trusted(sum)); }
 
   // Of softmax and log_softmax, where there is nothing to multiply by and the sum is trusted: what
   // cancels does so exactly. hi, lo: the sum in two parts. Products of which a finite sum was made
@@ -256,32 +240,62 @@ class ElementGradient {
     static constexpr bool kIsPlain = true;
     static constexpr bool kIsMasked = kLog || sizeof(T) == 8;  // 0 where a probability is
     V hi, lo;
+    Plain() = default;
+    SOFTMAXLIB_INLINE Plain(V high, V low) : hi(high), lo(low) {}
+    template <class Sum>
+    SOFTMAXLIB_INLINE explicit Plain(Sum sum) {
+      set_parts(sum, hi, lo);
+    }
     SOFTMAXLIB_INLINE V operator()(V g, V result) const {
       const V d = plain(g, result, hi, lo);
       return kLog ? number(d) : d;
     }
   };
 
+  SOFTMAXLIB_INLINE V operator()(V g, V result, V z) const {
+    if (is_plain_) return plain_(g, result);
+    V d = in_doubles(g, result, z);
+    if constexpr (sizeof(T) == 4)
+      if (may_be_plain(*scale_))
+        d = select(is_trusted(sum_.value()), plain(g, result, plain_.hi, plain_.lo), d);
+    return number(d);
+  }
+  // f(what computes an element): for loops, which have the choice behind them.
+  template <class F>
+  SOFTMAXLIB_INLINE void with(F f) const {
+    if (is_plain_) f(plain_);
+    else f(*this);
+  }
+  // All rows at once.
+  bool is_plain() const { return is_plain_; }
+  const Plain& plain() const { return plain_; }
+  InLanes<V> sums() const { return sum_; }
+  const GradientScale& scale() const { return *scale_; }
+
  private:
   static constexpr bool kDouble = sizeof(T) == 8;
 
-  // Of floats: two floats; of logarithms in units of an exponential.
-  void set_parts(InLanes<f32x16> sum) {
-    constexpr float kUnit = 0x1p-60f;
-    static_assert(Exp<f32x16, Use::kExact>::kBias == 60, "kUnit");
-    hi_ = sum.value();
-    lo_ = (sum - InLanes<V>::of(hi_)).value();
-    if (kLog) hi_ = hi_ * V::set1(kUnit), lo_ = lo_ * V::set1(kUnit);
+  // Of floats: two floats, or the one that it is; of logarithms in units of an exponential.
+  static constexpr float kUnit = 0x1p-60f;
+  static_assert(Exp<f32x16, Use::kExact>::kBias == 60, "kUnit");
+  static SOFTMAXLIB_INLINE void set_parts(InLanes<f32x16> sum, f32x16& hi, f32x16& lo) {
+    hi = sum.value();
+    lo = (sum - InLanes<V>::of(hi)).value();
+    if (kLog) hi = hi * V::set1(kUnit), lo = lo * V::set1(kUnit);
+  }
+  static SOFTMAXLIB_INLINE void set_parts(f32x16 sum, f32x16& hi, f32x16& lo) {
+    hi = kLog ? sum * V::set1(kUnit) : sum;
+    lo = V::set1(0);
   }
   // Of doubles the sum itself. With a logarithm it is a product, of which the unit of the
   // exponential goes to whichever factor it does not carry below the range.
-  void set_parts(InLanes<f64x8> sum) {
-    hi_ = sum.all, lo_ = V::set1(0);
+  static SOFTMAXLIB_INLINE void set_parts(InLanes<f64x8> sum, f64x8& hi, f64x8& lo) {
+    hi = sum.all, lo = V::set1(0);
     if (!kLog) return;
     const V unit = V::set1(exp_unit<f64x8>()), one = V::set1(1);
     const auto is_small = gt(V::set1(0x1p-900), magnitude(sum.all).hi);
-    hi_ = sum.all * select(is_small, one, unit);
-    lo_ = select(is_small, unit, one);
+    hi = sum.all * select(is_small, one, unit);
+    lo = select(is_small, unit, one);
   }
   static SOFTMAXLIB_INLINE f32x16 plain(f32x16 g, f32x16 result, f32x16 hi, f32x16 lo) {
     if constexpr (kLog) {
@@ -308,7 +322,7 @@ class ElementGradient {
     return SOFTMAX_ISA::less_exp(g, x, sum_);
   }
   SOFTMAXLIB_INLINE InLanes<f64x8> less_exp(f64x8 g, f64x8 x) const {
-    return {plain(g, x, hi_, lo_)};
+    return {plain(g, x, plain_.hi, plain_.lo)};
   }
   SOFTMAXLIB_NOINLINE V in_doubles(V g, V result, V z) const {
     const GradientScale& s = *scale_;
@@ -333,18 +347,16 @@ class ElementGradient {
   const GradientScale* scale_;
   InLanes<V> sum_;
   double result_;
-  V hi_, lo_;
+  Plain plain_;
   bool is_plain_ = false;
 };
 
-// What an element takes part with. Zeros where it takes none: where `where` is false or, but for
-// logsumexp, its probability is 0.
-template <bool kLog, class V, class Mask>
-SOFTMAXLIB_INLINE V of_visible(V v, V result, const Mask* in) {
+// What an element takes part with: 0 where its probability is 0, as that of all is that `where`
+// hides.
+template <bool kLog, class V>
+SOFTMAXLIB_INLINE V of_visible(V v, V result) {
   using T = typename V::elem;
-  const V none = V::set1(static_cast<T>(kLog ? -INFINITY : 0));
-  v = select(eq(result, none), V::set1(0), v);
-  return in ? select(*in, v, V::set1(0)) : v;
+  return select(eq(result, V::set1(static_cast<T>(kLog ? -INFINITY : 0))), V::set1(0), v);
 }
 
 // The sum of a group of elements and one more, in float. Where a probability is 0 and what comes in
@@ -374,16 +386,19 @@ struct GradientPiece {
   FetchAhead fetch_ahead = FetchAhead();
   int64_t ahead = kFetchAhead;
 
-  // Every product and sum in double.
-  SOFTMAXLIB_NOINLINE Lanes<V> careful_sum(int64_t n, double unit) const {
+  // Every product and sum in double. quick: products with probabilities of 0 too; if one of these
+  // is not 0 then the sum is not finite.
+  SOFTMAXLIB_NOINLINE Lanes<V> careful_sum(int64_t n, double unit, bool quick = false) const {
     Lanes<V> lanes;
+    const bool masks = kLog || !quick || where;
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
       prefetch_from(i);
-      add_vector(lanes, i, kLanes, unit);
+      add_vector(lanes, i, kLanes, unit, masks);
     }
-    if (i < n) add_vector(lanes, i, static_cast<int>(n - i), unit);
-    return lanes;
+    if (i < n) add_vector(lanes, i, static_cast<int>(n - i), unit, masks);
+    const Lanes<V> result = lanes;  // in memory: GCC would have the loop's there too
+    return result;
   }
   // Groups of four in float.
   SOFTMAXLIB_INLINE Lanes<V> quick_sum(int64_t n) const {
@@ -409,16 +424,16 @@ struct GradientPiece {
   }
   SOFTMAXLIB_INLINE Lanes<V> sum(int64_t n) const {
     if constexpr (sizeof(T) == 4) return quick_sum(n);
-    else return careful_sum(n, 1);
+    else return careful_sum(n, 1, true);
   }
 
   // The results of up to a vector of elements.
   template <class F>
   SOFTMAXLIB_INLINE V results(int64_t i, int count, const F& element) const {
     if constexpr (F::kIsPlain) {
-      const V result = load_some(y, i, count, 0);
+      const V result = seen(load_some(y, i, count, 0), i, count);
       const V d = element(load_some(grad, i, count, 0), result);
-      return where || F::kIsMasked ? masked(d, result, i, count) : d;
+      return where || F::kIsMasked ? of_visible<kLog>(d, result) : d;
     } else {
       V g = V::set1(0), result = g, z = g;
       if (y) g = load_some(grad, i, count, 0), result = load_some(y, i, count, 0);
@@ -429,7 +444,7 @@ struct GradientPiece {
       const V d = element(g, result, z);
       const auto none = eq(z, V::set1(static_cast<T>(-INFINITY)));
       if (!y) result = select(none, V::set1(0), V::set1(1));
-      return masked(d, result, i, count);
+      return of_visible<kLog>(d, seen(result, i, count));
     }
   }
   // out: n elements, streamed from the first aligned vector on; what is left at the ends: to edge.
@@ -470,18 +485,14 @@ struct GradientPiece {
     constexpr T kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     return select(gt(V::set1(static_cast<T>(n)), load(kLane)), load(p + i), V::set1(fill));
   }
-  SOFTMAXLIB_INLINE V masked(V v, V result, int64_t i, int n) const {
-    using Mask = typename V::Mask;
-    if (!where) return of_visible<kLog>(v, result, static_cast<const Mask*>(nullptr));
-    Mask in;
-    if (kOver || n == kLanes) {
-      in = load_mask(where + i, v);
-    } else {
-      uint8_t bytes[kLanes] = {};
-      memcpy(bytes, where + i, static_cast<size_t>(n));
-      in = load_mask(bytes, v);
-    }
-    return of_visible<kLog>(v, result, &in);
+  // Results as they count: what `where` hides has a probability of 0.
+  SOFTMAXLIB_INLINE V seen(V result, int64_t i, int n) const {
+    if (!where) return result;
+    const V none = V::set1(kNone);
+    if (kOver || n == kLanes) return select(load_mask(where + i, none), result, none);
+    uint8_t bytes[kLanes] = {};
+    memcpy(bytes, where + i, static_cast<size_t>(n));
+    return select(load_mask(bytes, none), result, none);
   }
   static SOFTMAXLIB_INLINE f32x16 in_unit(f32x16 g, double) { return g; }
   static SOFTMAXLIB_INLINE f64x8 in_unit(f64x8 g, double unit) { return g * f64x8::set1(unit); }
@@ -492,12 +503,14 @@ struct GradientPiece {
     fetch_ahead(reinterpret_cast<const char*>(grad + i) + ahead);
   }
   SOFTMAXLIB_INLINE V plus_vector(V group, bool is_first, int64_t i, int n) const {
-    const V g = load_some(grad, i, n, 0), result = load_some(y, i, n, kNone);
-    return plus_element<kLog>(group, is_first, where ? masked(g, result, i, n) : g, result);
+    const V g = load_some(grad, i, n, 0), result = seen(load_some(y, i, n, kNone), i, n);
+    return plus_element<kLog>(group, is_first, where ? of_visible<kLog>(g, result) : g, result);
   }
-  SOFTMAXLIB_INLINE void add_vector(Lanes<V>& lanes, int64_t i, int n, double unit) const {
-    const V result = load_some(y, i, n, kNone);
-    const V g = masked(in_unit(load_some(grad, i, n, 0), unit), result, i, n);
+  SOFTMAXLIB_INLINE void add_vector(Lanes<V>& lanes, int64_t i, int n, double unit,
+                                    bool masks) const {
+    const V result = seen(load_some(y, i, n, kNone), i, n);
+    V g = in_unit(load_some(grad, i, n, 0), unit);
+    if (masks) g = of_visible<kLog>(g, result);
     if constexpr (kLog) add_values(lanes, g);
     else add_products(lanes, g, result);
   }

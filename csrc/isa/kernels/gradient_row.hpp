@@ -45,10 +45,11 @@ class GradientRow {
     }
     sum_up(before, true);
     if (scale_.kind.reduces) return;
-    is_quick_ = all_trusted(in_all(sum_, V()));
-    if (sizeof(T) == 8 && needs_smaller_unit(sum_))
-      scale_ = GradientScale(scale_.kind, scale_.affine, kSmallUnit);
-    else if (is_quick_) return;
+    is_quick_ = ElementGradient<kLog, V>::is_good(in_all(sum_, V()));
+    if (is_quick_) return;
+    sum_up(nullptr, false);
+    if (sizeof(T) == 4 || !needs_smaller_unit(sum_)) return;
+    scale_ = GradientScale(scale_.kind, scale_.affine, kSmallUnit);
     sum_up(nullptr, false);
   }
   void write() const {
@@ -65,7 +66,7 @@ class GradientRow {
     return !kIsOwn || (job_->direct && job_->dtype[kOut] == kOwn);
   }
 
-  void sum_up(const GradientRow* before, bool quick) {
+  SOFTMAXLIB_NOINLINE void sum_up(const GradientRow* before, bool quick) {
     Total total;
     total.reference = 0;
     for (int64_t start = 0; start < job_->n; start += kChunk) {

@@ -131,7 +131,7 @@ class GradientTiles {
       one.sum = f64x8::set1(1);
       for (int r = rows_; r < kLanes; ++r) lanes_.keep(r, one);
       sums = lanes_.total();
-      quick = all_trusted(sums);
+      quick = Element::is_good(sums);
       if (SOFTMAXLIB_UNLIKELY(!quick)) sums = trusted(sums);
     }
     return Element(of_all, sums, quick);
@@ -141,7 +141,7 @@ class GradientTiles {
     double each[kLanes];
     store_lanes(each, sums);
     for (int r = 0; r < rows_; ++r) {
-      if (all_trusted(in_all(each[r], V()))) continue;
+      if (Element::is_good(in_all(each[r], V()))) continue;
       Total total;
       total.reference = 0;
       piece(r).careful_sum(job_.n, 1).fold_into(total);
@@ -161,8 +161,8 @@ class GradientTiles {
       else return is_direct_ ? reinterpret_cast<T*>(y + r * step) : results + r * spacing_;
     };
     T hi[kLanes], lo[kLanes];
-    store(hi, of_all.hi());
-    store(lo, of_all.lo());
+    store(hi, of_all.plain().hi);
+    store(lo, of_all.plain().lo);
     for (int r = 0; of_all.is_plain() && r < rows_; ++r)
       write(r, out(r), typename Element::Plain{V::set1(hi[r]), V::set1(lo[r])});
     const bool all = of_all.is_plain() || write_each(run, row, of_all, out);

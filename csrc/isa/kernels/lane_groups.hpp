@@ -65,10 +65,10 @@ class LaneColumns {
     store(column(lo_, group, j), x.lo);
   }
   // All elements of a group's rows, `stride` apart; of less than four, up to three beyond are read.
-  SOFTMAXLIB_NOINLINE void load_rows(int group, const T* x, const T* low, int64_t stride) {
-    transpose(columns(group), x, stride);
+  void load_rows(int group, const T* x, const T* low, int64_t stride) {
+    rows_to_columns<V>(x, stride, n_, columns(group), kLanes);
     if constexpr (kLow)
-      if (low) transpose(column(lo_, group, 0), low, stride);
+      if (low) rows_to_columns<V>(low, stride, n_, column(lo_, group, 0), kLanes);
   }
   // Elements become arguments: times a factor per row, as combine() of isa/stage/stage.hpp has it.
   // False where that is not enough for one.
@@ -87,11 +87,8 @@ class LaneColumns {
   }
   // All columns times a factor per row, as rows. Of rows of less than four, up to three beyond are
   // written, in order.
-  SOFTMAXLIB_NOINLINE void store_rows(int group, V factor, T* y, int64_t stride) const {
-    int j = 0;
-    for (; j + 8 <= n_; j += 8) store_block<8>(group, j, factor, y, stride);
-    for (; j + 4 <= n_; j += 4) store_block<4>(group, j, factor, y, stride);
-    if (j < n_) store_block<4>(group, n_ < 4 ? 0 : n_ - 4, factor, y, stride);
+  void store_rows(int group, V factor, T* y, int64_t stride) const {
+    columns_to_rows<V>(column(hi_, group, 0), kLanes, n_, factor, y, stride);
   }
 
  protected:
@@ -131,27 +128,6 @@ class LaneColumns {
   alignas(64) T hi_[kRoom * kLanes];
 
  private:
-  void transpose(T* to, const T* x, int64_t stride) const {
-    int j = 0;
-    for (; j + 8 <= n_; j += 8) load_block<8>(to + j * kLanes, x + j, stride);
-    for (; j + 4 <= n_; j += 4) load_block<4>(to + j * kLanes, x + j, stride);
-    if (j == n_) return;
-    const int last = n_ < 4 ? 0 : n_ - 4;
-    load_block<4>(to + last * kLanes, x + last, stride);
-  }
-  template <int kColumns>
-  static SOFTMAXLIB_INLINE void load_block(T* to, const T* x, int64_t stride) {
-    V block[kColumns];
-    load_columns(x, stride, block);
-    for (int k = 0; k < kColumns; ++k) store(to + k * kLanes, block[k]);
-  }
-  template <int kColumns>
-  SOFTMAXLIB_INLINE void store_block(int group, int j, V factor, T* y, int64_t stride) const {
-    V block[kColumns];
-    for (int k = 0; k < kColumns; ++k) block[k] = load(column(hi_, group, j + k)) * factor;
-    store_columns(y + j, stride, block);
-  }
-
   const T* from_[kRoom / 4];   // the elements of each group, which may be in hi_
   int64_t stride_[kRoom / 4];  // from one column of them to the next
   alignas(64) T lo_[kLow ? kRoom * kLanes : 1];

@@ -104,6 +104,7 @@ inline f32x16::Mask load_mask(const uint8_t* p, f32x16) {
           _mm256_castsi256_ps(_mm256_cmpgt_epi32(b, zero))};
 }
 inline bool any(f32x16::Mask m) { return _mm256_movemask_ps(_mm256_or_ps(m.a, m.b)) != 0; }
+inline bool all(f32x16::Mask m) { return _mm256_movemask_ps(_mm256_and_ps(m.a, m.b)) == 0xff; }
 inline f32x16 select(f32x16::Mask m, f32x16 x, f32x16 y) {
   return {_mm256_blendv_ps(y.a, x.a, m.a), _mm256_blendv_ps(y.b, x.b, m.b)};
 }
@@ -182,6 +183,7 @@ inline f64x8::Mask load_mask(const uint8_t* p, f64x8) {
           _mm256_castsi256_pd(_mm256_cmpgt_epi64(b, zero))};
 }
 inline bool any(f64x8::Mask m) { return _mm256_movemask_pd(_mm256_or_pd(m.a, m.b)) != 0; }
+inline bool all(f64x8::Mask m) { return _mm256_movemask_pd(_mm256_and_pd(m.a, m.b)) == 0xf; }
 inline f64x8 select(f64x8::Mask m, f64x8 x, f64x8 y) {
   return {_mm256_blendv_pd(y.a, x.a, m.a), _mm256_blendv_pd(y.b, x.b, m.b)};
 }

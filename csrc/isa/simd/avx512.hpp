@@ -70,6 +70,7 @@ inline f32x16::Mask load_mask(const uint8_t* p, f32x16) {
   return {_mm_test_epi8_mask(bytes, bytes)};
 }
 inline bool any(f32x16::Mask m) { return m.v != 0; }
+inline bool all(f32x16::Mask m) { return m.v == 0xffff; }
 inline f32x16 select(f32x16::Mask m, f32x16 a, f32x16 b) {
   return {_mm512_mask_blend_ps(m.v, b.v, a.v)};
 }
@@ -113,6 +114,7 @@ inline f64x8::Mask load_mask(const uint8_t* p, f64x8) {
   return {static_cast<__mmask8>(_mm_test_epi8_mask(bytes, bytes))};
 }
 inline bool any(f64x8::Mask m) { return m.v != 0; }
+inline bool all(f64x8::Mask m) { return m.v == 0xff; }
 inline f64x8 select(f64x8::Mask m, f64x8 a, f64x8 b) {
   return {_mm512_mask_blend_pd(m.v, b.v, a.v)};
 }

@@ -227,6 +227,11 @@ struct Vector {
     for (int i = 0; i < N; ++i) found |= m.lane[i];
     return found;
   }
+  SOFTMAXLIB_NOINLINE friend bool all(const Mask& m) {
+    bool each = true;
+    for (int i = 0; i < N; ++i) each &= m.lane[i];
+    return each;
+  }
   SOFTMAXLIB_NOINLINE friend Vector select(const Mask& m, const Vector& a, const Vector& b) {
     Vector r;
     for (int i = 0; i < N; ++i) r.lane[i] = m.lane[i] ? a.lane[i] : b.lane[i];

@@ -43,6 +43,37 @@ struct Square {
   }
 };
 
+// Elements of as many rows as a vector has lanes, `stride` apart, become columns: vectors, `pitch`
+// apart. Of rows of less than four, up to three beyond are read.
+template <class V, class T = typename V::elem>
+SOFTMAXLIB_NOINLINE void rows_to_columns(const T* x, int64_t stride, int n, T* to, int64_t pitch) {
+  const auto block = [&](int j, auto& columns) SOFTMAXLIB_INLINE_LAMBDA {
+    load_columns(x + j, stride, columns);
+    for (const V& column : columns)
+      if (j < n) store(to + j++ * pitch, column);
+  };
+  int j = 0;
+  for (V eight[8]; j + 8 <= n; j += 8) block(j, eight);
+  V four[4];
+  for (; j + 4 <= n; j += 4) block(j, four);
+  if (j < n) block(n < 4 ? 0 : n - 4, four);
+}
+// The other way round, times a factor per row. Up to three beyond are written, in order.
+template <class V, class T = typename V::elem>
+SOFTMAXLIB_NOINLINE void columns_to_rows(const T* columns, int64_t pitch, int n, V factor, T* y,
+                                         int64_t stride) {
+  const auto block = [&](int j, auto& of) SOFTMAXLIB_INLINE_LAMBDA {
+    int k = j;
+    for (V& column : of) column = k < n ? load(columns + k++ * pitch) * factor : factor;
+    store_columns(y + j, stride, of);
+  };
+  int j = 0;
+  for (V eight[8]; j + 8 <= n; j += 8) block(j, eight);
+  V four[4];
+  for (; j + 4 <= n; j += 4) block(j, four);
+  if (j < n) block(n < 4 ? 0 : n - 4, four);
+}
+
 // Rows that lie side by side, an element apart, in squares: some elements of a vector of rows, of
 // the rows beside them, and then the next elements. So memory is read and written in pieces as wide
 // as there are rows, not a line at a time from every place where an element is. ahead(the first of
@@ -120,17 +151,26 @@ class Reader {
       gather_elements(job_, place, operand_, 0, job_.n, to + r * pitch);
     }
   }
-  // Contiguous elements.
-  SOFTMAXLIB_NOINLINE void convert(const char* p, int64_t n, T* to) const {
+  // Contiguous elements, n of them; and again from `step` bytes further on, to `pitch` further on.
+  SOFTMAXLIB_NOINLINE void convert(const char* p, int64_t n, T* to, int64_t times = 1,
+                                   int64_t step = 0, int64_t pitch = 0) const {
+    if (step == n * access_.item && pitch == n) n *= times, times = 1;
     with_storage(job_.dtype[operand_], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
-      const auto* const from = reinterpret_cast<decltype(storage)>(p);
+      constexpr int64_t kVector = kLanes * sizeof(*storage);
       const FetchAhead fetch;
-      int64_t i = 0;
-      for (; i + kLanes <= n; i += kLanes) {
-        fetch(reinterpret_cast<const char*>(from + i) + kFetchAhead);
-        store(to + i, load(from + i));
+      for (; times > 0; --times, p += step, to += pitch) {
+        const auto* const from = reinterpret_cast<decltype(storage)>(p);
+        int64_t i = 0;
+        for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+          fetch(reinterpret_cast<const char*>(from + i) + kFetchAhead);
+          if (kVector > 32) fetch(reinterpret_cast<const char*>(from + i) + kFetchAhead + 64);
+          const V a = load(from + i), b = load(from + i + kLanes);
+          store(to + i, a);
+          store(to + i + kLanes, b);
+        }
+        if (i + kLanes <= n) store(to + i, load(from + i)), i += kLanes;
+        if (i < n) store(to + i, load_n(from + i, static_cast<int>(n - i), 0));
       }
-      if (i < n) store(to + i, load_n(from + i, static_cast<int>(n - i), 0));
     });
   }
 
@@ -622,6 +662,7 @@ class Sender {
                (job.n == 1 || job.inner[0].stride[kOut] % 64 == 0);
   }
 
+  const Access& access() const { return out_; }
   // Rows that lie side by side are sent together.
   bool sends_squares() const { return out_.across; }
 
@@ -706,7 +747,20 @@ class Sender {
     char* to = is_direct ? y : reinterpret_cast<char*>(copy);
     const int64_t step = is_direct ? stride : kLanes * int64_t{sizeof(T)};
     for (int j = 0; j < n; ++j, to += step) store(reinterpret_cast<T*>(to), result(j));
-    if (!is_direct) put_columns(y, rows, copy);
+    if (!is_direct) put_columns(y, rows, copy, kLanes, n);
+  }
+  // Some elements of rows that lie side by side: strips of a tile, `pitch` apart.
+  SOFTMAXLIB_NOINLINE void put_columns(char* y, int rows, const T* columns, int64_t pitch,
+                                       int64_t count) const {
+    const int64_t stride = job_.inner[0].stride[kOut];
+    with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      for (int64_t j = 0; j < count; ++j, y += stride, columns += pitch) {
+        auto* const to = reinterpret_cast<decltype(storage)>(y);
+        int r = 0;
+        for (; r + kLanes <= rows; r += kLanes) store(to + r, load(columns + r));
+        if (r < rows) store_n(to + r, load(columns + r), rows - r);
+      }
+    });
   }
   // Before somebody else writes results, and at the end.
   SOFTMAXLIB_NOINLINE void finish() {
@@ -720,17 +774,6 @@ class Sender {
   Outbox<f16>& outbox_of(f16*) { return f16_; }
   Outbox<bf16>& outbox_of(bf16*) { return bf16_; }
 
-  // Of up to a vector of rows, which has a vector for each element.
-  SOFTMAXLIB_NOINLINE void put_columns(char* y, int rows, const T* columns) const {
-    const int64_t stride = job_.inner[0].stride[kOut];
-    with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
-      for (int64_t j = 0; j < job_.n; ++j, y += stride, columns += kLanes) {
-        auto* const to = reinterpret_cast<decltype(storage)>(y);
-        if (rows == kLanes) store(to, load(columns));
-        else store_n(to, load(columns), rows);
-      }
-    });
-  }
   SOFTMAXLIB_NOINLINE void scatter(char* y, const T* e, V factor) {
     Place place = {};
     place.offset[kOut] = y - job_.base[kOut];

@@ -121,7 +121,7 @@ SOFTMAXLIB_INLINE V where_usable(InLanes<V> reciprocal, V reference) {
 }
 template <class V>
 SOFTMAXLIB_INLINE bool any_nan(V x) {
-  return any(gt(select(eq(x, x), V::set1(0), V::set1(1)), V::set1(0)));
+  return !all(eq(x, x));
 }
 
 // What columns are less in a second attempt: 0, or their maximum where they were not usable.
