@@ -31,8 +31,9 @@ DOCS = ROOT / "docs" / "performance.md"
 TABLE = re.compile(r"(?<=<!-- ports -->\n).*?(?=<!-- /ports -->)", re.DOTALL)
 
 FLAGS = {
-    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c".split(),
-    "avx2": "-mavx2 -mfma -mf16c".split(),
+    "avx512": "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx2 -mfma -mf16c "
+    "-mmove-max=512 -mstore-max=512".split(),
+    "avx2": "-mavx2 -mfma -mf16c -mmove-max=256 -mstore-max=256".split(),
 }
 CPUS = {
     "avx512": ("skylake-avx512", "icelake-server", "sapphirerapids", "znver4"),

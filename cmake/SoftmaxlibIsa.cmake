@@ -27,6 +27,15 @@ function(softmaxlib_add_isa name)
       # The hot loops want their short inner loops unrolled, and nothing else that -O3 adds, which
       # makes the code larger. bench/ports.py compiles likewise and shows what the loops take.
       list(APPEND flags $<$<CONFIG:Release>:-O2> $<$<CONFIG:Release>:-fpeel-loops>)
+      # Structs of vectors are copied as they are stored, in whole vectors: a load waits long for two
+      # stores that it spans, and GCC's own choice is pieces of 16 bytes.
+      if(CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 12)
+        set(bits 256)
+        if(name STREQUAL "avx512")
+          set(bits 512)
+        endif()
+        list(APPEND flags -mmove-max=${bits} -mstore-max=${bits})
+      endif()
     endif()
     list(APPEND flags -fno-exceptions)  # the personality routine would be a weak symbol
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND name STREQUAL "avx512")

@@ -548,7 +548,7 @@ class Beside {
   // Loads from x itself fetch, where that is best for a row alone.
   Beside(const Job& job, const Place& place, Results<T>* before)
       : before_(before), ahead_(job, place, !job.direct || tuning.second_level, kFetchAhead) {}
-  void go_on(int64_t elements) {
+  SOFTMAXLIB_NOINLINE void go_on(int64_t elements) {
     before_->write_next(elements);
     ahead_.fetch(done_, elements);
     done_ += elements;
