@@ -121,11 +121,15 @@ class BatchTerms {
     X held;
     from_pair(Pair<V>{top, V::set1(0)}, held);
     Lanes<V> lanes;
+    const Arguments x = arguments(r);
     int64_t i = 0;
     for (; i + kGroup <= n_; i += kGroup) {
       X v[4];
       V t[4];
-      for (int j = 0; j < 4; ++j) v[j] = at(r, i + j * kLanes);
+      for (int j = 0; j < 4; ++j) {
+        fetch(x.hi + i + j * kLanes);
+        v[j] = x(i + j * kLanes, kLanes);
+      }
       if (F::kFollows && !kHold && i > 0)
         top = max(max_of(high(v[0]), high(v[1]), high(v[2]), high(v[3])), top);
       if constexpr (kHold)
@@ -143,12 +147,13 @@ class BatchTerms {
       add_terms<F>(lanes, t[0], t[1], t[2], t[3]);
     }
     if (i < n_) {
+      const int64_t n = n_;
       V t[4];
+      for (V& none : t) none = V::set1(0);
       SOFTMAXLIB_NO_UNROLL
-      for (int j = 0; j < 4; ++j, i += kLanes) {
-        t[j] = V::set1(0);
-        if (i >= n_) continue;
-        X v = up_to_end(r, i);
+      for (int j = 0; i < n; ++j, i += kLanes) {
+        fetch(x.hi + i);
+        X v = x(i, n - i);
         if constexpr (kHold) v = hold(held, v);
         else top = max(high(v), top);
         if (kHold && i == 0) t[j] = nothing(v);
@@ -190,14 +195,9 @@ class BatchTerms {
   SOFTMAXLIB_INLINE Arguments arguments(int r) const {
     return {row(r), kLow ? low_ + r * pitch_ : nullptr, is_staged_};
   }
-  // Those that are read for the first time, while those of later rows are fetched.
-  SOFTMAXLIB_INLINE X at(int r, int64_t i) const {
-    if constexpr (!kLow) fetch_(reinterpret_cast<const char*>(row(r) + i) + kBatchPrefetchBytes);
-    return arguments(r)(i, kLanes);
-  }
-  SOFTMAXLIB_INLINE X up_to_end(int r, int64_t i) const {
-    if constexpr (!kLow) fetch_(reinterpret_cast<const char*>(row(r) + i) + kBatchPrefetchBytes);
-    return arguments(r)(i, n_ - i);
+  // What comes later, while x is read for the first time.
+  SOFTMAXLIB_INLINE void fetch(const T* x) const {
+    if constexpr (!kLow) fetch_(reinterpret_cast<const char*>(x) + kBatchPrefetchBytes);
   }
   Pair<T> element(int r, int64_t j) const {
     return {element_at(row(r), j), kLow ? low_[r * pitch_ + j] : T(0)};
@@ -250,12 +250,19 @@ class BatchTerms {
       alignas(64) T tops[kLanes][kLanes];
       for (int r = 0; r < rows_; ++r) {
         V top = V::set1(static_cast<T>(-INFINITY));
+        const Arguments x = arguments(r);
         if (n_ >= kGroup) {
-          V x[4];
-          for (int j = 0; j < 4; ++j) x[j] = high(at(r, j * kLanes));
-          top = max_of(x[0], x[1], x[2], x[3]);
+          V v[4];
+          for (int j = 0; j < 4; ++j) {
+            fetch(x.hi + j * kLanes);
+            v[j] = load(x.hi + j * kLanes);
+          }
+          top = max_of(v[0], v[1], v[2], v[3]);
         } else {
-          for (int64_t i = 0; i < n_; i += kLanes) top = max(high(up_to_end(r, i)), top);
+          for (int64_t i = 0, n = n_; i < n; i += kLanes) {
+            fetch(x.hi + i);
+            top = max(high(x(i, n - i)), top);
+          }
         }
         store(tops[r], top);
       }

@@ -47,31 +47,29 @@ struct Square {
 // apart. Of rows of less than four, up to three beyond are read.
 template <class V, class T = typename V::elem>
 SOFTMAXLIB_NOINLINE void rows_to_columns(const T* x, int64_t stride, int n, T* to, int64_t pitch) {
-  const auto block = [&](int j, auto& columns) SOFTMAXLIB_INLINE_LAMBDA {
+  const auto block = [=](int j, auto& columns, int count) SOFTMAXLIB_INLINE_LAMBDA {
     load_columns(x + j, stride, columns);
-    for (const V& column : columns)
-      if (j < n) store(to + j++ * pitch, column);
+    for (int k = 0; k < count; ++k) store(to + (j + k) * pitch, columns[k]);
   };
   int j = 0;
-  for (V eight[8]; j + 8 <= n; j += 8) block(j, eight);
+  for (V eight[8]; j + 8 <= n; j += 8) block(j, eight, 8);
   V four[4];
-  for (; j + 4 <= n; j += 4) block(j, four);
-  if (j < n) block(n < 4 ? 0 : n - 4, four);
+  for (; j + 4 <= n; j += 4) block(j, four, 4);
+  if (j < n) block(n < 4 ? 0 : n - 4, four, n < 4 ? n : 4);
 }
 // The other way round, times a factor per row. Up to three beyond are written, in order.
 template <class V, class T = typename V::elem>
 SOFTMAXLIB_NOINLINE void columns_to_rows(const T* columns, int64_t pitch, int n, V factor, T* y,
                                          int64_t stride) {
-  const auto block = [&](int j, auto& of) SOFTMAXLIB_INLINE_LAMBDA {
-    int k = j;
-    for (V& column : of) column = k < n ? load(columns + k++ * pitch) * factor : factor;
+  const auto block = [=](int j, auto& of, int count) SOFTMAXLIB_INLINE_LAMBDA {
+    for (int k = 0; k < count; ++k) of[k] = load(columns + (j + k) * pitch) * factor;
     store_columns(y + j, stride, of);
   };
   int j = 0;
-  for (V eight[8]; j + 8 <= n; j += 8) block(j, eight);
-  V four[4];
-  for (; j + 4 <= n; j += 4) block(j, four);
-  if (j < n) block(n < 4 ? 0 : n - 4, four);
+  for (V eight[8]; j + 8 <= n; j += 8) block(j, eight, 8);
+  V four[4] = {factor, factor, factor, factor};
+  for (; j + 4 <= n; j += 4) block(j, four, 4);
+  if (j < n) block(n < 4 ? 0 : n - 4, four, n < 4 ? n : 4);
 }
 
 // Rows that lie side by side, an element apart, in squares: some elements of a vector of rows, of
