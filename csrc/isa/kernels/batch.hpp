@@ -121,7 +121,7 @@ class BatchTerms {
     X held;
     from_pair(Pair<V>{top, V::set1(0)}, held);
     Lanes<V> lanes;
-    const Arguments x = arguments(r);
+    const ArgumentsOfRow x = arguments(r);
     int64_t i = 0;
     for (; i + kGroup <= n_; i += kGroup) {
       X v[4];
@@ -176,7 +176,7 @@ class BatchTerms {
   const T* row(int r) const { return reinterpret_cast<const T*>(x_ + r * stride_); }
   // The elements of a row: up to a vector from i on, -inf beyond. A copy of where they are, which
   // no store can change.
-  struct Arguments {
+  struct ArgumentsOfRow {
     const T *hi, *lo;
     bool is_staged;  // a tile has elements up to the pitch
 
@@ -192,7 +192,7 @@ class BatchTerms {
     SOFTMAXLIB_INLINE V at(int64_t i, V) const { return load(hi + i); }
     SOFTMAXLIB_INLINE Pair<V> at(int64_t i, Pair<V>) const { return {load(hi + i), load(lo + i)}; }
   };
-  SOFTMAXLIB_INLINE Arguments arguments(int r) const {
+  SOFTMAXLIB_INLINE ArgumentsOfRow arguments(int r) const {
     return {row(r), kLow ? low_ + r * pitch_ : nullptr, is_staged_};
   }
   // What comes later, while x is read for the first time.
@@ -250,7 +250,7 @@ class BatchTerms {
       alignas(64) T tops[kLanes][kLanes];
       for (int r = 0; r < rows_; ++r) {
         V top = V::set1(static_cast<T>(-INFINITY));
-        const Arguments x = arguments(r);
+        const ArgumentsOfRow x = arguments(r);
         if (n_ >= kGroup) {
           V v[4];
           for (int j = 0; j < 4; ++j) {

@@ -100,7 +100,7 @@ class LaneColumns {
   }
   // The elements of a group's rows: argument(j). A copy of where they are, which no store can
   // change.
-  struct Arguments {
+  struct ArgumentsOfRows {
     const T *hi, *lo;
     int64_t stride;
 
@@ -112,7 +112,7 @@ class LaneColumns {
       return {load(hi + j * kLanes), load(lo + j * kLanes)};
     }
   };
-  SOFTMAXLIB_INLINE Arguments arguments(int group) const {
+  SOFTMAXLIB_INLINE ArgumentsOfRows arguments(int group) const {
     if constexpr (kLow) return {column(hi_, group, 0), column(lo_, group, 0), kLanes};
     else return {from_[group], nullptr, stride_[group]};
   }
@@ -142,7 +142,7 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
   using Columns::column;
   using Columns::hi_;
   using Columns::n_;
-  using typename Columns::Arguments;
+  using typename Columns::ArgumentsOfRows;
   using typename Columns::X;
 
  public:
@@ -157,7 +157,7 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
   // The references of a group, from the maxima of its rows.
   SOFTMAXLIB_NOINLINE void set_references(int g) {
     V a = V::set1(static_cast<T>(-INFINITY)), b = a;
-    const Arguments argument = arguments(g);
+    const ArgumentsOfRows argument = arguments(g);
     int j = 0;
     for (; j + 2 <= n_; j += 2) {
       a = max(high(argument(j)), a);
@@ -193,7 +193,7 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
     const F f(0);
     const int lanes = n_ < kLanes ? n_ : kLanes;
     X held[kLanes];
-    const Arguments argument = arguments(g);
+    const ArgumentsOfRows argument = arguments(g);
     for (int i = 0; i < lanes; ++i) held[i] = argument(i);
     BatchSums<V> sums = with_reference({in_all(0, V()), in_all(0, V()), V::set1(0)}, g);
     if (n_ > kLanes) {
@@ -219,7 +219,7 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
   SOFTMAXLIB_INLINE void terms_of(int g, int j) {
     X x[N];
     V t[N];
-    const Arguments argument = arguments(g);
+    const ArgumentsOfRows argument = arguments(g);
     for (int k = 0; k < N; ++k) x[k] = argument(j + k);
     SOFTMAX_ISA::make_terms<N>(F(0), x, magic(g), floor(g), t);
     for (int k = 0; k < N; ++k) store(column(hi_, g, j + k), t[k]);
@@ -276,7 +276,7 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
   template <int N>
   SOFTMAXLIB_INLINE void rest_of_lanes(const F& f, int g, int i, X* held, InLanes<V>* rests) const {
     V t[3][N];
-    const Arguments argument = arguments(g);
+    const ArgumentsOfRows argument = arguments(g);
     SOFTMAXLIB_NO_UNROLL
     for (int q = 0; q < 3; ++q) {
       const int from = i + (q + 1) * kLanes;
