@@ -30,11 +30,11 @@ function(softmaxlib_add_isa name)
       # Structs of vectors are copied as they are stored, in whole vectors: a load waits long for two
       # stores that it spans, and GCC's own choice is pieces of 16 bytes.
       if(CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 12)
-        set(bits 256)
+        set(vector_bits 256)
         if(name STREQUAL "avx512")
-          set(bits 512)
+          set(vector_bits 512)
         endif()
-        list(APPEND flags -mmove-max=${bits} -mstore-max=${bits})
+        list(APPEND flags -mmove-max=${vector_bits} -mstore-max=${vector_bits})
       endif()
     endif()
     list(APPEND flags -fno-exceptions)  # the personality routine would be a weak symbol

@@ -272,6 +272,7 @@ TEST(LossStatus, SaysWhatIsWrong) {
   no_indices.strides = no_y.strides = steps;
   const auto sa = array_of(sums, SOFTMAXLIB_F32, 1, taken);
   EXPECT_EQ(softmaxlib_take_log_softmax(&xa, &no_indices, &no_y, &sa, 1, &o), SOFTMAXLIB_OK);
+  EXPECT_NEAR(sums[0], 3.4076059, 1e-6);  // log(e + e^2 + e^3)
   EXPECT_EQ(softmaxlib_take_log_softmax(&xa, nullptr, &ya, nullptr, 1, &o), SOFTMAXLIB_ERROR_NULL);
   EXPECT_EQ(softmaxlib_take_log_softmax(&xa, &ia, &ya, nullptr, -3, &o), SOFTMAXLIB_ERROR_AXIS);
 }

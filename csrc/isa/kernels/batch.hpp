@@ -75,13 +75,14 @@ class BatchTerms {
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes, kGroup = kVectorsPerGroup * kLanes;
   static constexpr bool kLow = sizeof(X) > sizeof(V);
-  // A part of the first level cache; with second parts more than that, since of long rows a few in
-  // a batch cost more, by what is done once for all of them, than the second level does.
+  // A part of the first level cache. With second parts it is larger, although the second level
+  // cache then serves some of it: what is done once per batch is shared by more rows.
   static constexpr int kRoom = kVectorsPerChunk * (kLow ? 6 : 3) * kLanes;
 
   // room: for as many rows as a vector has lanes (batch_room() of job.hpp), where a part of the
   // first level cache does not do: rows that are transposed come so many at a time. Or NULL.
-  // in_place: rows are read and written where they are, and wait for their results there.
+  // in_place: x is read and results are written where they are, so that rows whose terms are not
+  // stored need no room.
   BatchTerms(int64_t n, T* room, bool in_place)
       : n_(n),
         pitch_((n + kLanes - 1) / kLanes * kLanes),

@@ -204,8 +204,8 @@ class GradientAcross {
     }
   }
 
-  // Where a sum is on the way: see isa/sum/sum.hpp. Lanes are doubles in memory: GCC copies structs
-  // of vectors in halves, for which whoever loads a vector then waits.
+  // A sum on its way, as isa/sum/sum.hpp has it. Lanes are doubles in memory: older compilers copy
+  // structs of vectors in halves, and a load of the whole vector then waits (SoftmaxlibIsa.cmake).
   struct Sum {
     alignas(64) double part[kParts][kLanes], lost[kParts][kLanes];
     double total[kLanes], error[kLanes];

@@ -397,7 +397,8 @@ struct GradientPiece {
       add_vector(lanes, i, kLanes, unit, masks);
     }
     if (i < n) add_vector(lanes, i, static_cast<int>(n - i), unit, masks);
-    const Lanes<V> result = lanes;  // in memory: GCC would have the loop's there too
+    // A copy: what is returned lies in memory, and GCC would keep the loop's sums there, too.
+    const Lanes<V> result = lanes;
     return result;
   }
   // Groups of four in float.

@@ -138,8 +138,10 @@ inline auto sum_into(T* buffer, const D* x, int64_t n, int32_t* references, Besi
   return total;
 }
 
-// The same of a row with options, whose arguments are made a chunk at a time. Memory goes on being
-// read while they are summed: beyond what the stage itself fetches. Not inline: it is on the stack.
+// The same of a row with options, whose arguments are made in a stage, a chunk at a time. While a
+// chunk is summed, operands are fetched further ahead than the stage does it, so that memory goes
+// on being read. Not inline: the stage would lie on the stack of the loop for plain rows, which
+// then is slower.
 template <class E, class T, class Beside>
 SOFTMAXLIB_NOINLINE RowSum<E> sum_with_options(const Job& job, const Place& place, T* buffer,
                                                char* references, Beside beside) {

@@ -512,7 +512,7 @@ class Results {
   void (*run_)(const Results& r, int64_t start, int64_t stop) = nullptr;
 };
 
-// Elements, biases and mask of a row, which are fetched as many bytes before they are read.
+// Fetches the elements, biases and mask of a row, so many bytes before they are read.
 class OperandsAhead {
  public:
   OperandsAhead(const Job& job, const Place& place, bool with_x, int64_t bytes) {
