@@ -747,8 +747,7 @@ struct GradientArguments {
 // What it returns, likewise, for the functions whose gradient needs no x.
 py::object call_gradient_plainly(PyObject* held, const GradientArguments& args) {
   const int32_t dtype = plain_dtype(args.y);
-  if (dtype < 0 || plain_dtype(args.grad) != dtype || args.where != Py_None || args.out != Py_None)
-    return {};
+  if (dtype < 0 || plain_dtype(args.grad) != dtype || args.where != Py_None) return {};
   const auto grad = py::reinterpret_borrow<py::array>(args.grad);
   const auto y = py::reinterpret_borrow<py::array>(args.y);
   const auto ndim = static_cast<int>(y.ndim());
@@ -767,7 +766,12 @@ py::object call_gradient_plainly(PyObject* held, const GradientArguments& args) 
   }
   int64_t shape[kMaxNdim];
   std::copy_n(y.shape(), ndim, shape);
-  py::object result = new_array(y.dtype(), ndim, y.shape());
+  const auto out = py::reinterpret_borrow<py::object>(args.out);
+  const auto takes = [&](const py::array& from) {
+    return takes_result(out, from, dtype, false, ndim, y.shape());
+  };
+  if (!out.is_none() && !(takes(grad) && takes(y))) return {};
+  py::object result = out.is_none() ? new_array(y.dtype(), ndim, y.shape()) : out;
   const auto view = [&](PyObject* array) {
     return softmaxlib_array{py::detail::array_proxy(array)->data, dtype, ndim, shape, nullptr};
   };

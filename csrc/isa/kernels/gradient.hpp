@@ -35,11 +35,12 @@ void gradient_rows(const Job& job, int64_t start, int64_t stop, char*) {
     }
     // What mixed precision trains with reads its halves where they are.
     if constexpr (sizeof(T) == 4) {
-      const softmaxlib_dtype dtype = job.dtype[kOut];
-      if (job.direct && dtype == SOFTMAXLIB_F16)
-        return gradient_along<kLog, T, f16>(job, start, stop);
-      if (job.direct && dtype == SOFTMAXLIB_BF16)
-        return gradient_along<kLog, T, bf16>(job, start, stop);
+      if (job.direct && !job.base[kWhere]) {
+        if (job.dtype[kOut] == SOFTMAXLIB_F16)
+          return gradient_along<kLog, T, f16>(job, start, stop);
+        if (job.dtype[kOut] == SOFTMAXLIB_BF16)
+          return gradient_along<kLog, T, bf16>(job, start, stop);
+      }
     }
   }
   gradient_along<kLog, T, T>(job, start, stop);

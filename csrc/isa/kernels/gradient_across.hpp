@@ -8,9 +8,9 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// A panel of rows at a time: whole vectors of them, or less than one. A piece of a panel is at most
-// a group of elements, read where it is or from tiles. Rows of a single piece are written as soon
-// as they are summed.
+// A panel of rows at a time: whole vectors of them, or less than one. A slice of a panel is as many
+// elements as a vector has lanes, read where it is or from tiles, element by element as they lie in
+// memory. Short rows are of a single slice.
 template <bool kLog, class T>
 class GradientAcross {
  public:
@@ -41,9 +41,12 @@ class GradientAcross {
         y_(job, kResult),
         x_(job, kX),
         sender_(job),
-        is_across_(sender_.access().across) {
+        is_across_(sender_.access().across),
+        has_halves_(sizeof(T) == 4 && is_across_ && may_be_plain_ && !job.base[kWhere] &&
+                    job.dtype[kOut] != SOFTMAXLIB_F32 && is_like_out(kGrad) &&
+                    is_like_out(kResult)) {
     // Short rows and their tiles fit in the first level cache.
-    most_ = kLanes * (job.n <= kPiece / 4 ? kRoom / 4 / job.n : kGroups);
+    most_ = kLanes * (is_short() ? kRoom / 2 / job.n : kGroups);
   }
 
   void compute(int64_t row, int64_t stop) {
@@ -55,8 +58,8 @@ class GradientAcross {
       row_ = row;
       rows_ = static_cast<int>(rows);
       groups_ = (rows_ + kLanes - 1) / kLanes;
-      if (job_.n <= kPiece) compute_piece();
-      else compute_pieces();
+      if (is_short()) compute_slice();
+      else compute_slices();
       row += rows;
       run.advance(rows);
     }
@@ -65,13 +68,12 @@ class GradientAcross {
 
  private:
   // Of longer rows that follow each other, those of a tile are faster.
-  static constexpr int64_t kMostAlong = 12;
-  static constexpr int kGroups = 4,
-                       kParts = 8;  // a sum has eight partial ones: Lanes of isa/sum/sum.hpp
-  static constexpr int64_t kPiece = kVectorsPerGroup * kLanes, kRoom = kGroups * kPiece;
+  static constexpr int64_t kMostAlong = kLanes == 16 ? 12 : 8;
+  static constexpr int kGroups = 8;
+  static constexpr int kParts = 8;  // a sum has eight partial ones: Lanes of isa/sum/sum.hpp
+  static constexpr int64_t kSlice = kLanes, kRoom = kGroups * kSlice;
+  static constexpr int64_t kGroup = kVectorsPerGroup * kLanes, kChunk = kVectorsPerChunk * kLanes;
   static constexpr int64_t kVector = kLanes * int64_t{sizeof(T)};
-  // Whether a quick sum may be other than a careful one. Where doubles are only added it is not.
-  static constexpr bool kHasCareful = !kLog || sizeof(T) == 4;
 
   // Elements of a vector of rows, so many bytes from each other.
   struct Column {
@@ -79,7 +81,12 @@ class GradientAcross {
     int64_t step;
 
     SOFTMAXLIB_INLINE V operator[](int64_t j) const {
-      return load(reinterpret_cast<const T*>(first + j * step));
+      return load(at(j, static_cast<const T*>(nullptr)));
+    }
+    // Element j of these rows and of those beside them.
+    template <class Storage>
+    SOFTMAXLIB_INLINE const Storage* at(int64_t j, const Storage*) const {
+      return reinterpret_cast<const Storage*>(first + j * step);
     }
   };
   // An operand: element j of a panel's rows is a strip of vectors.
@@ -92,7 +99,7 @@ class GradientAcross {
 
     Strips(const Job& job, Operand k) : reader(job, k), operand(k) {}
     SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int64_t count,
-                                   int rows, bool to_tile, T* room) {
+                                   int rows, bool in_place, T* room) {
       const int64_t pitch = (rows + kLanes - 1) / kLanes * kLanes;
       stride = job.inner[0].stride[operand];
       first = job.base[operand] + place.offset[operand] + start * stride;
@@ -105,45 +112,46 @@ class GradientAcross {
         stride = pitch * static_cast<int64_t>(sizeof(T));
         return;
       }
-      if (!to_tile && is_in_place(reader.access(), rows)) return;
+      if (in_place) return;
       reader.convert(first, rows, tile, count, stride, pitch);
       first = reinterpret_cast<char*>(tile);
       stride = pitch * static_cast<int64_t>(sizeof(T));
     }
     SOFTMAXLIB_INLINE Column column(int g) const { return {first + g * kVector, stride}; }
   };
-  static bool is_in_place(const Access& access, int rows) {
-    return access.across && access.item == sizeof(T) && rows % kLanes == 0;
+  // Rows that are written a vector of rows after the other, each as soon as it is summed. Halves
+  // that are read where they are pay for slices sooner.
+  bool is_short() const { return job_.n <= (has_halves_ ? 8 : kMostAlong); }
+  // Whether an operand is read or written where it is.
+  bool is_in_place(const Access& access) const {
+    return access.across && rows_ % kLanes == 0 && (access.item == sizeof(T) || in_halves_);
   }
 
   void fetch(int64_t start, int64_t count) {
     T* const room = room_ + kLanes;
-    grad_.fetch(job_, place_, start, count, rows_, job_.base[kWhere], room);
-    y_.fetch(job_, place_, start, count, rows_, job_.base[kWhere], room);
-    if (job_.base[kWhere]) hide(start, count);
-    if (scale_.kind.stable) x_.fetch(job_, place_, start, count, rows_, false, room);
+    const auto fetch_one = [&](Strips& of, bool hides) {
+      const bool in_place = !hides && is_in_place(of.reader.access());
+      of.fetch(job_, place_, start, count, rows_, in_place, room);
+    };
+    fetch_one(grad_, false);
+    fetch_one(y_, job_.base[kWhere]);
+    if (job_.base[kWhere]) hide_columns(start, count);
+    if (scale_.kind.stable) fetch_one(x_, false);
     out_stride_ = job_.inner[0].stride[kOut];
     out_ = to_ = job_.base[kOut] + place_.offset[kOut] + start * out_stride_;
     if (is_direct()) return;
     to_ = reinterpret_cast<char*>(results_);
     out_stride_ = groups_ * kVector;
   }
-  // What `where` hides has a probability of 0, whose gradient is not even looked at.
-  SOFTMAXLIB_NOINLINE void hide(int64_t start, int64_t count) {
-    const V none = V::set1(static_cast<T>(kLog ? -INFINITY : 0));
+  SOFTMAXLIB_NOINLINE void hide_columns(int64_t start, int64_t count) {
     const int64_t stride = job_.inner[0].stride[kWhere];
-    const char* where = job_.base[kWhere] + place_.offset[kWhere] + start * stride;
-    T *y = y_.tile, *g = grad_.tile;
-    for (int64_t j = 0; j < count; ++j, where += stride)
-      for (int r = 0; r < rows_; r += kLanes, y += kLanes, g += kLanes) {
-        uint8_t bytes[kLanes] = {};
-        memcpy(bytes, where + r, static_cast<size_t>(rows_ - r < kLanes ? rows_ - r : kLanes));
-        const V result = select(load_mask(bytes, none), load(y), none);
-        store(y, result);
-        store(g, of_visible<kLog>(load(g), result));
-      }
+    const char* p = job_.base[kWhere] + place_.offset[kWhere] + start * stride;
+    for (int64_t j = 0; j < count; ++j, p += stride) {
+      T* const y = y_.tile + j * groups_ * kLanes;
+      hide<V>(reinterpret_cast<const uint8_t*>(p), rows_, y, kLog ? -INFINITY : 0, y);
+    }
   }
-  bool is_direct() const { return is_in_place(sender_.access(), rows_); }
+  bool is_direct() const { return is_in_place(sender_.access()); }
   void send(int64_t count) {
     if (is_direct()) return;
     const int pitch = groups_ * kLanes, n = static_cast<int>(job_.n);
@@ -154,54 +162,24 @@ class GradientAcross {
     sender_.put_adjacent(out_, room, rows_ * n);
   }
 
-  // What one element adds to a sum, and what that rounds away. Quick: products with probabilities
-  // of 0 too; if one of these is not 0 then the sum is not finite.
-  template <bool kQuick>
-  static SOFTMAXLIB_INLINE InLanes<V> term(V g, V result, InLanes<V>& error) {
-    if (kLog || !kQuick) g = of_visible<kLog>(g, result);
-    if constexpr (kLog) return InLanes<V>::of(g);
-    else return product(g, result, error);
-  }
-  static SOFTMAXLIB_INLINE InLanes<f32x16> product(f32x16 a, f32x16 b, InLanes<f32x16>&) {
-    return InLanes<f32x16>::of(a) * InLanes<f32x16>::of(b);
-  }
-  static SOFTMAXLIB_INLINE InLanes<f64x8> product(f64x8 a, f64x8 b, InLanes<f64x8>& error) {
-    const f64x8 product = a * b;
-    error = {error.all + fms(a, b, product)};
-    return {product};
-  }
   static SOFTMAXLIB_INLINE void add(InLanes<f32x16>& sum, InLanes<f32x16>&, InLanes<f32x16> x) {
     sum = sum + x;
   }
   static SOFTMAXLIB_INLINE void add(InLanes<f64x8>& sum, InLanes<f64x8>& error, InLanes<f64x8> x) {
     two_sum(sum.all, error.all, x.all);
   }
-  // What `count` elements from i on, which are a vector apart in the row, add to a partial sum.
-  // Quick floats are added as floats: they are a group's.
+  // What an element adds to a sum, quickly or with care.
   template <bool kQuick>
-  static SOFTMAXLIB_INLINE InLanes<V> one(Column g, Column y, int64_t i, int64_t count,
-                                          InLanes<V>& error) {
-    if constexpr (kQuick && sizeof(T) == 4) {
-      V sum = plus_element<kLog>(V::set1(0), true, g[i], y[i]);
-      for (int64_t j = i + kLanes; j < count; j += kLanes)
-        sum = plus_element<kLog>(sum, false, g[j], y[j]);
-      return InLanes<V>::of(sum);
-    } else {
-      return term<kQuick>(g[i], y[i], error);
-    }
+  static SOFTMAXLIB_INLINE InLanes<V> term(V g, V result) {
+    if (kQuick) return InLanes<V>::of(plus_element<kLog>(V::set1(0), true, g, result));
+    const InLanes<V> x = InLanes<V>::of(of_visible<kLog>(g, result));
+    return kLog ? x : x * InLanes<V>::of(result);
   }
-  // What a piece adds to partial sum i of a vector of rows. kBegins: to 0.
-  template <bool kQuick, bool kBegins>
-  static SOFTMAXLIB_INLINE void add_part(Column g, Column y, int64_t i, int64_t count,
-                                         InLanes<V>& sum, InLanes<V>& error) {
-    for (int64_t j = i; j < count; j += kLanes) {
-      InLanes<V> x = one<kQuick>(g, y, j, count, error);
-      if (kLanes > kParts && j + kParts < count)
-        x = x + one<kQuick>(g, y, j + kParts, count, error);
-      if (kBegins && j == i) sum = x;
-      else add(sum, error, x);
-      if (kQuick && sizeof(T) == 4) break;
-    }
+  // What the elements of a slice, of which term(j) is one, add to partial sum i.
+  template <class Term>
+  static SOFTMAXLIB_INLINE InLanes<V> part_of(int i, int count, Term term) {
+    if (kLanes > kParts && i + kParts < count) return term(i) + term(i + kParts);
+    return term(i);
   }
 
   // A sum on its way, as isa/sum/sum.hpp has it. Lanes are doubles in memory: older compilers copy
@@ -210,9 +188,23 @@ class GradientAcross {
     alignas(64) double part[kParts][kLanes], lost[kParts][kLanes];
     double total[kLanes], error[kLanes];
 
-    void clear() {
+    void start() {
       store_lanes(total, in_all(0, V()));
       store_lanes(error, in_all(0, V()));
+    }
+    // is_first: since a chunk began.
+    SOFTMAXLIB_INLINE void add(int i, bool is_first, InLanes<V> x) {
+      InLanes<V> of_part = in_all(0, V()), of_lost = of_part;
+      if (!is_first) of_part = at(part[i]), of_lost = at(lost[i]);
+      GradientAcross::add(of_part, of_lost, x);
+      store_lanes(part[i], of_part);
+      if (sizeof(T) == 8) store_lanes(lost[i], of_lost);
+    }
+    SOFTMAXLIB_NOINLINE void end_chunk() {
+      InLanes<V> of_total = at(total), of_error = at(error);
+      fold<true>(*this, kParts, of_total, of_error);
+      store_lanes(total, of_total);
+      store_lanes(error, of_error);
     }
     InLanes<V> value() const { return at(total) + at(error); }
   };
@@ -221,64 +213,61 @@ class GradientAcross {
     load_lanes(lanes, v);
     return v;
   }
-  // As Lanes folds its own into a Total. Of less than eight parts the others would be zeros.
-  static SOFTMAXLIB_INLINE InLanes<V> fold_up_to(const double (&x)[kParts][kLanes], int64_t parts) {
-    if (parts == 1) return at(x[0]);
-    if (parts == 2) return at(x[0]) + at(x[1]);
-    InLanes<V> all[kParts];
-    for (int i = 0; i < kParts; ++i) {
-      all[i] = in_all(0, V());
-      if (i < parts) load_lanes(x[i], all[i]);
-    }
+  // As Lanes folds its own into a Total. Of `parts` less than eight the others are zeros.
+  static SOFTMAXLIB_INLINE InLanes<V> fold_eight_of(const double (&x)[kParts][kLanes]) {
+    const InLanes<V> all[kParts] = {at(x[0]), at(x[1]), at(x[2]), at(x[3]),
+                                    at(x[4]), at(x[5]), at(x[6]), at(x[7])};
     return fold_eight(all);
   }
-  static SOFTMAXLIB_INLINE void fold(const Sum& s, int64_t parts, InLanes<f32x16>& sum,
+  // kHasLost: more than one group was added, and something may have been rounded away.
+  template <bool kHasLost>
+  static SOFTMAXLIB_INLINE void fold(const Sum& s, int, InLanes<f32x16>& sum,
                                      InLanes<f32x16>& error) {
-    const InLanes<f32x16> all = fold_up_to(s.part, parts);
+    const InLanes<f32x16> all = fold_eight_of(s.part);
     two_sum(sum.low, error.low, all.low);
     two_sum(sum.high, error.high, all.high);
   }
-  static SOFTMAXLIB_INLINE void fold(const Sum& s, int64_t parts, InLanes<f64x8>& sum,
+  template <bool kHasLost>
+  static SOFTMAXLIB_INLINE void fold(const Sum& s, int parts, InLanes<f64x8>& sum,
                                      InLanes<f64x8>& error) {
-    for (int64_t i = 0; i < parts; ++i) two_sum(sum.all, error.all, at(s.part[i]).all);
-    error = error + fold_up_to(s.lost, parts);
+    for (int i = 0; i < parts; ++i) two_sum(sum.all, error.all, at(s.part[i]).all);
+    if (kHasLost) error = error + fold_eight_of(s.lost);
   }
 
-  // Rows of one piece.
-  template <bool kQuick>
-  static SOFTMAXLIB_INLINE InLanes<V> sum_of_piece(Column g, Column y, int64_t n) {
-    const int64_t parts = n < kParts ? n : kParts;
-    if (kQuick && sizeof(T) == 4 && n == 2) {  // no need of memory
-      InLanes<V> none = in_all(0, V());
-      return one<kQuick>(g, y, 0, n, none) + one<kQuick>(g, y, 1, n, none);
-    }
+  // A sum of up to a slice of terms. Zero more: a sum of doubles is never -0, as in longer rows.
+  template <bool kQuick, class Term>
+  static SOFTMAXLIB_INLINE InLanes<V> sum_of(int n, Term term_of) {
+    const InLanes<V> zero = in_all(0, V());
+    if (kQuick && n <= 2) return n == 1 ? term_of(0) + zero : term_of(0) + term_of(1) + zero;
+    const int parts = n < kParts ? n : kParts;
     Sum s;
-    for (int64_t i = 0; i < parts; ++i) {
-      InLanes<V> part = in_all(0, V()), lost = part;
-      add_part<kQuick, true>(g, y, i, n, part, lost);
-      store_lanes(s.part[i], part);
-      if (sizeof(T) == 8) store_lanes(s.lost[i], lost);
-    }
-    if (kQuick && sizeof(T) == 4) return fold_up_to(s.part, parts);
-    InLanes<V> total = in_all(0, V()), error = in_all(0, V());
-    fold(s, parts, total, error);
+    for (int i = 0; i < parts; ++i) store_lanes(s.part[i], part_of(i, n, term_of));
+    for (int i = parts; i < kParts; ++i) store_lanes(s.part[i], zero);
+    if (kQuick && sizeof(T) == 4) return fold_eight_of(s.part);
+    InLanes<V> total = zero, error = zero;
+    fold<false>(s, parts, total, error);
     return total + error;
   }
-  void compute_piece() {
-    fetch(0, job_.n);
-    const bool fetches = is_direct() && job_.n > 1 && job_.n <= kLanes;
+  template <bool kQuick>
+  static SOFTMAXLIB_INLINE InLanes<V> sum_of_slice(Column g, Column y, int n) {
+    return sum_of<kQuick>(n,
+                          [=](int j) SOFTMAXLIB_INLINE_LAMBDA { return term<kQuick>(g[j], y[j]); });
+  }
+  void compute_slice() {
+    const int n = static_cast<int>(job_.n);
+    fetch(0, n);
+    const bool fetches = is_direct() && n > 1;
     bool all = true;
     for (int g = 0; g < groups_; ++g) {
       const Column grad = grad_.column(g), y = y_.column(g);
       if (fetches) fetch_next(g);
-      if constexpr (sizeof(T) == 4)  // nothing to add up
-        if (job_.n == 1 && rows_ >= kLanes &&
-            write_if_plain(g, plus_element<kLog>(V::set1(0), true, grad[0], y[0])))
-          continue;
-      const InLanes<V> sum = in_rows(sum_of_piece<true>(grad, y, job_.n));
+      if (sizeof(T) == 4 && n == 1 && rows_ >= kLanes &&  // nothing to add up
+          write_if_plain(g, plus_element<kLog>(V::set1(0), true, grad[0], y[0])))
+        continue;
+      const InLanes<V> sum = in_rows(sum_of_slice<true>(grad, y, n));
       if (!write_if_plain(g, sum)) all &= finish(g, sum);
     }
-    if (all) return send(job_.n);
+    if (all) return send(n);
     if (is_direct()) return;
     sender_.finish();
     for (int g = 0; g < groups_; ++g) compute_alone(g);
@@ -296,14 +285,19 @@ class GradientAcross {
   template <class Sum>
   SOFTMAXLIB_INLINE bool write_if_plain(int g, Sum sum) const {
     if (SOFTMAXLIB_UNLIKELY(!may_be_plain_ || !Element::is_good(sum))) return false;
-    write(g, 0, job_.n, Plain(sum));
+    const Plain element(sum);
+    const Column grad = grad_.column(g), y = y_.column(g);
+    char* to = to_ + g * kVector;
+    for (int64_t j = 0; j < job_.n; ++j, to += out_stride_)
+      store(reinterpret_cast<T*>(to), plain_result(element, grad[j], y[j]));
     return true;
   }
   // A vector of rows that are not as usual; false where they were computed alone.
   SOFTMAXLIB_NOINLINE bool finish(int g, InLanes<V> sum) {
     const bool quick = Element::is_good(sum);
-    if (kHasCareful && !quick)
-      sum = trusted(sum, sum_of_piece<false>(grad_.column(g), y_.column(g), job_.n));
+    if (!quick)
+      sum = trusted(sum,
+                    sum_of_slice<false>(grad_.column(g), y_.column(g), static_cast<int>(job_.n)));
     if (!all_in_unit(sum)) {
       if (is_direct()) compute_alone(g);
       return false;
@@ -312,66 +306,113 @@ class GradientAcross {
     return true;
   }
 
+  bool is_like_out(Operand k) const {
+    return Access(job_, k).across && job_.dtype[k] == job_.dtype[kOut];
+  }
+
   // Longer rows.
-  void compute_pieces() {
+  void compute_slices() {
     InLanes<V> sum[kGroups];
-    add_up<true>();
-    bool quick = true, alone[kGroups], all = true;
-    for (int g = 0; g < groups_; ++g) {
-      sum[g] = in_rows(sums_[g].value());
-      quick &= Element::is_good(sum[g]);
+    in_halves_ = has_halves_ && rows_ % kLanes == 0;
+    add_up<true>(sum);
+    bool quick = true;
+    for (int g = 0; g < groups_; ++g) quick &= Element::is_good(sum[g]);
+    if (SOFTMAXLIB_UNLIKELY(!quick || !may_be_plain_)) return write_others(sum, quick);
+    for (int g = 0; g < groups_; ++g) plain_[g] = Plain(sum[g]);
+    for (int64_t start = 0; start < job_.n; start += kSlice) {
+      fetch(start, count_from(start));
+      write_slice(count_from(start));
+      send(count_from(start));
     }
-    if (kHasCareful && SOFTMAXLIB_UNLIKELY(!quick)) {
-      add_up<false>();
-      for (int g = 0; g < groups_; ++g) sum[g] = trusted(sum[g], sums_[g].value());
+    in_halves_ = false;
+  }
+  // Where elements need more than these sums.
+  SOFTMAXLIB_NOINLINE void write_others(InLanes<V>* sum, bool quick) {
+    in_halves_ = false;
+    if (!quick) {
+      InLanes<V> careful[kGroups];
+      add_up<false>(careful);
+      for (int g = 0; g < groups_; ++g) sum[g] = trusted(sum[g], careful[g]);
     }
+    bool alone[kGroups], all = true;
     for (int g = 0; g < groups_; ++g) {
       alone[g] = !all_in_unit(sum[g]);
       if (alone[g]) compute_alone(g);
       all &= !alone[g];
-      element_[g] = Element(scale_, sum[g], quick);
     }
-    for (int64_t start = 0; start < job_.n; start += kPiece) {
-      const int64_t count = job_.n - start < kPiece ? job_.n - start : kPiece;
+    for (int64_t start = 0; start < job_.n; start += kSlice) {
+      const int count = count_from(start);
       fetch(start, count);
-      if (may_be_plain_ && quick) {
-        for (int64_t j = 0; j < count; j += kParts)
-          for (int g = 0; g < groups_; ++g)
-            write(g, j, j + kParts < count ? j + kParts : count, element_[g].plain());
-      } else {
-        for (int g = 0; g < groups_; ++g)
-          if (!alone[g]) write_any(g, count, element_[g]);
-      }
+      for (int g = 0; g < groups_; ++g)
+        if (!alone[g]) write_any(g, count, Element(scale_, sum[g], quick));
       if (all) send(count);
     }
   }
-  template <bool kQuick>
-  SOFTMAXLIB_NOINLINE void add_up() {
-    constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
-    for (int g = 0; g < groups_; ++g) sums_[g].clear();
-    for (int64_t start = 0; start < job_.n; start += kPiece) {
-      const int64_t count = job_.n - start < kPiece ? job_.n - start : kPiece;
-      const bool begins = start % kChunk == 0;
-      fetch(start, count);
-      for (int i = 0; i < kParts && (i < count || begins); ++i)
-        for (int g = 0; g < groups_; ++g) {
-          Sum& s = sums_[g];
-          InLanes<V> part = in_all(0, V()), lost = in_all(0, V());
-          if (!begins) part = at(s.part[i]), lost = at(s.lost[i]);
-          add_part<kQuick, false>(grad_.column(g), y_.column(g), i, count, part, lost);
-          store_lanes(s.part[i], part);
-          store_lanes(s.lost[i], lost);
-        }
-      if ((start + count) % kChunk != 0 && start + count != job_.n) continue;
-      for (int g = 0; g < groups_; ++g) end_chunk(sums_[g]);
-    }
+  // The elements of the slice that begins there.
+  int count_from(int64_t start) const {
+    return static_cast<int>(job_.n - start < kSlice ? job_.n - start : kSlice);
   }
-
-  static SOFTMAXLIB_NOINLINE void end_chunk(Sum& s) {
-    InLanes<V> total = at(s.total), error = at(s.error);
-    fold(s, kParts, total, error);
-    store_lanes(s.total, total);
-    store_lanes(s.error, error);
+  template <bool kQuick>
+  SOFTMAXLIB_NOINLINE void add_up(InLanes<V>* sum) {
+    const auto of_group = [&](int g, int j) SOFTMAXLIB_INLINE_LAMBDA {
+      return InLanes<V>::of(load(group_[j] + g * kLanes));
+    };
+    if (kQuick && job_.n <= kGroup) {
+      for (int64_t start = 0; start < job_.n; start += kSlice) {
+        fetch(start, count_from(start));
+        add_to_group(start == 0, count_from(start));
+      }
+      for (int g = 0; g < groups_; ++g)
+        sum[g] = in_rows(sum_of<true>(
+            count_from(0), [&](int j) SOFTMAXLIB_INLINE_LAMBDA { return of_group(g, j); }));
+      return;
+    }
+    for (int g = 0; g < groups_; ++g) sums_[g].start();
+    bool is_first = true;
+    for (int64_t start = 0; start < job_.n; start += kSlice) {
+      const int count = count_from(start);
+      const int64_t end = start + count, in_group = start % kGroup;
+      fetch(start, count);
+      if (kQuick) {
+        add_to_group(in_group == 0, count);
+        if (end % kGroup != 0 && end != job_.n) continue;
+        add_to_sums(is_first, in_group ? int{kSlice} : count, of_group);
+      } else {
+        const Column grad = grad_.column(0), y = y_.column(0);
+        add_to_sums(is_first, count, [=](int g, int j) SOFTMAXLIB_INLINE_LAMBDA {
+          const T* const like = nullptr;
+          return term<false>(load(grad.at(j, like) + g * kLanes), load(y.at(j, like) + g * kLanes));
+        });
+      }
+      is_first = end % kChunk == 0;
+      if (!is_first && end != job_.n) continue;
+      for (int g = 0; g < groups_; ++g) sums_[g].end_chunk();
+    }
+    for (int g = 0; g < groups_; ++g) sum[g] = in_rows(sums_[g].value());
+  }
+  // Elements j of the slices of a group are added in the arithmetic's own type.
+  SOFTMAXLIB_INLINE void add_to_group(bool is_first, int count) {
+    with_storage(storage(), V(), [&](const auto* like) SOFTMAXLIB_INLINE_LAMBDA {
+      const Column grad = grad_.column(0), y = y_.column(0);
+      const int width = groups_ * kLanes;
+      for (int j = 0; j < count; ++j) {
+        T* const to = group_[j];
+        const auto *of_grad = grad.at(j, like), *of_y = y.at(j, like);
+        for (int i = 0; i < width; i += kLanes)
+          store(to + i, plus_element<kLog>(is_first ? V::set1(0) : load(to + i), is_first,
+                                           load(of_grad + i), load(of_y + i)));
+      }
+    });
+  }
+  // Of less than eight parts the others are zeros.
+  template <class Term>
+  SOFTMAXLIB_INLINE void add_to_sums(bool is_first, int count, Term term) {
+    for (int g = 0; g < groups_; ++g) {
+      for (int i = 0; i < kParts && i < count; ++i)
+        sums_[g].add(i, is_first,
+                     part_of(i, count, [&](int j) SOFTMAXLIB_INLINE_LAMBDA { return term(g, j); }));
+      for (int i = count; is_first && i < kParts; ++i) sums_[g].add(i, true, in_all(0, V()));
+    }
   }
 
   // 1 for lanes without a row.
@@ -398,16 +439,28 @@ class GradientAcross {
       gradient_of_row<kLog, T>(job_, row_ + g * kLanes + i);
   }
 
-  // Results of a vector of rows, where there is nothing to look at, and others.
-  SOFTMAXLIB_INLINE void write(int g, int64_t start, int64_t stop, const Plain& of) const {
-    const Plain element = of;
-    const Column grad = grad_.column(g), y = y_.column(g);
-    char* to = to_ + g * kVector + start * out_stride_;
-    for (int64_t j = start; j < stop; ++j, to += out_stride_) {
-      const V result = y[j], d = element(grad[j], result);
-      store(reinterpret_cast<T*>(to), Plain::kIsMasked ? of_visible<kLog>(d, result) : d);
-    }
+  // Results, where there is nothing to look at, and others.
+  static SOFTMAXLIB_INLINE V plain_result(const Plain& element, V grad, V result) {
+    const V d = element(grad, result);
+    return Plain::kIsMasked ? of_visible<kLog>(d, result) : d;
   }
+  SOFTMAXLIB_INLINE void write_slice(int count) const {
+    with_storage(storage(), V(), [&](auto* like) SOFTMAXLIB_INLINE_LAMBDA {
+      const Column grad = grad_.column(0), y = y_.column(0);
+      const Plain* const plain = plain_;
+      const int64_t step = out_stride_;
+      const int groups = groups_;
+      char* at = to_;
+      for (int j = 0; j < count; ++j, at += step) {
+        const auto *of_grad = grad.at(j, like), *of_y = y.at(j, like);
+        auto* to = reinterpret_cast<decltype(like)>(at);
+        for (int g = 0; g < groups; ++g, of_grad += kLanes, of_y += kLanes, to += kLanes)
+          store(to, plain_result(plain[g], load(of_grad), load(of_y)));
+      }
+    });
+  }
+  // Of the elements that loops over slices see.
+  softmaxlib_dtype storage() const { return in_halves_ ? job_.dtype[kOut] : SOFTMAXLIB_F32; }
   SOFTMAXLIB_NOINLINE void write_any(int g, int64_t count, const Element& element) const {
     const Column grad = grad_.column(g), y = y_.column(g), x = x_.column(g);
     char* to = to_ + g * kVector;
@@ -424,13 +477,16 @@ class GradientAcross {
   Strips grad_, y_, x_;
   Sender<V> sender_;
   const bool is_across_;
+  const bool has_halves_;   // all operands, and they lie across: longer rows are read as they are
+  bool in_halves_ = false;  // now
   Place place_;
   int64_t row_ = 0;
   int rows_ = 0, groups_ = 0;
   char *out_ = nullptr, *to_ = nullptr;  // where results belong, and where they go first
   int64_t out_stride_ = 0;
   Sum sums_[kGroups];
-  Element element_[kGroups];
+  alignas(64) T group_[kSlice][kGroups * kLanes];
+  Plain plain_[kGroups];
   alignas(64) T results_[kRoom * kLanes];
   // Rows that follow each other, and what transposing and sending read around them.
   alignas(64) T room_[kLanes + kRoom * kLanes + kLanes];

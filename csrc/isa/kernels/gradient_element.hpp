@@ -6,13 +6,16 @@
 //   stablemax      y (G - sum of y G) scale / (1 + |z|), as d log s / dz = 1 / (1 + |z|)
 //   log_stablemax  (G - e^log_y sum of G) scale / (1 + |z|)
 //
-// Exactly 0 where y is 0 (log_y -inf) or `where` is false: such elements are not in the sum either,
-// whatever G holds there.
+// Exactly 0 where y is 0 (log_y -inf): such elements are not in the sum either, whatever G holds
+// there. What `where` hides is given such a y when a row is staged (hide() below), for logsumexp
+// such a z.
 //
-// Sums of floats add groups of four elements in float and the groups in double; a sum that may have
-// left the range of float is taken again, all in double. From there on gradients of softmax and
-// log_softmax without a scale are computed in float, with the sum in two parts, so that what
-// cancels does so exactly; all others in double, rounded once.
+// Sums add groups of four elements in the arithmetic's own type. The groups are added in double,
+// or, where that is the type, with what each addition rounds away. So an error is of a few
+// roundings however long a row is. A sum that may have left the type's range is taken again,
+// element by element and in double. From there on gradients of softmax and log_softmax without a
+// scale are computed in the type, of float with the sum in two parts, so that what cancels does so
+// exactly; all others in double, rounded once.
 //
 // Rows that lie side by side in memory, and those of a few elements, are computed a row per lane
 // (gradient_across.hpp), short ones some at a time through tiles (gradient_tiles.hpp), others one
@@ -122,11 +125,7 @@ struct RowGradient {
 inline void add_products(Lanes<f32x16>& lanes, f32x16 a, f32x16 b) {
   lanes.add(widen_low(a) * widen_low(b) + widen_high(a) * widen_high(b));
 }
-inline void add_products(Lanes<f64x8>& lanes, f64x8 a, f64x8 b) {
-  const f64x8 product = a * b;
-  lanes.error = lanes.error + fms(a, b, product);
-  lanes.add(product);
-}
+inline void add_products(Lanes<f64x8>& lanes, f64x8 a, f64x8 b) { lanes.add(a * b); }
 inline void add_values(Lanes<f32x16>& lanes, f32x16 a) { lanes.add(widen_low(a) + widen_high(a)); }
 inline void add_values(Lanes<f64x8>& lanes, f64x8 a) { lanes.add(a); }
 
@@ -150,8 +149,8 @@ struct GradientScale {
   bool is_one() const { return affine.factor == 1 && affine.exponent == 0 && unit == 1; }
 };
 
-// Sums of floats are of groups of four in float, those in double (quick_sum() below). Whether that
-// is enough: no element was beyond the range of float, and none that counts below it.
+// Whether groups of four in float (quick_sum() below) are enough: no element was beyond the range
+// of float, and none that counts below it. Of doubles only all_in_unit() below has to be asked.
 template <class V>
 SOFTMAXLIB_INLINE typename V::Mask is_trusted(V sum) {
   using T = typename V::elem;
@@ -224,7 +223,8 @@ class ElementGradient {
         sum_(sum),
         result_(result),
         plain_(sum),
-        is_plain_(may_be_plain(scale) && is_good(sum) && (quick || kDouble)) {}
+        has_plain_sum_(may_be_plain(scale) && is_good(sum)),
+        is_plain_(has_plain_sum_ && quick) {}
 
   // Whether rows may be plain, and those of such sums are.
   static bool may_be_plain(const GradientScale& s) { return !s.kind.reads_x() && s.is_one(); }
@@ -232,13 +232,14 @@ class ElementGradient {
     return all_trusted(sum) && all_in_unit(sum);
   }
   static SOFTMAXLIB_INLINE bool is_good(f32x16 sum) { return all(is_trusted(sum)); }
+  static SOFTMAXLIB_INLINE bool is_good(f64x8 sum) { return all_in_unit(InLanes<f64x8>{sum}); }
 
   // Of softmax and log_softmax, where there is nothing to multiply by and the sum is trusted: what
   // cancels does so exactly. hi, lo: the sum in two parts. Products of which a finite sum was made
-  // leave no NaN but where a probability is 0, and those of floats none at all.
+  // leave no NaN: what comes in is finite, and so is what is left of it less such a sum.
   struct Plain {
     static constexpr bool kIsPlain = true;
-    static constexpr bool kIsMasked = kLog || sizeof(T) == 8;  // 0 where a probability is
+    static constexpr bool kIsMasked = kLog;  // 0 where a probability is
     V hi, lo;
     Plain() = default;
     SOFTMAXLIB_INLINE Plain(V high, V low) : hi(high), lo(low) {}
@@ -254,10 +255,11 @@ class ElementGradient {
 
   SOFTMAXLIB_INLINE V operator()(V g, V result, V z) const {
     if (is_plain_) return plain_(g, result);
+    const auto without_doubles = [&] { return plain(g, result, plain_.hi, plain_.lo); };
+    if (kDouble && has_plain_sum_) return number(without_doubles());
     V d = in_doubles(g, result, z);
-    if constexpr (sizeof(T) == 4)
-      if (may_be_plain(*scale_))
-        d = select(is_trusted(sum_.value()), plain(g, result, plain_.hi, plain_.lo), d);
+    if (!kDouble && may_be_plain(*scale_))
+      d = select(is_trusted(sum_.value()), without_doubles(), d);
     return number(d);
   }
   // f(what computes an element): for loops, which have the choice behind them.
@@ -290,11 +292,14 @@ class ElementGradient {
   // Of doubles the sum itself. With a logarithm it is a product, of which the unit of the
   // exponential goes to whichever factor it does not carry below the range.
   static SOFTMAXLIB_INLINE void set_parts(InLanes<f64x8> sum, f64x8& hi, f64x8& lo) {
-    hi = sum.all, lo = V::set1(0);
+    set_parts(sum.all, hi, lo);
+  }
+  static SOFTMAXLIB_INLINE void set_parts(f64x8 sum, f64x8& hi, f64x8& lo) {
+    hi = sum, lo = V::set1(0);
     if (!kLog) return;
     const V unit = V::set1(exp_unit<f64x8>()), one = V::set1(1);
-    const auto is_small = gt(V::set1(0x1p-900), magnitude(sum.all).hi);
-    hi = sum.all * select(is_small, one, unit);
+    const auto is_small = gt(V::set1(0x1p-900), magnitude(sum).hi);
+    hi = sum * select(is_small, one, unit);
     lo = select(is_small, unit, one);
   }
   static SOFTMAXLIB_INLINE f32x16 plain(f32x16 g, f32x16 result, f32x16 hi, f32x16 lo) {
@@ -310,7 +315,7 @@ class ElementGradient {
       const f64x8 e = Exp<f64x8>(0)(Pair<f64x8>{result, f64x8::set1(0)});
       return fnma(e * lo, hi, g);
     } else {
-      return result * (g - hi);
+      return fma(result, g - hi, f64x8::set1(0));
     }
   }
   static SOFTMAXLIB_INLINE V number(V d) {  // the sign of a NaN is not ours
@@ -348,19 +353,36 @@ class ElementGradient {
   InLanes<V> sum_;
   double result_;
   Plain plain_;
-  bool is_plain_ = false;
+  bool has_plain_sum_ = false, is_plain_ = false;
 };
 
-// What an element takes part with: 0 where its probability is 0, as that of all is that `where`
-// hides.
+// Elements [0, n) of x, with `none` in place of those that `where` hides. Up to a vector is
+// written.
+template <class V, class T = typename V::elem>
+SOFTMAXLIB_NOINLINE void hide(const uint8_t* where, int64_t n, const T* x, double none, T* to) {
+  const V fill = V::set1(static_cast<T>(none));
+  const FetchAhead fetch;
+  int64_t i = 0;
+  for (; i + V::lanes <= n; i += V::lanes) {
+    fetch(reinterpret_cast<const char*>(x + i) + kFetchAhead);
+    store(to + i, select(load_mask(where + i, fill), load(x + i), fill));
+  }
+  if (i == n) return;
+  const int left = static_cast<int>(n - i);
+  uint8_t bytes[V::lanes] = {};
+  memcpy(bytes, where + i, static_cast<size_t>(left));
+  store(to + i, select(load_mask(bytes, fill), load_n(x + i, left, 0), fill));
+}
+
+// What an element takes part with: 0 where its probability is 0.
 template <bool kLog, class V>
 SOFTMAXLIB_INLINE V of_visible(V v, V result) {
   using T = typename V::elem;
   return select(eq(result, V::set1(static_cast<T>(kLog ? -INFINITY : 0))), V::set1(0), v);
 }
 
-// The sum of a group of elements and one more, in float. Where a probability is 0 and what comes in
-// infinite or NaN the sum is NaN, and not trusted.
+// The sum of a group of elements and one more. Where a probability is 0 and what comes in infinite
+// or NaN the sum is NaN, and not trusted.
 template <bool kLog, class V>
 SOFTMAXLIB_INLINE V plus_element(V group, bool is_first, V g, V result) {
   using T = typename V::elem;
@@ -379,29 +401,27 @@ struct GradientPiece {
   using V = Vector;
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes;
+  // The result of what takes no part.
   static constexpr T kNone = static_cast<T>(kLog ? -INFINITY : 0);
 
   const Storage *grad, *y, *x;  // NULL: those that the function does not have
-  const uint8_t* where;         // NULL: all
   FetchAhead fetch_ahead = FetchAhead();
   int64_t ahead = kFetchAhead;
 
-  // Every product and sum in double. quick: products with probabilities of 0 too; if one of these
-  // is not 0 then the sum is not finite.
-  SOFTMAXLIB_NOINLINE Lanes<V> careful_sum(int64_t n, double unit, bool quick = false) const {
+  // Every product and sum in double, of elements that take part.
+  SOFTMAXLIB_NOINLINE Lanes<V> careful_sum(int64_t n, double unit) const {
     Lanes<V> lanes;
-    const bool masks = kLog || !quick || where;
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
       prefetch_from(i);
-      add_vector(lanes, i, kLanes, unit, masks);
+      add_vector(lanes, i, kLanes, unit);
     }
-    if (i < n) add_vector(lanes, i, static_cast<int>(n - i), unit, masks);
+    if (i < n) add_vector(lanes, i, static_cast<int>(n - i), unit);
     // A copy: what is returned lies in memory, and GCC would keep the loop's sums there, too.
     const Lanes<V> result = lanes;
     return result;
   }
-  // Groups of four in float.
+  // Groups of four in the arithmetic's own type.
   SOFTMAXLIB_INLINE Lanes<V> quick_sum(int64_t n) const {
     Lanes<V> lanes;
     constexpr int64_t kGroup = kVectorsPerGroup * kLanes;
@@ -423,18 +443,14 @@ struct GradientPiece {
     lanes.add(widen_sum(group));
     return lanes;
   }
-  SOFTMAXLIB_INLINE Lanes<V> sum(int64_t n) const {
-    if constexpr (sizeof(T) == 4) return quick_sum(n);
-    else return careful_sum(n, 1, true);
-  }
 
   // The results of up to a vector of elements.
   template <class F>
   SOFTMAXLIB_INLINE V results(int64_t i, int count, const F& element) const {
     if constexpr (F::kIsPlain) {
-      const V result = seen(load_some(y, i, count, 0), i, count);
+      const V result = load_some(y, i, count, 0);
       const V d = element(load_some(grad, i, count, 0), result);
-      return where || F::kIsMasked ? of_visible<kLog>(d, result) : d;
+      return F::kIsMasked ? of_visible<kLog>(d, result) : d;
     } else {
       V g = V::set1(0), result = g, z = g;
       if (y) g = load_some(grad, i, count, 0), result = load_some(y, i, count, 0);
@@ -445,7 +461,7 @@ struct GradientPiece {
       const V d = element(g, result, z);
       const auto none = eq(z, V::set1(static_cast<T>(-INFINITY)));
       if (!y) result = select(none, V::set1(0), V::set1(1));
-      return of_visible<kLog>(d, seen(result, i, count));
+      return of_visible<kLog>(d, result);
     }
   }
   // out: n elements, streamed from the first aligned vector on; what is left at the ends: to edge.
@@ -486,15 +502,6 @@ struct GradientPiece {
     constexpr T kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
     return select(gt(V::set1(static_cast<T>(n)), load(kLane)), load(p + i), V::set1(fill));
   }
-  // Results as they count: what `where` hides has a probability of 0.
-  SOFTMAXLIB_INLINE V seen(V result, int64_t i, int n) const {
-    if (!where) return result;
-    const V none = V::set1(kNone);
-    if (kOver || n == kLanes) return select(load_mask(where + i, none), result, none);
-    uint8_t bytes[kLanes] = {};
-    memcpy(bytes, where + i, static_cast<size_t>(n));
-    return select(load_mask(bytes, none), result, none);
-  }
   static SOFTMAXLIB_INLINE f32x16 in_unit(f32x16 g, double) { return g; }
   static SOFTMAXLIB_INLINE f64x8 in_unit(f64x8 g, double unit) { return g * f64x8::set1(unit); }
   // Of rows through which memory is read while the one before is written. Tiles are faster without.
@@ -504,14 +511,11 @@ struct GradientPiece {
     fetch_ahead(reinterpret_cast<const char*>(grad + i) + ahead);
   }
   SOFTMAXLIB_INLINE V plus_vector(V group, bool is_first, int64_t i, int n) const {
-    const V g = load_some(grad, i, n, 0), result = seen(load_some(y, i, n, kNone), i, n);
-    return plus_element<kLog>(group, is_first, where ? of_visible<kLog>(g, result) : g, result);
+    return plus_element<kLog>(group, is_first, load_some(grad, i, n, 0), load_some(y, i, n, kNone));
   }
-  SOFTMAXLIB_INLINE void add_vector(Lanes<V>& lanes, int64_t i, int n, double unit,
-                                    bool masks) const {
-    const V result = seen(load_some(y, i, n, kNone), i, n);
-    V g = in_unit(load_some(grad, i, n, 0), unit);
-    if (masks) g = of_visible<kLog>(g, result);
+  SOFTMAXLIB_INLINE void add_vector(Lanes<V>& lanes, int64_t i, int n, double unit) const {
+    const V result = load_some(y, i, n, kNone);
+    const V g = of_visible<kLog>(in_unit(load_some(grad, i, n, 0), unit), result);
     if constexpr (kLog) add_values(lanes, g);
     else add_products(lanes, g, result);
   }

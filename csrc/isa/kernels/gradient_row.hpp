@@ -15,7 +15,7 @@ struct GradientStage {
   uint8_t where[kSize];
 };
 
-// Storage: of all operands, which then are direct; or T, and they may be anything.
+// Storage: of all operands, which then are direct, without `where`; or T, and they may be anything.
 template <bool kLog, class T, class Storage = T>
 class GradientRow {
  public:
@@ -72,7 +72,7 @@ class GradientRow {
     for (int64_t start = 0; start < job_->n; start += kChunk) {
       const int64_t n = job_->n - start < kChunk ? job_->n - start : kChunk;
       if (!scale_.kind.reduces)
-        (quick ? piece(start, n).sum(n) : piece(start, n).careful_sum(n, scale_.unit))
+        (quick ? piece(start, n).quick_sum(n) : piece(start, n).careful_sum(n, scale_.unit))
             .fold_into(total);
       if (before) before->write_chunk(start);
     }
@@ -95,21 +95,20 @@ class GradientRow {
   Storage* at(Operand k) const {
     return reinterpret_cast<Storage*>(job_->base[k] + place_.offset[k]);
   }
-  SOFTMAXLIB_NOINLINE GradientPiece<kLog, V, false, Storage> piece(int64_t start, int64_t n) const {
-    GradientPiece<kLog, V, false, Storage> piece = {};
+  using Piece = GradientPiece<kLog, V, false, Storage>;
+  SOFTMAXLIB_NOINLINE Piece piece(int64_t start, int64_t n) const {
+    Piece piece = {};
     if (is_alone_) {
       piece.fetch_ahead = FetchAhead(true);
       piece.ahead = tuning.prefetch_distance;
     }
-    if (job_->base[kWhere]) {
-      gather_visible(*job_, place_, start, n, stage_->where);
-      piece.where = stage_->where;
-    }
+    if (job_->base[kWhere]) gather_visible(*job_, place_, start, n, stage_->where);
     if (!scale_.kind.reduces) {
       piece.grad = fetch(kGrad, start, n, stage_->grad);
-      piece.y = fetch(kResult, start, n, stage_->y);
+      piece.y = visible(fetch(kResult, start, n, stage_->y), n, Piece::kNone, stage_->y);
     }
     if (scale_.kind.reads_x()) piece.x = fetch(kX, start, n, stage_->x);
+    if (scale_.kind.reduces) piece.x = visible(piece.x, n, -INFINITY, stage_->x);
     return piece;
   }
   const Storage* fetch(Operand k, int64_t start, int64_t n, T* to) const {
@@ -120,6 +119,16 @@ class GradientRow {
       }
     }
     return at(k) + start;
+  }
+  // x, or elements of which those that `where` hides are `none`.
+  const Storage* visible(const Storage* x, int64_t n, double none, T* to) const {
+    if constexpr (kIsOwn) {
+      if (job_->base[kWhere]) {
+        hide<V>(stage_->where, n, x, none, to);
+        return to;
+      }
+    }
+    return x;
   }
 
   const Job* job_;

@@ -8,8 +8,8 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// Storage: of all operands, which then are direct, their rows whole vectors, results not streamed;
-// or T, and they may be anything.
+// Storage: of all operands, which then are direct, their rows whole vectors, without `where` and
+// results not streamed; or T, and they may be anything.
 template <bool kLog, class T, class Storage = T>
 class GradientTiles {
  public:
@@ -65,13 +65,16 @@ class GradientTiles {
 
     Tile(const Job& job, Operand k) : reader(job, k), operand(k) {}
     void fetch(const RowRun& run, int64_t rows, int64_t spacing, bool dense, bool in_place) {
-      stride = spacing * static_cast<int64_t>(sizeof(T));
-      first = reinterpret_cast<const char*>(elements);
+      is_in_tile(spacing);
       const char* const at = run.job.base[operand] + run.place.offset[operand];
       if (!kIsOwn || (in_place && reader.is_in_place()))
         first = at, stride = run.step.stride[operand];
       else if (dense) reader.convert(at, rows * run.job.n, elements);
       else reader.copy(run, static_cast<int>(rows), elements, spacing);
+    }
+    void is_in_tile(int64_t spacing) {
+      first = reinterpret_cast<const char*>(elements);
+      stride = spacing * static_cast<int64_t>(sizeof(T));
     }
     const Storage* row(int64_t r) const {
       return reinterpret_cast<const Storage*>(first + r * stride);
@@ -99,26 +102,48 @@ class GradientTiles {
       y_.fetch(run, rows, spacing_, dense, in_place);
     }
     if (kind_.reads_x()) x_.fetch(run, rows, spacing_, dense, in_place);
-    where_ = nullptr;
-    if (!job_.base[kWhere]) return;
-    Place place = run.place;
-    where_ = reinterpret_cast<const uint8_t*>(job_.base[kWhere] + place.offset[kWhere]);
-    where_stride_ = run.step.stride[kWhere];
-    if (where_along_ && in_place) return;
-    for (int64_t r = 0; r < rows; ++r, place.offset[kWhere] += run.step.stride[kWhere]) {
-      uint8_t* const to = wheres_ + r * spacing_;
-      memset(to + job_.n, 0, kLanes);  // read along with the row's last elements
-      gather_visible(job_, place, 0, job_.n, to);
+    if (job_.base[kWhere]) hide_elements(run, rows);
+  }
+  // Gives what `where` hides a probability of 0 in a tile, or for logsumexp no x.
+  SOFTMAXLIB_NOINLINE void hide_elements(const RowRun& run, int64_t rows) {
+    if constexpr (kIsOwn) {
+      Tile& of = kind_.reduces ? x_ : y_;
+      const double none = kLog || kind_.reduces ? -INFINITY : 0;
+      const int64_t n = is_dense_ ? rows * job_.n : job_.n;
+      Place place = run.place;
+      for (int64_t r = 0; r < (is_dense_ ? 1 : rows); ++r) {
+        const char* const where = job_.base[kWhere] + place.offset[kWhere];
+        if (!where_along_) gather_visible(job_, place, 0, n, visible_);
+        hide<V>(where_along_ ? reinterpret_cast<const uint8_t*>(where) : visible_, n, of.row(r),
+                none, of.elements + r * spacing_);
+        place.offset[kWhere] += run.step.stride[kWhere];
+      }
+      of.is_in_tile(spacing_);
     }
-    where_ = wheres_;
-    where_stride_ = spacing_;
   }
 
-  SOFTMAXLIB_INLINE GradientPiece<kLog, V, true, Storage> piece(int64_t r) const {
-    r += first_;
-    const uint8_t* const where = where_ ? where_ + r * where_stride_ : nullptr;
-    if (kind_.reduces) return {nullptr, nullptr, x_.row(r), where};
-    return {grad_.row(r), y_.row(r), kind_.stable ? x_.row(r) : nullptr, where};
+  using Piece = GradientPiece<kLog, V, true, Storage>;
+  // The present rows. A copy of what a loop over them needs, which no store can change.
+  struct Pieces {
+    const char *grad, *y, *x;
+    int64_t grad_stride, y_stride, x_stride;
+
+    SOFTMAXLIB_INLINE Piece operator[](int64_t r) const {
+      return {at(grad + r * grad_stride), at(y + r * y_stride), at(x + r * x_stride)};
+    }
+
+   private:
+    static const Storage* at(const char* p) { return reinterpret_cast<const Storage*>(p); }
+  };
+  Pieces pieces() const {
+    Pieces all = {nullptr, nullptr, nullptr, 0, 0, 0};
+    const auto set = [this](const Tile& of, const char*& first, int64_t& stride) {
+      stride = of.stride;
+      first = of.first + first_ * stride;
+    };
+    if (!kind_.reduces) set(grad_, all.grad, all.grad_stride), set(y_, all.y, all.y_stride);
+    if (kind_.reads_x()) set(x_, all.x, all.x_stride);
+    return all;
   }
 
   // The sums of some rows, a row per lane.
@@ -126,25 +151,28 @@ class GradientTiles {
     InLanes<V> sums = in_all(0, V());
     bool quick = false;
     if (!kind_.reduces) {
-      for (int r = 0; r < rows_; ++r) lanes_.keep(r, piece(r).sum(job_.n));
+      const Pieces rows = pieces();
+      const int64_t n = job_.n;
+      const int count = rows_;
+      for (int r = 0; r < count; ++r) lanes_.keep(r, rows[r].quick_sum(n));
       Lanes<V> one;  // of lanes without a row
       one.sum = f64x8::set1(1);
-      for (int r = rows_; r < kLanes; ++r) lanes_.keep(r, one);
+      for (int r = count; r < kLanes; ++r) lanes_.keep(r, one);
       sums = lanes_.total();
       quick = Element::is_good(sums);
       if (SOFTMAXLIB_UNLIKELY(!quick)) sums = trusted(sums);
     }
     return Element(of_all, sums, quick);
   }
-
   SOFTMAXLIB_NOINLINE InLanes<V> trusted(InLanes<V> sums) {
     double each[kLanes];
     store_lanes(each, sums);
+    const Pieces rows = pieces();
     for (int r = 0; r < rows_; ++r) {
       if (Element::is_good(in_all(each[r], V()))) continue;
       Total total;
       total.reference = 0;
-      piece(r).careful_sum(job_.n, 1).fold_into(total);
+      rows[r].careful_sum(job_.n, 1).fold_into(total);
       each[r] = total.value();
     }
     load_lanes(each, sums);
@@ -156,16 +184,13 @@ class GradientTiles {
     T* const results = results_ + kLanes;
     const int64_t step = run.step.stride[kOut];
     char* const y = job_.base[kOut] + run.place.offset[kOut] + first_ * step;
-    const auto out = [&](int64_t r) SOFTMAXLIB_INLINE_LAMBDA {
-      if constexpr (!kIsOwn) return reinterpret_cast<Storage*>(y + r * step);
-      else return is_direct_ ? reinterpret_cast<T*>(y + r * step) : results + r * spacing_;
+    char* const to = is_direct_ ? y : reinterpret_cast<char*>(results);
+    const int64_t to_step = is_direct_ ? step : spacing_ * static_cast<int64_t>(sizeof(T));
+    const auto out = [=](int64_t r) SOFTMAXLIB_INLINE_LAMBDA {
+      return reinterpret_cast<Storage*>(to + r * to_step);
     };
-    T hi[kLanes], lo[kLanes];
-    store(hi, of_all.plain().hi);
-    store(lo, of_all.plain().lo);
-    for (int r = 0; of_all.is_plain() && r < rows_; ++r)
-      write(r, out(r), typename Element::Plain{V::set1(hi[r]), V::set1(lo[r])});
     const bool all = of_all.is_plain() || write_each(run, row, of_all, out);
+    if (of_all.is_plain()) write_plain(of_all.plain(), out);
     if (is_direct_) return;
     if (all && is_dense_ && sender_.takes_rows())
       return sender_.put_adjacent(y, results, rows_ * job_.n);
@@ -174,16 +199,28 @@ class GradientTiles {
     for (int r = 0; r < rows_; ++r)
       if (all || !alone_[r]) sender_.put(y + r * step, results + r * spacing_, 1);
   }
+  template <class Out>
+  SOFTMAXLIB_INLINE void write_plain(const typename Element::Plain& of_all, Out out) const {
+    T hi[kLanes], lo[kLanes];
+    store(hi, of_all.hi);
+    store(lo, of_all.lo);
+    const Pieces rows = pieces();
+    const int64_t n = job_.n, exact_from = is_direct_ ? exact_from_ - first_ : kLanes;
+    const int count = rows_;
+    for (int r = 0; r < count; ++r) {
+      const typename Element::Plain element{V::set1(hi[r]), V::set1(lo[r])};
+      write(rows[r], n, out(r), element, r >= exact_from);
+    }
+  }
+  // exact: behind the row's end nothing may be written.
   template <class F>
-  SOFTMAXLIB_INLINE void write(int64_t r, Storage* to, const F& element) const {
-    const auto row = piece(r);
-    const int64_t n = job_.n;
+  static SOFTMAXLIB_INLINE void write(const Piece& row, int64_t n, Storage* to, const F& element,
+                                      bool exact) {
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) store(to + i, row.results(i, kLanes, element));
     if (i == n) return;
     const V last = row.results(i, kLanes, element);
-    if (SOFTMAXLIB_UNLIKELY(is_direct_ && first_ + r >= exact_from_))
-      store_n(to + i, last, static_cast<int>(n - i));
+    if (SOFTMAXLIB_UNLIKELY(exact)) store_n(to + i, last, static_cast<int>(n - i));
     else store(to + i, last);
   }
   // Row by row; false where one was computed alone.
@@ -195,6 +232,7 @@ class GradientTiles {
     Place place = run.place;
     for (int k = 0; k < kOperands; ++k) place.offset[k] += first_ * run.step.stride[k];
     bool all = true;
+    const Pieces rows = pieces();
     for (int r = 0; r < rows_; ++r) {
       alone_[r] = !kind_.reduces && sizeof(T) == 8 && needs_smaller_unit(sums[r]);
       if (alone_[r]) {
@@ -208,7 +246,8 @@ class GradientTiles {
           result = row_operand(job_, place, kResult, 0);
         }
         const auto write_under = [&](const GradientScale& scale) {
-          write(r, out(r), Element(scale, in_all(sums[r], V()), false, result));
+          write(rows[r], job_.n, out(r), Element(scale, in_all(sums[r], V()), false, result),
+                is_direct_ && first_ + r >= exact_from_);
         };
         if (job_.base[kScale]) write_under(GradientScale(kind_, affine_of(job_, place, {0, 0})));
         else write_under(of_all.scale());
@@ -228,13 +267,11 @@ class GradientTiles {
   int rows_ = 0;
   Tile grad_, y_, x_;
   const bool where_along_;
-  const uint8_t* where_ = nullptr;  // NULL: all take part
-  int64_t where_stride_ = 0;
   Sender<V> sender_;
   const bool is_direct_;
   LanesOfRows<V> lanes_;
   bool alone_[kLanes];
-  uint8_t wheres_[kRoom + kLanes];
+  uint8_t visible_[kVectorsPerChunk * kLanes];
   alignas(64) T
       results_[kIsOwn ? kLanes + kRoom + kLanes : kLanes];  // an outbox reads around what it takes
 };
