@@ -21,7 +21,8 @@ class GradientAcross {
 
   static bool takes(const Job& job) {
     const GradientKind kind(job.function);
-    if (kind.reduces || job.inner_ndim != 1 || job.outer_ndim == 0 || job.base[kScale])
+    if (kind.reduces || job.inner_ndim != 1 || job.outer_ndim == 0 ||
+        (kind.reads_x() && job.base[kScale]))
       return false;
     const Dim& beside = job.outer[job.outer_ndim - 1];
     const auto fits = [&](Operand k) {
@@ -36,7 +37,7 @@ class GradientAcross {
   explicit GradientAcross(const Job& job)
       : job_(job),
         scale_(GradientKind(job.function), affine_of(job, RowRun(job, 0).place, {0, 0})),
-        may_be_plain_(Element::may_be_plain(scale_)),
+        may_be_plain_(job.base[kScale] || Element::may_be_plain(scale_)),
         grad_(job, kGrad),
         y_(job, kResult),
         x_(job, kX),
@@ -45,8 +46,9 @@ class GradientAcross {
         has_halves_(sizeof(T) == 4 && is_across_ && may_be_plain_ && !job.base[kWhere] &&
                     job.dtype[kOut] != SOFTMAXLIB_F32 && is_like_out(kGrad) &&
                     is_like_out(kResult)) {
+    for (int i = 0; i < kMostVectors * kLanes; ++i) scales_[i] = Element::plain_scale(scale_);
     // Short rows and their tiles fit in the first level cache.
-    most_ = kLanes * (is_short() ? kRoom / 2 / job.n : kGroups);
+    most_ = kLanes * (is_short() ? kMostVectors / job.n : kGroups);
   }
 
   void compute(int64_t row, int64_t stop) {
@@ -58,7 +60,8 @@ class GradientAcross {
       row_ = row;
       rows_ = static_cast<int>(rows);
       groups_ = (rows_ + kLanes - 1) / kLanes;
-      if (is_short()) compute_slice();
+      if (job_.base[kScale] && !has_usual_scales()) compute_all_alone();
+      else if (is_short()) compute_slice();
       else compute_slices();
       row += rows;
       run.advance(rows);
@@ -72,6 +75,7 @@ class GradientAcross {
   static constexpr int kGroups = 8;
   static constexpr int kParts = 8;  // a sum has eight partial ones: Lanes of isa/sum/sum.hpp
   static constexpr int64_t kSlice = kLanes, kRoom = kGroups * kSlice;
+  static constexpr int64_t kMostVectors = kRoom / 2;  // of short rows
   static constexpr int64_t kGroup = kVectorsPerGroup * kLanes, kChunk = kVectorsPerChunk * kLanes;
   static constexpr int64_t kVector = kLanes * int64_t{sizeof(T)};
 
@@ -119,6 +123,11 @@ class GradientAcross {
     }
     SOFTMAXLIB_INLINE Column column(int g) const { return {first + g * kVector, stride}; }
   };
+  bool has_usual_scales() {
+    return usual_scales(job_, kLog, job_.base[kScale] + place_.offset[kScale],
+                        job_.outer[job_.outer_ndim - 1].stride[kScale], rows_, scales_);
+  }
+  SOFTMAXLIB_INLINE V scales(int g) const { return load(scales_ + g * kLanes); }
   // Rows that are written a vector of rows after the other, each as soon as it is summed. Halves
   // that are read where they are pay for slices sooner.
   bool is_short() const { return job_.n <= (has_halves_ ? 8 : kMostAlong); }
@@ -268,9 +277,7 @@ class GradientAcross {
       if (!write_if_plain(g, sum)) all &= finish(g, sum);
     }
     if (all) return send(n);
-    if (is_direct()) return;
-    sender_.finish();
-    for (int g = 0; g < groups_; ++g) compute_alone(g);
+    if (!is_direct()) compute_all_alone();
   }
   // The rows after a vector of these, which often follow them, closer than the hardware sees: where
   // results go too, since few stores at a time wait for memory.
@@ -285,7 +292,7 @@ class GradientAcross {
   template <class Sum>
   SOFTMAXLIB_INLINE bool write_if_plain(int g, Sum sum) const {
     if (SOFTMAXLIB_UNLIKELY(!may_be_plain_ || !Element::is_good(sum))) return false;
-    const Plain element(sum);
+    const Plain element(sum, scales(g));
     const Column grad = grad_.column(g), y = y_.column(g);
     char* to = to_ + g * kVector;
     for (int64_t j = 0; j < job_.n; ++j, to += out_stride_)
@@ -298,7 +305,7 @@ class GradientAcross {
     if (!quick)
       sum = trusted(sum,
                     sum_of_slice<false>(grad_.column(g), y_.column(g), static_cast<int>(job_.n)));
-    if (!all_in_unit(sum)) {
+    if (job_.base[kScale] || !all_in_unit(sum)) {
       if (is_direct()) compute_alone(g);
       return false;
     }
@@ -318,7 +325,7 @@ class GradientAcross {
     bool quick = true;
     for (int g = 0; g < groups_; ++g) quick &= Element::is_good(sum[g]);
     if (SOFTMAXLIB_UNLIKELY(!quick || !may_be_plain_)) return write_others(sum, quick);
-    for (int g = 0; g < groups_; ++g) plain_[g] = Plain(sum[g]);
+    for (int g = 0; g < groups_; ++g) plain_[g] = Plain(sum[g], scales(g));
     for (int64_t start = 0; start < job_.n; start += kSlice) {
       fetch(start, count_from(start));
       write_slice(count_from(start));
@@ -336,7 +343,7 @@ class GradientAcross {
     }
     bool alone[kGroups], all = true;
     for (int g = 0; g < groups_; ++g) {
-      alone[g] = !all_in_unit(sum[g]);
+      alone[g] = job_.base[kScale] || !all_in_unit(sum[g]);
       if (alone[g]) compute_alone(g);
       all &= !alone[g];
     }
@@ -433,7 +440,12 @@ class GradientAcross {
       if (!Element::is_good(in_all(each[i], V()))) each[i] = better[i];
     return at(each);
   }
-  // Where a sum needs a smaller unit.
+  void compute_all_alone() {
+    sender_.finish();
+    for (int g = 0; g < groups_; ++g) compute_alone(g);
+  }
+  // Where a sum needs a smaller unit, or a row has a scale of its own and more than it is not
+  // usual.
   void compute_alone(int g) const {
     for (int i = 0; i < kLanes && g * kLanes + i < rows_; ++i)
       gradient_of_row<kLog, T>(job_, row_ + g * kLanes + i);
@@ -487,6 +499,7 @@ class GradientAcross {
   Sum sums_[kGroups];
   alignas(64) T group_[kSlice][kGroups * kLanes];
   Plain plain_[kGroups];
+  alignas(64) T scales_[kMostVectors * kLanes];  // of rows
   alignas(64) T results_[kRoom * kLanes];
   // Rows that follow each other, and what transposing and sending read around them.
   alignas(64) T room_[kLanes + kRoom * kLanes + kLanes];

@@ -13,7 +13,7 @@
 // Sums add groups of four elements in the arithmetic's own type. The groups are added in double,
 // or, where that is the type, with what each addition rounds away. So an error is of a few
 // roundings however long a row is. A sum that may have left the type's range is taken again,
-// element by element and in double. From there on gradients of softmax and log_softmax without a
+// element by element and in double. From there on gradients of softmax and log_softmax with a usual
 // scale are computed in the type, of float with the sum in two parts, so that what cancels does so
 // exactly; all others in double, rounded once.
 //
@@ -138,16 +138,46 @@ struct GradientScale {
   // Of doubles, the power of two in a factor above 1 goes to y first, exactly: that product is in
   // range, the one with the rest may not be. Products of floats are in the range of double anyhow.
   double early;
+  double part, power;  // the factor of a gradient that comes in, at most 1, and that of y
 
   SOFTMAXLIB_NOINLINE GradientScale(GradientKind of, const Affine& a, double of_gradient = 1)
       : kind(of), affine(a), unit(of_gradient), factor(a.factor, 1 / unit, a.exponent) {
     int exponent;
     split_exponent(factor.value, &exponent);
     early = exponent < 1 ? 1 : power_of_two(exponent - 1);
+    power = factor.value <= 1 ? 1 : power_of_two(exponent);
+    part = factor.value / power;
   }
 
-  bool is_one() const { return affine.factor == 1 && affine.exponent == 0 && unit == 1; }
+  // A scale is usual where what it is multiplied with in float cannot leave the range. Of softmax
+  // that is the gradient that comes in; of more than 1 the power of two goes to y, exactly. Of
+  // log_softmax it is the result.
+  static constexpr double kLeast = 0x1p-20, kMostOfLog = 4;
+  bool is_usual(bool is_log) const {
+    const double most = is_log ? kMostOfLog : 1 / kLeast;
+    return affine.factor >= kLeast && affine.factor <= most && affine.exponent == 0 && unit == 1;
+  }
 };
+
+// The scales of `rows` rows from a place on, which have their own; false where one is not usual, or
+// has a power of two for y.
+template <class T>
+SOFTMAXLIB_NOINLINE bool usual_scales(const Job& job, bool is_log, const char* first,
+                                      int64_t stride, int rows, T* to) {
+  const double most = is_log ? GradientScale::kMostOfLog : 1;
+  double own[16];
+  bool usual = true;
+  for (int r = 0; r < rows; r += 16) {
+    const int some = rows - r < 16 ? rows - r : 16;
+    gather_any(job.dtype[kScale], first + r * stride, stride, some, own);
+    for (int i = 0; i < some; ++i) {
+      const double scale = job.divides ? job.scale / own[i] : own[i] / job.temperature;
+      usual &= scale >= GradientScale::kLeast && scale <= most;
+      to[r + i] = static_cast<T>(scale);
+    }
+  }
+  return usual;
+}
 
 // Whether groups of four in float (quick_sum() below) are enough: no element was beyond the range
 // of float, and none that counts below it. Of doubles only all_in_unit() below has to be asked.
@@ -222,44 +252,52 @@ class ElementGradient {
       : scale_(&scale),
         sum_(sum),
         result_(result),
-        plain_(sum),
-        has_plain_sum_(may_be_plain(scale) && is_good(sum)),
-        is_plain_(has_plain_sum_ && quick) {}
+        plain_(sum, V::set1(plain_scale(scale))),
+        power_(kLog ? T(1) : static_cast<T>(scale.power)),
+        has_plain_sum_(!scale.kind.reads_x() && scale.is_usual(kLog) && is_good(sum)),
+        is_plain_(has_plain_sum_ && quick && power_ == 1) {}
 
   // Whether rows may be plain, and those of such sums are.
-  static bool may_be_plain(const GradientScale& s) { return !s.kind.reads_x() && s.is_one(); }
+  static bool may_be_plain(const GradientScale& s) {
+    return !s.kind.reads_x() && s.is_usual(kLog) && (kLog || s.power == 1);
+  }
+  static T plain_scale(const GradientScale& s) {
+    return static_cast<T>(kLog ? s.affine.factor : s.part);
+  }
   static SOFTMAXLIB_INLINE bool is_good(InLanes<V> sum) {
     return all_trusted(sum) && all_in_unit(sum);
   }
   static SOFTMAXLIB_INLINE bool is_good(f32x16 sum) { return all(is_trusted(sum)); }
   static SOFTMAXLIB_INLINE bool is_good(f64x8 sum) { return all_in_unit(InLanes<f64x8>{sum}); }
 
-  // Of softmax and log_softmax, where there is nothing to multiply by and the sum is trusted: what
-  // cancels does so exactly. hi, lo: the sum in two parts. Products of which a finite sum was made
+  // Of softmax and log_softmax, where the scale is usual and the sum trusted: what cancels does so
+  // exactly. hi, lo: the sum in two parts. Products of which a finite sum was made
   // leave no NaN: what comes in is finite, and so is what is left of it less such a sum.
   struct Plain {
     static constexpr bool kIsPlain = true;
     static constexpr bool kIsMasked = kLog;  // 0 where a probability is
-    V hi, lo;
+    V hi, lo, scale;
     Plain() = default;
-    SOFTMAXLIB_INLINE Plain(V high, V low) : hi(high), lo(low) {}
+    SOFTMAXLIB_INLINE Plain(V high, V low, V by) : hi(high), lo(low), scale(by) {}
     template <class Sum>
-    SOFTMAXLIB_INLINE explicit Plain(Sum sum) {
-      set_parts(sum, hi, lo);
+    SOFTMAXLIB_INLINE Plain(Sum sum, V by) : scale(by) {
+      if constexpr (kLog) set_parts(sum, hi, lo);
+      else set_parts(wide(sum) * wide(by), hi, lo);
     }
     SOFTMAXLIB_INLINE V operator()(V g, V result) const {
-      const V d = plain(g, result, hi, lo);
-      return kLog ? number(d) : d;
+      if constexpr (kLog) return number(less_product(g, result, hi, lo) * scale);
+      else return fma(result, fms(g, scale, hi) - lo, V::set1(0));  // of a y of 0: never -0
     }
   };
 
   SOFTMAXLIB_INLINE V operator()(V g, V result, V z) const {
     if (is_plain_) return plain_(g, result);
-    const auto without_doubles = [&] { return plain(g, result, plain_.hi, plain_.lo); };
+    const auto without_doubles = [&] {
+      return plain_(g, kLog ? result : result * V::set1(power_));
+    };
     if (kDouble && has_plain_sum_) return number(without_doubles());
     V d = in_doubles(g, result, z);
-    if (!kDouble && may_be_plain(*scale_))
-      d = select(is_trusted(sum_.value()), without_doubles(), d);
+    if (!kDouble && has_plain_sum_) d = select(is_trusted(sum_.value()), without_doubles(), d);
     return number(d);
   }
   // f(what computes an element): for loops, which have the choice behind them.
@@ -277,6 +315,8 @@ class ElementGradient {
  private:
   static constexpr bool kDouble = sizeof(T) == 8;
 
+  static SOFTMAXLIB_INLINE InLanes<V> wide(V v) { return InLanes<V>::of(v); }
+  static SOFTMAXLIB_INLINE InLanes<V> wide(InLanes<V> v) { return v; }
   // Of floats: two floats, or the one that it is; of logarithms in units of an exponential.
   static constexpr float kUnit = 0x1p-60f;
   static_assert(Exp<f32x16, Use::kExact>::kBias == 60, "kUnit");
@@ -302,21 +342,13 @@ class ElementGradient {
     hi = sum * select(is_small, one, unit);
     lo = select(is_small, unit, one);
   }
-  static SOFTMAXLIB_INLINE f32x16 plain(f32x16 g, f32x16 result, f32x16 hi, f32x16 lo) {
-    if constexpr (kLog) {
-      const Pair<f32x16> e = Exp<f32x16, Use::kExact>(0)(Pair<f32x16>{result, f32x16::set1(0)});
-      return fnma(e.hi, hi, g) - fma(e.lo, hi, e.hi * lo);
-    } else {
-      return fma(result, (g - hi) - lo, f32x16::set1(0));  // of a probability of 0: never -0
-    }
+  static SOFTMAXLIB_INLINE f32x16 less_product(f32x16 g, f32x16 result, f32x16 hi, f32x16 lo) {
+    const Pair<f32x16> e = Exp<f32x16, Use::kExact>(0)(Pair<f32x16>{result, f32x16::set1(0)});
+    return fnma(e.hi, hi, g) - fma(e.lo, hi, e.hi * lo);
   }
-  static SOFTMAXLIB_INLINE f64x8 plain(f64x8 g, f64x8 result, f64x8 hi, f64x8 lo) {
-    if constexpr (kLog) {
-      const f64x8 e = Exp<f64x8>(0)(Pair<f64x8>{result, f64x8::set1(0)});
-      return fnma(e * lo, hi, g);
-    } else {
-      return fma(result, g - hi, f64x8::set1(0));
-    }
+  static SOFTMAXLIB_INLINE f64x8 less_product(f64x8 g, f64x8 result, f64x8 hi, f64x8 lo) {
+    const f64x8 e = Exp<f64x8>(0)(Pair<f64x8>{result, f64x8::set1(0)});
+    return fnma(e * lo, hi, g);
   }
   static SOFTMAXLIB_INLINE V number(V d) {  // the sign of a NaN is not ours
     return select(eq(d, d), d, V::set1(static_cast<T>(NAN)));
@@ -327,7 +359,7 @@ class ElementGradient {
     return SOFTMAX_ISA::less_exp(g, x, sum_);
   }
   SOFTMAXLIB_INLINE InLanes<f64x8> less_exp(f64x8 g, f64x8 x) const {
-    return {plain(g, x, plain_.hi, plain_.lo)};
+    return {less_product(g, x, plain_.hi, plain_.lo)};
   }
   SOFTMAXLIB_NOINLINE V in_doubles(V g, V result, V z) const {
     const GradientScale& s = *scale_;
@@ -353,6 +385,7 @@ class ElementGradient {
   InLanes<V> sum_;
   double result_;
   Plain plain_;
+  T power_ = 1;
   bool has_plain_sum_ = false, is_plain_ = false;
 };
 

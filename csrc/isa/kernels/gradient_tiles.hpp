@@ -30,7 +30,10 @@ class GradientTiles {
                                (job.n == pitch_ || !job.in_place))) {}
 
   void compute(int64_t row, int64_t stop) {
-    const GradientScale of_all(kind_, affine_of(job_, RowRun(job_, 0).place, {0, 0}));
+    Affine affine = {1, 0, 0, 0, 0, 0, false};  // where each row has its own
+    if (!job_.base[kScale]) affine = affine_of(job_, RowRun(job_, 0).place, {0, 0});
+    const GradientScale of_all(kind_, affine);
+    for (T& scale : scales_) scale = Element::plain_scale(of_all);
     for (RowRun run(job_, row); row < stop;) {
       const bool dense = is_dense(run);
       is_dense_ = dense;
@@ -42,6 +45,11 @@ class GradientTiles {
       exact_from_ = dense ? rows - (kLanes + job_.n - 2) / job_.n : 0;
       for (first_ = 0; first_ < rows; first_ += kLanes) {
         rows_ = rows - first_ < kLanes ? static_cast<int>(rows - first_) : kLanes;
+        if (job_.base[kScale])
+          has_usual_scales_ = usual_scales(
+              job_, kLog,
+              job_.base[kScale] + run.place.offset[kScale] + first_ * run.step.stride[kScale],
+              run.step.stride[kScale], rows_, scales_);
         finish(run, row, begin(of_all));
       }
       row += rows;
@@ -189,8 +197,9 @@ class GradientTiles {
     const auto out = [=](int64_t r) SOFTMAXLIB_INLINE_LAMBDA {
       return reinterpret_cast<Storage*>(to + r * to_step);
     };
-    const bool all = of_all.is_plain() || write_each(run, row, of_all, out);
-    if (of_all.is_plain()) write_plain(of_all.plain(), out);
+    const bool is_plain = of_all.is_plain() && has_usual_scales_;
+    const bool all = is_plain || write_each(run, row, of_all, out);
+    if (is_plain) write_plain(of_all.plain(), out);
     if (is_direct_) return;
     if (all && is_dense_ && sender_.takes_rows())
       return sender_.put_adjacent(y, results, rows_ * job_.n);
@@ -208,7 +217,7 @@ class GradientTiles {
     const int64_t n = job_.n, exact_from = is_direct_ ? exact_from_ - first_ : kLanes;
     const int count = rows_;
     for (int r = 0; r < count; ++r) {
-      const typename Element::Plain element{V::set1(hi[r]), V::set1(lo[r])};
+      const typename Element::Plain element{V::set1(hi[r]), V::set1(lo[r]), V::set1(scales_[r])};
       write(rows[r], n, out(r), element, r >= exact_from);
     }
   }
@@ -270,6 +279,8 @@ class GradientTiles {
   Sender<V> sender_;
   const bool is_direct_;
   LanesOfRows<V> lanes_;
+  T scales_[kLanes];
+  bool has_usual_scales_ = true;
   bool alone_[kLanes];
   uint8_t visible_[kVectorsPerChunk * kLanes];
   alignas(64) T
