@@ -107,6 +107,7 @@ class BatchOfCrossEntropy : public KindOfBatch {
       const f64x8 share = select(eq(load(in_held + i), one), r, all - load(others + i)) / all;
       store(of_target + i, none - share * w * by);
     }
+    SOFTMAXLIB_NO_UNROLL
     for (int r = 0; r < V::lanes; ++r) {
       alone[r] |= !One::fits(weight[r] * factor, scale[r]);
       scale_[r] = static_cast<T>(scale[r]);

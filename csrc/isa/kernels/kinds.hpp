@@ -19,10 +19,15 @@ struct BatchSums {
 
   // Rows whose sums cannot be trusted are to be computed alone.
   void check(V value, bool (&alone)[V::lanes]) const {
-    if (all_usable(reference, value)) return;
+    if (!all_usable(reference, value)) check_each(value, alone);
+  }
+
+ private:
+  SOFTMAXLIB_NOINLINE void check_each(V value, bool (&alone)[V::lanes]) const {
     typename V::elem r[V::lanes], v[V::lanes];
     store(r, reference);
     store(v, value);
+    SOFTMAXLIB_NO_UNROLL
     for (int i = 0; i < V::lanes; ++i) alone[i] |= !SOFTMAX_ISA::usable(r[i], v[i]);
   }
 };
@@ -135,6 +140,7 @@ struct BatchOfRatio : KindOfBatch {
     } else {  // nothing is wrong with a sum that needs no other reference
       double sum[V::lanes];
       store_lanes(sum, sums.sum);
+      SOFTMAXLIB_NO_UNROLL
       for (int i = 0; i < V::lanes; ++i)
         alone[i] |= !positive_finite(sum[i]) || stable_reference<V>(sum[i]) != 0;
     }
@@ -246,6 +252,7 @@ struct BatchOfLogStablemax : KindOfBatch {
       store(of_largest + i, of.of_largest);
       store(sum + i, load(sum + i) + s);
     }
+    SOFTMAXLIB_NO_UNROLL
     for (int i = 0; i < V::lanes; ++i) {
       alone[i] |= !positive_finite(sum[i]) || stable_reference<V>(sum[i]) != 0;
       exponent_[i] = static_cast<T>(exponent[i]);

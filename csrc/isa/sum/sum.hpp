@@ -363,8 +363,10 @@ class PieceSum {
   SOFTMAXLIB_NOINLINE void add_last(int64_t i, int64_t stop, Lanes<V>& lanes, int64_t start) {
     Value v[4];
     Term e[4];
+    SOFTMAXLIB_NO_UNROLL
     for (int j = 0; j < 4; ++j) v[j] = load_up_to(x_, i + j * kLanes, stop - i - j * kLanes);
     if constexpr (F::kFollows) check(v, i, start, lanes);
+    SOFTMAXLIB_NO_UNROLL
     for (int j = 0; j < 4; ++j) {
       const int64_t left = stop - i - j * kLanes;
       e[j] = zero<Term>();
