@@ -60,11 +60,6 @@ class BatchOfCrossEntropy : public KindOfBatch {
             scale = V::set1(scale_[r])](auto x)
                SOFTMAXLIB_INLINE_LAMBDA { return exp.evaluate(x, magic, floor) * scale; };
   }
-  void put_target(int r) const {
-    const auto j = static_cast<int64_t>(target_[r]);
-    put_as(rows_.job->dtype[kOut], rows_.at(kOut, r) + j * rows_.job->inner[0].stride[kOut],
-           static_cast<double>(of_target_[r]));
-  }
   void put_target(int r, T* row) const { row[static_cast<int64_t>(target_[r])] = of_target_[r]; }
 
   // A function of element j of every row, and of j.

@@ -117,6 +117,14 @@ struct KindOfBatch {
   // -inf and its terms 0. False where it has to be computed alone.
   bool see_nothing(int) { return false; }
 };
+// What code that is compiled once for all kinds asks of one.
+struct Kind {
+  bool holds, reduces, one_is_one, targets;
+};
+template <class P>
+constexpr Kind kind_of() {
+  return {P::kHolds, P::kReduces, P::kOneIsOne, P::kTargets};
+}
 
 // f / sum of f: softmax and stablemax.
 template <class Function>

@@ -144,8 +144,7 @@ class Groups : public LaneColumns<V, kLow> {
   using Columns::kRoom;
   using typename Columns::T;
 
-  // As the kind has it (KindOfBatch).
-  const bool reduces, targets;
+  const Kind kind;
 
   // What the rows of a group need beside their elements: those of a run from `first` on.
   virtual void begin(int group, const RowRun& run, int first, int rows) = 0;
@@ -166,8 +165,7 @@ class Groups : public LaneColumns<V, kLow> {
   bool is_alone(int row) const { return alone_[row / kLanes][row % kLanes]; }
 
  protected:
-  Groups(int n, bool has_no_results, bool has_targets)
-      : Columns(n), reduces(has_no_results), targets(has_targets) {}
+  Groups(int n, Kind of) : Columns(n), kind(of) {}
 
   bool is_any_alone(int group) const {
     uint64_t all[kLanes / 8], any = 0;
@@ -384,7 +382,7 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
 
   // counts: a row may see but one of its elements, which takes all.
   LaneGroups(int n, bool counts)
-      : Sums(n, P::kReduces, P::kTargets), counts_(P::kOneIsOne && n > 1 && counts) {}
+      : Sums(n, kind_of<P>()), counts_(P::kOneIsOne && n > 1 && counts) {}
 
   void begin(int group, const RowRun& run, int first, int rows) override {
     if constexpr (P::kTargets) of_[group].begin(run, first, rows);

@@ -53,7 +53,7 @@ class LanesAcross {
         where_apart_(job.outer[job.outer_ndim - 1].stride[kWhere]),
         in_place_(x_.item == kItem && job.inner[0].stride[kX] % kItem == 0),
         // Columns at the same place of their pages would take each other's place in cache.
-        fetches_y_(!groups.reduces && out_.across && !job.in_place && !job.streaming &&
+        fetches_y_(!groups.kind.reduces && out_.across && !job.in_place && !job.streaming &&
                    (job.n <= 16 || job.inner[0].stride[kOut] % 4096)),
         groups_(groups),
         stager_(job),
@@ -133,7 +133,7 @@ class LanesAcross {
     if (kLow && job_.base[kWhere])
       strips_[g].where = job_.base[kWhere] + now.run.place.offset[kWhere] +
                          now.first() * now.run.step.stride[kWhere];
-    if (groups_.targets) groups_.begin(g, now.run, now.first(), static_cast<int>(rows));
+    if (groups_.kind.targets) groups_.begin(g, now.run, now.first(), static_cast<int>(rows));
     if (!kLow && rows == kLanes && in_place_)
       groups_.read_from(g, reinterpret_cast<const T*>(now.x), columns_apart_);
     else
@@ -165,7 +165,7 @@ class LanesAcross {
     if (kLow && !strip.is_good && strip.where)
       strip.is_good = groups_.settle(g, job_, strip.where, where_apart_, strip.rows);
     if (SOFTMAXLIB_UNLIKELY(!(strip.is_good && strip.is_usual))) return put_each(g, alone);
-    if (groups_.reduces) return;
+    if (groups_.kind.reduces) return;
     if (!out_.across) return put_each(g, alone);
     groups_.send(g, sender_, strip.y, strip.rows);
   }
@@ -176,7 +176,7 @@ class LanesAcross {
     };
     for (int r = 0; r < strip.rows; ++r)
       if (is_alone(r)) alone(job_, strip.row + r);
-    if (groups_.reduces) return;
+    if (groups_.kind.reduces) return;
     alignas(64) T results[(kVectorsPerGroup * kLanes + 2) * kLanes];
     groups_.store_results(g, results + kLanes, job_.n);
     const int64_t step = job_.outer[job_.outer_ndim - 1].stride[kOut];
@@ -301,7 +301,7 @@ SOFTMAXLIB_NOINLINE void run_in_lanes(const Job& job, Groups<V, kLow>& groups, i
     const char* ahead;
     const int rows = filler.fill(run, stop - row, groups, &ahead);
     const int count = (rows + kLanes - 1) / kLanes;
-    if (groups.targets)
+    if (groups.kind.targets)
       for (int g = 0; g < count; ++g)
         groups.begin(g, run, g * kLanes, rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes);
     bool good = groups.evaluate(count, LinesAhead{ahead, kLanes * kItem});
@@ -314,7 +314,7 @@ SOFTMAXLIB_NOINLINE void run_in_lanes(const Job& job, Groups<V, kLow>& groups, i
 
     char* const y = job.base[kOut] + run.place.offset[kOut];
     const int64_t y_step = run.step.stride[kOut];
-    if (groups.reduces) {
+    if (groups.kind.reduces) {
       for (int r = 0; !good && r < rows; ++r)
         if (groups.is_alone(r)) alone(job, row + r);
     } else {
