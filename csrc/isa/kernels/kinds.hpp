@@ -86,7 +86,9 @@ struct BatchHeld {
       for (int k = 0; k < count; ++k) terms[i + k] = InLanes<V>::of(t[k]);
     };
     int i = 0;
+    SOFTMAXLIB_NO_UNROLL
     for (; i + 4 <= lanes; i += 4) add(i, Elements<4>());
+    SOFTMAXLIB_NO_UNROLL
     for (; i < lanes; ++i) add(i, Elements<1>());
     others = fold_lanes(terms, lanes);
   }

@@ -51,7 +51,19 @@ class Distribution {
   // true. Values are not shifted, which would round some of them to one, but where x would be lost
   // in a large bias, or a small temperature carries them out of the range.
   template <class Visit>
-  void for_chunks(Visit visit) const {
+  void for_chunks(const Visit& visit) const {
+    for_chunks(
+        [](const void* of, int64_t start, int n, const T* value, const T* low, const T* weight) {
+          return (*static_cast<const Visit*>(of))(start, n, value, low, weight);
+        },
+        &visit);
+  }
+
+ private:
+  using Visitor = bool (*)(const void* of, int64_t start, int n, const T* value, const T* low,
+                           const T* weight);
+  // Not inline: compiled once for all visits.
+  SOFTMAXLIB_NOINLINE void for_chunks(Visitor visit, const void* of) const {
     constexpr int kChunk = Row<D>::kChunk;
     alignas(64) T value[kChunk], low[kChunk], weight[kChunk];
     const E exp(total_.reference);
@@ -70,11 +82,10 @@ class Distribution {
           for (int64_t i = 0; i < n; i += V::lanes)
             store(weight + i, exp(to_pair(load_up_to(x, i, n - i))));
         });
-      if (visit(start, static_cast<int>(stop - start), value, low, weight)) return;
+      if (visit(of, start, static_cast<int>(stop - start), value, low, weight)) return;
     }
   }
 
- private:
   Row<D> plain_, row_;
   RowSum<E> total_;
   bool valid_, shifts_ = false;
@@ -95,11 +106,11 @@ inline double whole(T value, T low) {
   return sizeof(T) == 8 ? value : static_cast<double>(value) + static_cast<double>(low);
 }
 
-// The fewest largest elements whose weights add up to `goal`; weigh(weight of an element): 1 counts
-// them.
-template <class D, class Weigh>
-inline Kept select_largest(const Distribution<D>& row, double goal, Weigh weigh) {
+// The fewest largest elements whose weights add up to `goal`, or that are so many.
+template <class D>
+SOFTMAXLIB_NOINLINE Kept select_largest(const Distribution<D>& row, double goal, bool counts) {
   using T = typename Row<D>::T;
+  const auto weigh = [=](T weight) { return counts ? 1 : static_cast<double>(weight); };
   constexpr int kDigit = 11;
   // Sign, exponent and the 23 bits of a float's fraction; the others are all alike.
   const int bits = row.has_floats() ? 35 : 64;
@@ -162,7 +173,6 @@ inline void for_kept(const Distribution<D>& row, Kept kept, double least, F f) {
 // them all; -1 where there is no distribution.
 template <class D>
 inline int64_t sample_row(const Row<D>& row, double u, const softmaxlib_filter& filter) {
-  using T = typename Row<D>::T;
   const Distribution<D> distribution(row);
   if (!distribution.valid()) return -1;
   const auto sum_of_kept = [&](Kept kept, double least) {
@@ -173,11 +183,9 @@ inline int64_t sample_row(const Row<D>& row, double u, const softmaxlib_filter& 
 
   Kept kept;
   const bool counts = filter.top_k > 0 && filter.top_k < row.size();
-  if (counts)
-    kept = select_largest(distribution, static_cast<double>(filter.top_k), [](T) { return 1.0; });
+  if (counts) kept = select_largest(distribution, static_cast<double>(filter.top_k), true);
   if (filter.top_p < 1) {
-    const Kept fewer = select_largest(distribution, filter.top_p * sum_of_kept(kept, 0),
-                                      [](T w) { return static_cast<double>(w); });
+    const Kept fewer = select_largest(distribution, filter.top_p * sum_of_kept(kept, 0), false);
     if (fewer.least > kept.least || (fewer.least == kept.least && fewer.ties < kept.ties))
       kept = fewer;
   }

@@ -67,7 +67,7 @@ inline void stablemax_two_pass_reload(const Row<D>& row) {
 
 template <class T>
 inline void stablemax_pipelined(const Job& job, int64_t first, int64_t last, char* scratch) {
-  rows_pipelined<T, stablemax_two_pass_reload<T>>(job, first, last, scratch);
+  rows_pipelined<T>(job, first, last, scratch, run_row<T, stablemax_two_pass_reload<T>>);
 }
 
 // log s(x) = sign(x) log1p(|x|) = sign(x) (e ln2 + log m), with the logarithm of the sum in the
@@ -161,7 +161,7 @@ inline void log_stablemax_two_pass(const Row<D>& row) {
 
 template <class T>
 inline void log_stablemax_pipelined(const Job& job, int64_t first, int64_t last, char* scratch) {
-  rows_pipelined<T, log_stablemax_two_pass<T>>(job, first, last, scratch);
+  rows_pipelined<T>(job, first, last, scratch, run_row<T, log_stablemax_two_pass<T>>);
 }
 
 }  // namespace

@@ -91,7 +91,8 @@ struct Lanes {
   void scale(Down down) {
     sum = down(sum);
   }
-  void fold_into(Total& total) const { total.add(sum_lanes(sum)); }
+  // Not inline: once per chunk.
+  SOFTMAXLIB_NOINLINE void fold_into(Total& total) const { total.add(sum_lanes(sum)); }
 };
 
 // Of doubles: what each of these additions rounds away is summed too.
@@ -105,7 +106,7 @@ struct Lanes<f64x8> {
     sum = down(sum);
     error = down(error);
   }
-  void fold_into(Total& total) const {
+  SOFTMAXLIB_NOINLINE void fold_into(Total& total) const {
     double lanes[f64x8::lanes];
     store(lanes, sum);
     for (const double lane : lanes) total.add(lane);
