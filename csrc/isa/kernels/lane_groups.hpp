@@ -288,6 +288,7 @@ class LaneSums : public Groups<typename Function::V, kLow> {
         if (i + 8 < n_) lane[i] = lane[i] + at(i + 8);
       }
     } else {
+      SOFTMAXLIB_NO_UNROLL
       for (int i = 0; i < 8; ++i) lane[i] = i < n_ ? lane_of(terms, i) : in_all(0, V());
     }
     fold(lane, sums);
