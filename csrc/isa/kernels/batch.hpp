@@ -57,14 +57,6 @@ class LanesOfRows {
   alignas(64) double sums_[2][8][8];
 };
 
-// One element of memory that may not be aligned.
-template <class T>
-inline T element_at(const T* p, int64_t i) {
-  T x;
-  memcpy(&x, p + i, sizeof(x));
-  return x;
-}
-
 // Rows of a batch, whatever is computed of them: run_batches() is compiled once for all kinds. X:
 // V, or Pair<V> for arguments of two parts.
 template <class Vector, class X>
@@ -179,8 +171,10 @@ class RowsOfBatch {
   SOFTMAXLIB_INLINE void fetch(const T* x) const {
     if constexpr (!kLow) fetch_(reinterpret_cast<const char*>(x) + kBatchPrefetchBytes);
   }
-  Pair<T> element(int r, int64_t j) const {
-    return {element_at(row(r), j), kLow ? low_[r * pitch_ + j] : T(0)};
+  ElementsOfRows<T> elements() const {
+    constexpr int64_t kItem = sizeof(T);
+    return {x_, stride_, kItem, reinterpret_cast<const char*>(kLow ? low_ : nullptr),
+            pitch_ * kItem};
   }
   const int64_t n_, pitch_;
   const Kind kind_;
@@ -415,9 +409,7 @@ class Batch final : public BatchTerms<typename P::F, X, P::kHolds> {
   void follow() override {
     if constexpr (P::kTargets) {
       const HeldSums<V> all = this->held_sums();
-      const auto element = [this](int r, int64_t j)
-                               SOFTMAXLIB_INLINE_LAMBDA { return this->element(r, j); };
-      of_.finish(all.sums, all.top, alone_, element);
+      of_.finish(all.sums, all.top, alone_, this->elements());
     } else if constexpr (P::kHolds) {
       const HeldSums<V> all = this->held_sums();
       of_.finish(all.sums, all.top, alone_);

@@ -41,9 +41,8 @@ class BatchOfCrossEntropy : public KindOfBatch {
 
   void begin(const RowRun& run, int first, int rows) { rows_.begin(run, first, rows); }
 
-  template <class At>
   SOFTMAXLIB_NOINLINE void finish(const BatchSums<V>& sums, const BatchHeld<V>& held,
-                                  bool (&alone)[V::lanes], At at) {
+                                  bool (&alone)[V::lanes], const ElementsOfRows<T>& at) {
     const LogRest<V> rest(sums, held);
     sums.check(sums.sum.value(), alone);
     const LabelsOfRows<V> labels(rows_, alone, at);

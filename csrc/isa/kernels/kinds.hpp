@@ -324,6 +324,23 @@ struct RowsBeside {
 
 inline double product_or_zero(double q, double y) { return q == 0 ? 0 : q * y; }
 
+// Single arguments of rows: the first of the first row, bytes from one row to the next and from one
+// element to the next; of their second parts likewise, which are as far apart within a row.
+template <class T>
+struct ElementsOfRows {
+  const char* hi;
+  int64_t row, element;
+  const char* lo;  // NULL: 0
+  int64_t low_row;
+
+  Pair<T> operator()(int r, int64_t j) const {
+    Pair<T> x = {0, 0};  // memory that may not be aligned
+    memcpy(&x.hi, hi + r * row + j * element, sizeof(T));
+    if (lo) memcpy(&x.lo, lo + r * low_row + j * element, sizeof(T));
+    return x;
+  }
+};
+
 // The classes of rows, their arguments and weights.
 template <class V>
 struct LabelsOfRows {
@@ -331,8 +348,7 @@ struct LabelsOfRows {
   alignas(64) T hi[V::lanes] = {}, lo[V::lanes] = {}, target[V::lanes] = {};
   alignas(64) double weight[V::lanes] = {};
 
-  template <class At>
-  LabelsOfRows(const RowsBeside<V>& rows, bool (&alone)[V::lanes], At at) {
+  LabelsOfRows(const RowsBeside<V>& rows, bool (&alone)[V::lanes], const ElementsOfRows<T>& at) {
     const Job& job = *rows.job;
     for (int r = 0; r < rows.rows; ++r) {
       const int64_t i = rows.index(r);
@@ -376,9 +392,8 @@ class BatchOfLogSums : public KindOfBatch {
 
   void begin(const RowRun& run, int first, int rows) { rows_.begin(run, first, rows); }
 
-  template <class At>
   SOFTMAXLIB_NOINLINE void finish(const BatchSums<V>& sums, const BatchHeld<V>& held,
-                                  bool (&alone)[V::lanes], At at) {
+                                  bool (&alone)[V::lanes], const ElementsOfRows<T>& at) {
     const Job& job = *rows_.job;
     const LogRest<V> rest(sums, held);
     sums.check(sums.sum.value(), alone);
@@ -404,8 +419,8 @@ class BatchOfLogSums : public KindOfBatch {
     store(values, (large + (InLanes<V>::of(held.lo) + rest.lo)).value());
     rows_.put(k, values, alone);
   }
-  template <class At>
-  void take(const BatchOfLogSoftmax<V>& log_softmax, const bool (&alone)[V::lanes], At at) const {
+  void take(const BatchOfLogSoftmax<V>& log_softmax, const bool (&alone)[V::lanes],
+            const ElementsOfRows<T>& at) const {
     const Job& job = *rows_.job;
     for (int64_t i = 0; i < job.top->k; ++i) {
       alignas(64) T hi[V::lanes] = {}, lo[V::lanes] = {}, taken[V::lanes];

@@ -116,12 +116,13 @@ class LaneColumns {
     if constexpr (kLow) return {column(hi_, group, 0), column(lo_, group, 0), kLanes};
     else return {from_[group], nullptr, stride_[group]};
   }
-  // That of one row.
-  Pair<T> argument_of_row(int group, int r, int64_t j) const {
-    if constexpr (kLow)
-      return {column(hi_, group, static_cast<int>(j))[r],
-              column(lo_, group, static_cast<int>(j))[r]};
-    else return {element_at(from_[group], j * stride_[group] + r), 0};
+  // Those of single rows.
+  ElementsOfRows<T> elements(int group) const {
+    constexpr int64_t kItem = sizeof(T);
+    const T* const hi = kLow ? column(hi_, group, 0) : from_[group];
+    const T* const lo = kLow ? column(lo_, group, 0) : nullptr;
+    return {reinterpret_cast<const char*>(hi), kItem, (kLow ? kLanes : stride_[group]) * kItem,
+            reinterpret_cast<const char*>(lo), kItem};
   }
 
   const int n_, pitch_, groups_;
@@ -332,7 +333,7 @@ class LaneSums : public Groups<typename Function::V, kLow> {
         continue;
       }
       SOFTMAXLIB_NO_UNROLL
-      for (int k = 0; k < N; ++k) {
+      for (int k = 0; k < N - 1; ++k) {
         if (from + k >= n_) break;
         const X x[1] = {hold(held[i + k], argument(from + k))};
         V one[1];
@@ -409,10 +410,7 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
     if constexpr (P::kHolds) {
       const HeldSums<V> held = this->sum_held(g);
       if constexpr (P::kTargets) {
-        const auto element = [&](int r, int64_t j) SOFTMAXLIB_INLINE_LAMBDA {
-          return this->argument_of_row(g, r, j);
-        };
-        of_[g].finish(held.sums, held.top, alone_[g], element);
+        of_[g].finish(held.sums, held.top, alone_[g], this->elements(g));
       } else {
         of_[g].finish(held.sums, held.top, alone_[g]);
       }

@@ -23,7 +23,7 @@ inline int stable_reference(double sum) {
 
 inline double s_of_held(const Total&) { return 0; }
 template <class S>
-inline double s_of_held(const RowRest<S>& rest) {
+SOFTMAXLIB_NOINLINE double s_of_held(const RowRest<S>& rest) {
   const Pair<f64x8> held = {f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)};
   return first(Stable<f64x8>(rest.reference)(held));
 }
