@@ -21,12 +21,14 @@ struct LinesAhead {
 
   // Those of so many elements.
   SOFTMAXLIB_INLINE void step(int count) {
+    LinesAhead next = *this;  // in registers
     for (int i = 0; x && i < count; ++i) {
-      SOFTMAXLIB_PREFETCH(x);
-      x += line;
-      if (++at == width) at = 0, x += column;
+      SOFTMAXLIB_PREFETCH(next.x);
+      next.x += line;
+      if (++next.at == width) next.at = 0, next.x += column;
     }
-    for (int i = 0; y && i < count; ++i, y += y_column) prefetch(y);
+    for (int i = 0; y && i < count; ++i, next.y += y_column) prefetch(next.y);
+    x = next.x, at = next.at, y = next.y;
   }
 };
 
