@@ -135,7 +135,7 @@ class RowsOfBatch {
   }
 
  protected:
-  RowsOfBatch(int64_t n, Kind kind)
+  RowsOfBatch(int64_t n, KindTraits kind)
       : n_(n), pitch_((n + kLanes - 1) / kLanes * kLanes), kind_(kind) {}
 
   // The references of all rows.
@@ -177,7 +177,7 @@ class RowsOfBatch {
             pitch_ * kItem};
   }
   const int64_t n_, pitch_;
-  const Kind kind_;
+  const KindTraits kind_;
   const FetchAhead fetch_ = FetchAhead();
   int most_ = 0;
   T* e_ = nullptr;

@@ -459,8 +459,8 @@ class CrossEntropyRow {
   }
   // Not inline: once for all ways in which x may lie.
   template <class Rest>
-  SOFTMAXLIB_NOINLINE void add_chunk(const P& p, const Rest& rest, ClassWeights<D>& weights,
-                                     Staged<T> x, D* y, int64_t start, int64_t n, Total& total) {
+  SOFTMAXLIB_NOINLINE void add_chunk(P p, Rest rest, ClassWeights<D>& weights, Staged<T> x, D* y,
+                                     int64_t start, int64_t n, Total& total) {
     weights.fetch(start, static_cast<int>(n));
     Impossible impossible;
     if (y) find_impossible(Contiguous<T>{x.hi}, start, n, &impossible);

@@ -120,11 +120,11 @@ struct KindOfBatch {
   bool see_nothing(int) { return false; }
 };
 // What code that is compiled once for all kinds asks of one.
-struct Kind {
+struct KindTraits {
   bool holds, reduces, one_is_one, targets;
 };
 template <class P>
-constexpr Kind kind_of() {
+constexpr KindTraits kind_of() {
   return {P::kHolds, P::kReduces, P::kOneIsOne, P::kTargets};
 }
 

@@ -147,7 +147,7 @@ class Groups : public LaneColumns<V, kLow> {
   using Columns::kRoom;
   using typename Columns::T;
 
-  const Kind kind;
+  const KindTraits kind;
 
   // What the rows of a group need beside their elements: those of a run from `first` on.
   virtual void begin(int group, const RowRun& run, int first, int rows) = 0;
@@ -168,7 +168,7 @@ class Groups : public LaneColumns<V, kLow> {
   bool is_alone(int row) const { return alone_[row / kLanes][row % kLanes]; }
 
  protected:
-  Groups(int n, Kind of) : Columns(n), kind(of) {}
+  Groups(int n, KindTraits of) : Columns(n), kind(of) {}
 
   bool is_any_alone(int group) const {
     uint64_t all[kLanes / 8], any = 0;
