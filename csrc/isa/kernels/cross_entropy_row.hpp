@@ -442,42 +442,30 @@ class CrossEntropyRow {
     ClassWeights<D> weights(job_, place_, target, weight_sum_);
     Total total;
     total.reference = 0;
-    alignas(64) T hi[Row<D>::kChunk], lo[Row<D>::kChunk];
     const auto add = [&](auto x, D* y, int64_t start, int64_t n) {
       for (int64_t i = 0; i < n; i += Row<D>::kChunk) {
-        const int64_t count = n - i < Row<D>::kChunk ? n - i : Row<D>::kChunk;
-        for (int64_t j = 0; j < count; j += V::lanes) {
-          const Pair<V> z = to_pair(load_up_to(x, i + j, count - j));
-          store(hi + j, z.hi);
-          store(lo + j, z.lo);
+        const int64_t stop = n - i < Row<D>::kChunk ? n : i + Row<D>::kChunk;
+        weights.fetch(start + i, static_cast<int>(stop - i));
+        Impossible impossible;
+        if (y) find_impossible(x.at(i), start + i, stop - i, &impossible);
+        Lanes<V> lanes;
+        for (int64_t j = i; j < stop; j += V::lanes) {
+          const Pair<V> z = to_pair(load_up_to(x, j, stop - j));
+          InLanes<V> q;
+          load_lanes(weights.q + (j - i), q);
+          lanes.add(sum_of_products(q, InLanes<V>::of(V::set1(0) - p.log_p(z))));
+          if (!y) continue;
+          const V g = select(eq(load(weights.visible + (j - i)), V::set1(0)), V::set1(0),
+                             gradient(p, rest, z, q, weights.sum()));
+          if (stop - j >= V::lanes) store(y + j, g);
+          else store_n(y + j, g, static_cast<int>(stop - j));
         }
-        add_chunk(p, rest, weights, {hi, lo}, y ? y + i : nullptr, start + i, count, total);
+        if (y) impossible.clear(y + i, stop - i);
+        lanes.fold_into(total);
       }
     };
     row.read_write(0, row.size(), add, loss_.writes);
     return sum_of(total);
-  }
-  // Not inline: once for all ways in which x may lie.
-  template <class Rest>
-  SOFTMAXLIB_NOINLINE void add_chunk(P p, Rest rest, ClassWeights<D>& weights, Staged<T> x, D* y,
-                                     int64_t start, int64_t n, Total& total) {
-    weights.fetch(start, static_cast<int>(n));
-    Impossible impossible;
-    if (y) find_impossible(Contiguous<T>{x.hi}, start, n, &impossible);
-    Lanes<V> lanes;
-    for (int64_t j = 0; j < n; j += V::lanes) {
-      const Pair<V> z = x.load(j);
-      InLanes<V> q;
-      load_lanes(weights.q + j, q);
-      lanes.add(sum_of_products(q, InLanes<V>::of(V::set1(0) - p.log_p(z))));
-      if (!y) continue;
-      const V g = select(eq(load(weights.visible + j), V::set1(0)), V::set1(0),
-                         gradient(p, rest, z, q, weights.sum()));
-      if (n - j >= V::lanes) store(y + j, g);
-      else store_n(y + j, g, static_cast<int>(n - j));
-    }
-    if (y) impossible.clear(y, n);
-    lanes.fold_into(total);
   }
 
   template <class Rest>
