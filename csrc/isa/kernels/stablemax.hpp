@@ -31,11 +31,12 @@ SOFTMAXLIB_NOINLINE double s_of_held(const RowRest<S>& rest) {
 // compute(known) gives the sum of s under known.reference; a second time where 0 will not do.
 template <class D, class Compute>
 inline auto in_range(Compute compute) {
-  Known known;
-  auto total = compute(known);
-  known.reference = stable_reference<typename Row<D>::V>(total.sum + s_of_held(total));
-  if (known.reference) total = compute(known);
-  return total;
+  for (Known known;;) {
+    const auto total = compute(known);
+    if (known.reference) return total;
+    known.reference = stable_reference<typename Row<D>::V>(total.sum + s_of_held(total));
+    if (!known.reference) return total;
+  }
 }
 
 inline bool positive_finite(double x) { return x > 0 && finite(x); }
