@@ -51,19 +51,7 @@ class Distribution {
   // true. Values are not shifted, which would round some of them to one, but where x would be lost
   // in a large bias, or a small temperature carries them out of the range.
   template <class Visit>
-  void for_chunks(const Visit& visit) const {
-    for_chunks(
-        [](const void* of, int64_t start, int n, const T* value, const T* low, const T* weight) {
-          return (*static_cast<const Visit*>(of))(start, n, value, low, weight);
-        },
-        &visit);
-  }
-
- private:
-  using Visitor = bool (*)(const void* of, int64_t start, int n, const T* value, const T* low,
-                           const T* weight);
-  // Not inline: compiled once for all visits.
-  SOFTMAXLIB_NOINLINE void for_chunks(Visitor visit, const void* of) const {
+  void for_chunks(Visit visit) const {
     constexpr int kChunk = Row<D>::kChunk;
     alignas(64) T value[kChunk], low[kChunk], weight[kChunk];
     const E exp(total_.reference);
@@ -82,10 +70,11 @@ class Distribution {
           for (int64_t i = 0; i < n; i += V::lanes)
             store(weight + i, exp(to_pair(load_up_to(x, i, n - i))));
         });
-      if (visit(of, start, static_cast<int>(stop - start), value, low, weight)) return;
+      if (visit(start, static_cast<int>(stop - start), value, low, weight)) return;
     }
   }
 
+ private:
   Row<D> plain_, row_;
   RowSum<E> total_;
   bool valid_, shifts_ = false;
@@ -110,7 +99,9 @@ inline double whole(T value, T low) {
 template <class D>
 SOFTMAXLIB_NOINLINE Kept select_largest(const Distribution<D>& row, double goal, bool counts) {
   using T = typename Row<D>::T;
-  const auto weigh = [=](T weight) { return counts ? 1 : static_cast<double>(weight); };
+  // Each one's weight, or 1, without a branch for each.
+  constexpr T kOne = 1;
+  const int step = counts ? 0 : 1;
   constexpr int kDigit = 11;
   // Sign, exponent and the 23 bits of a float's fraction; the others are all alike.
   const int bits = row.has_floats() ? 35 : 64;
@@ -123,10 +114,11 @@ SOFTMAXLIB_NOINLINE Kept select_largest(const Distribution<D>& row, double goal,
     const int digits = 1 << digit;
     for (int d = 0; d < digits; ++d) mass[d] = 0;
     row.for_chunks([&](int64_t, int n, const T* value, const T* low, const T* weight) {
+      const T* const w = counts ? &kOne : weight;
       for (int i = 0; i < n; ++i) {
         const uint64_t key = key_of(whole(value[i], low[i])) >> shift;
         if (known == 0 || key >> digit == prefix)
-          mass[key & static_cast<uint64_t>(digits - 1)] += weigh(weight[i]);
+          mass[key & static_cast<uint64_t>(digits - 1)] += static_cast<double>(w[i * step]);
       }
       return false;
     });
@@ -145,7 +137,8 @@ SOFTMAXLIB_NOINLINE Kept select_largest(const Distribution<D>& row, double goal,
   row.for_chunks([&](int64_t, int n, const T* value, const T* low, const T* weight) {
     for (int i = 0; i < n && each == 0; ++i) {
       const double x = whole(value[i], low[i]);
-      if (key_of(x) >> (64 - bits) == prefix) kept.least = x, each = weigh(weight[i]);
+      if (key_of(x) >> (64 - bits) == prefix)
+        kept.least = x, each = counts ? 1 : static_cast<double>(weight[i]);
     }
     return each != 0;
   });
