@@ -27,6 +27,10 @@ function(softmaxlib_add_isa name)
       # The hot loops want their short inner loops unrolled, and nothing else that -O3 adds, which
       # makes the code larger. bench/ports.py compiles likewise and shows what the loops take.
       list(APPEND flags $<$<CONFIG:Release>:-O2> $<$<CONFIG:Release>:-fpeel-loops>)
+      # Loops over the 16 lanes of a vector of floats run once per batch, and stay loops; targets of
+      # jumps are not aligned, but loops are. Both only cost size.
+      list(APPEND flags $<$<CONFIG:Release>:--param=max-completely-peel-times=8>
+           $<$<CONFIG:Release>:-fno-align-jumps> $<$<CONFIG:Release>:-fno-align-labels>)
       # Structs of vectors are copied as they are stored, in whole vectors: a load waits long for two
       # stores that it spans, and GCC's own choice is pieces of 16 bytes.
       if(CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 12)

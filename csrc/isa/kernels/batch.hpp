@@ -57,21 +57,12 @@ class LanesOfRows {
   alignas(64) double sums_[2][8][8];
 };
 
-// One element of memory that may not be aligned.
-template <class T>
-inline T element_at(const T* p, int64_t i) {
-  T x;
-  memcpy(&x, p + i, sizeof(x));
-  return x;
-}
-
-// Rows of a batch and their terms, as a function of arguments has them. X: V, or Pair<V> for
-// arguments of two parts. kHold: each lane holds its largest argument out of its sum.
-template <class Function, class X, bool kHold>
-class BatchTerms {
+// Rows of a batch, whatever is computed of them: run_batches() is compiled once for all kinds. X:
+// V, or Pair<V> for arguments of two parts.
+template <class Vector, class X>
+class RowsOfBatch {
  public:
-  using F = Function;
-  using V = typename F::V;
+  using V = Vector;
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes, kGroup = kVectorsPerGroup * kLanes;
   static constexpr bool kLow = sizeof(X) > sizeof(V);
@@ -83,38 +74,165 @@ class BatchTerms {
   // first level cache does not do: rows that are transposed come so many at a time. Or NULL.
   // in_place: x is read and results are written where they are, so that rows whose terms are not
   // stored need no room.
-  BatchTerms(int64_t n, T* room, bool in_place)
-      : n_(n),
-        pitch_((n + kLanes - 1) / kLanes * kLanes),
-        most_(room || (kHold && in_place) || kRoom / pitch_ >= kLanes
-                  ? kLanes
-                  : static_cast<int>(kRoom / pitch_)),
-        e_((room ? room : room_) + kLanes) {}
+  void set_room(T* room, bool in_place) {
+    const bool all = room || (kind_.holds && in_place) || kRoom / pitch_ >= kLanes;
+    most_ = all ? kLanes : static_cast<int>(kRoom / pitch_);
+    e_ = (room ? room : room_) + kLanes;
+  }
 
   int most() const { return most_; }
   int rows() const { return rows_; }
 
   // Rows from `first` on, all at one distance from each other: as they are, where there is no
-  // stager, or through the tile. one_is_one: those of one element are computed alone.
-  SOFTMAXLIB_NOINLINE void begin(const RowRun& run, int64_t first, int rows, bool one_is_one,
-                                 Stager<V>* stager, T* low) {
+  // stager, or through the tile.
+  SOFTMAXLIB_NOINLINE void begin(const RowRun& run, int64_t first, int rows, Stager<V>* stager,
+                                 T* low) {
     first_ = first, rows_ = rows;
     y_ = run.job.base[kOut] + run.place.offset[kOut], y_stride_ = run.step.stride[kOut];
     is_staged_ = stager != nullptr;
     x_ = run.job.base[kX] + run.place.offset[kX], stride_ = run.step.stride[kX];
-    int visible[kLanes];
-    for (int& v : visible) v = n_ == 1 ? 1 : 2;
+    int visible[kLanes] = {};
     if (stager) {
       x_ = reinterpret_cast<const char*>(e_), low_ = low;
       stride_ = pitch_ * static_cast<int64_t>(sizeof(T));
       if (pitch_ == n_ && stager->is_even(run)) stager->fetch_even(run, rows, e_, low, visible);
       else stager->fetch(run, rows, e_, low, pitch_, visible);
     }
-    for (int r = 0; r < rows; ++r) alone_[r] = one_is_one && visible[r] == 1;
-    start();
+    memset(alone_, 0, sizeof(alone_));
+    if (kind_.one_is_one && (stager || n_ == 1))  // rows of one element are computed alone
+      for (int r = 0; r < rows; ++r) alone_[r] = !stager || visible[r] == 1;
+    start(run);
+  }
+  using Alone = void (*)(const Job& job, int64_t row);
+  // The terms of all rows and their sums per lane, while the rows of the batch before leave.
+  virtual void compute(const Job& job, RowsOfBatch& before, Sender<V>& sender, Alone alone) = 0;
+  // Once all rows are summed.
+  SOFTMAXLIB_NOINLINE void finish(const Sender<V>& sender) {
+    follow();
+    bool any_alone = false;
+    for (int r = 0; r < rows_; ++r) any_alone |= alone_[r];
+    const bool kept = !kind_.holds, collects = sender.collects();
+    // Second parts do not wait: those of the next batch take their place.
+    if (kind_.reduces || (!kept && kLow && !collects)) leave_ = Leave::kOut;
+    else if (!kept && !collects) leave_ = Leave::kResolved;
+    else leave_ = sender.sends_squares() && !any_alone ? Leave::kTogether : Leave::kByRow;
+    if (kept || kind_.reduces || leave_ == Leave::kResolved) return;
+    for (int r = 0; r < rows_; ++r)
+      if (!alone_[r]) resolve(r, collects ? e_ + r * pitch_ : place_of(r));
+  }
+  // What is left to do once row r is summed; alone(row) computes one by itself.
+  SOFTMAXLIB_INLINE void put(const Job& job, int r, Sender<V>& sender, Alone alone) {
+    if (SOFTMAXLIB_UNLIKELY(alone_[r])) {
+      sender.finish();
+      alone(job, first_ + r);
+    } else if (leave_ == Leave::kByRow) {
+      sender.put(y_ + r * y_stride_, e_ + r * pitch_, scales_ ? scales_[r] : 1);
+    } else if (leave_ == Leave::kResolved) {
+      resolve(r, place_of(r));
+    } else if (leave_ == Leave::kTogether && r == 0) {
+      sender.put_squares(y_, e_, pitch_, rows_, scales_);
+    }
   }
 
-  // The terms of row r of the batch, and their sums per lane.
+ protected:
+  RowsOfBatch(int64_t n, KindTraits kind)
+      : n_(n), pitch_((n + kLanes - 1) / kLanes * kLanes), kind_(kind) {}
+
+  // The references of all rows.
+  virtual void start(const RowRun& run) = 0;
+  // What follows from the sums.
+  virtual void follow() = 0;
+  // The results of row r, where terms are not kept.
+  virtual void resolve(int r, T* y) const = 0;
+
+  const T* row(int r) const { return reinterpret_cast<const T*>(x_ + r * stride_); }
+  // The elements of a row: up to a vector from i on, -inf beyond. A copy of where they are, which
+  // no store can change.
+  struct ArgumentsOfRow {
+    const T *hi, *lo;
+    bool is_staged;  // a tile has elements up to the pitch
+
+    SOFTMAXLIB_INLINE X operator()(int64_t i, int64_t count) const {
+      if (kLow || count >= kLanes || is_staged) return at(i, X());
+      X some;
+      const V x = load_n(hi + i, static_cast<int>(count), static_cast<T>(-INFINITY));
+      from_pair(Pair<V>{x, V::set1(0)}, some);
+      return some;
+    }
+
+   private:
+    SOFTMAXLIB_INLINE V at(int64_t i, V) const { return load(hi + i); }
+    SOFTMAXLIB_INLINE Pair<V> at(int64_t i, Pair<V>) const { return {load(hi + i), load(lo + i)}; }
+  };
+  SOFTMAXLIB_INLINE ArgumentsOfRow arguments(int r) const {
+    return {row(r), kLow ? low_ + r * pitch_ : nullptr, is_staged_};
+  }
+  // What comes later, while x is read for the first time.
+  SOFTMAXLIB_INLINE void fetch(const T* x) const {
+    if constexpr (!kLow) fetch_(reinterpret_cast<const char*>(x) + kBatchPrefetchBytes);
+  }
+  ElementsOfRows<T> elements() const {
+    constexpr int64_t kItem = sizeof(T);
+    return {x_, stride_, kItem, reinterpret_cast<const char*>(kLow ? low_ : nullptr),
+            pitch_ * kItem};
+  }
+  const int64_t n_, pitch_;
+  const KindTraits kind_;
+  const FetchAhead fetch_ = FetchAhead();
+  int most_ = 0;
+  T* e_ = nullptr;
+  int64_t first_ = 0, stride_ = 0, y_stride_ = 0;
+  int rows_ = 0;
+  const char* x_ = nullptr;
+  char* y_ = nullptr;
+  const T* low_ = nullptr;
+  bool alone_[kLanes], is_staged_ = false;
+  const T* scales_ = nullptr;  // of each row; NULL: 1
+
+ private:
+  T* place_of(int r) const { return reinterpret_cast<T*>(y_ + r * y_stride_); }
+
+  // How results leave: they are out already, each row's are made then, row by row, all at once.
+  enum class Leave { kOut, kResolved, kByRow, kTogether };
+  Leave leave_ = Leave::kOut;
+  alignas(64) T room_[kLanes + kRoom + kLanes];  // an outbox reads around what it takes
+};
+
+// Their terms, as a function of arguments has them. kHold: each lane holds its largest argument out
+// of its sum.
+template <class Function, class X, bool kHold>
+class BatchTerms : public RowsOfBatch<typename Function::V, X> {
+ protected:
+  using F = Function;
+  using V = typename F::V;
+  using T = typename V::elem;
+  using Rows = RowsOfBatch<V, X>;
+  using Rows::alone_;
+  using Rows::arguments;
+  using Rows::e_;
+  using Rows::fetch;
+  using Rows::kGroup;
+  using Rows::kLanes;
+  using Rows::kLow;
+  using Rows::n_;
+  using Rows::pitch_;
+  using Rows::rows_;
+  using typename Rows::ArgumentsOfRow;
+
+ public:
+  using Rows::Rows;
+
+  void compute(const Job& job, Rows& before, Sender<V>& sender,
+               typename Rows::Alone alone) override {
+    const F f(0);
+    for (int r = 0; r < rows_ || r < before.rows(); ++r) {
+      if (r < rows_) compute(f, r);
+      if (r < before.rows()) before.put(job, r, sender, alone);
+    }
+  }
+
+ private:
+  // Of row r.
   SOFTMAXLIB_INLINE void compute(const F& f, int r) {
     T* const e = e_ + r * pitch_;
     const V magic = V::set1(magic_[r]), floor = V::set1(floor_[r]);
@@ -174,73 +292,9 @@ class BatchTerms {
   }
 
  protected:
-  const T* row(int r) const { return reinterpret_cast<const T*>(x_ + r * stride_); }
-  // The elements of a row: up to a vector from i on, -inf beyond. A copy of where they are, which
-  // no store can change.
-  struct ArgumentsOfRow {
-    const T *hi, *lo;
-    bool is_staged;  // a tile has elements up to the pitch
-
-    SOFTMAXLIB_INLINE X operator()(int64_t i, int64_t count) const {
-      if (kLow || count >= kLanes || is_staged) return at(i, X());
-      X some;
-      const V x = load_n(hi + i, static_cast<int>(count), static_cast<T>(-INFINITY));
-      from_pair(Pair<V>{x, V::set1(0)}, some);
-      return some;
-    }
-
-   private:
-    SOFTMAXLIB_INLINE V at(int64_t i, V) const { return load(hi + i); }
-    SOFTMAXLIB_INLINE Pair<V> at(int64_t i, Pair<V>) const { return {load(hi + i), load(lo + i)}; }
-  };
-  SOFTMAXLIB_INLINE ArgumentsOfRow arguments(int r) const {
-    return {row(r), kLow ? low_ + r * pitch_ : nullptr, is_staged_};
-  }
-  // What comes later, while x is read for the first time.
-  SOFTMAXLIB_INLINE void fetch(const T* x) const {
-    if constexpr (!kLow) fetch_(reinterpret_cast<const char*>(x) + kBatchPrefetchBytes);
-  }
-  Pair<T> element(int r, int64_t j) const {
-    return {element_at(row(r), j), kLow ? low_[r * pitch_ + j] : T(0)};
-  }
-  SOFTMAXLIB_NOINLINE BatchSums<V> sums() const {
-    BatchSums<V> sums;
-    sums.reference = load(reference_);
-    lanes_.fold(sums.sum, sums.error);
-    return sums;
-  }
-  SOFTMAXLIB_NOINLINE HeldSums<V> held_sums() const {
-    X columns[kLanes];
-    columns_of_held(columns);
-    HeldSums<V> all = {sums(), {F(0), columns, kLanes, load(magic_), load(floor_)}};
-    two_sum(all.sums.sum, all.sums.error, all.top.others);
-    return all;
-  }
-
-  const int64_t n_, pitch_;
-  const FetchAhead fetch_ = FetchAhead();
-  const int most_;
-  T* const e_;
-  int64_t first_ = 0, stride_ = 0, y_stride_ = 0;
-  int rows_ = 0;
-  const char* x_ = nullptr;
-  char* y_ = nullptr;
-  const T* low_ = nullptr;
-  bool alone_[kLanes], is_staged_ = false;
-
- private:
-  // The terms of a row's first vector, all of which is held: 0, but a NaN is summed, not held.
-  static SOFTMAXLIB_INLINE V nothing(X unheld) { return max(V::set1(0), high(unheld)); }
-  template <int N>
-  static SOFTMAXLIB_INLINE void evaluate(const F& f, const X* x, V magic, V floor, V* t) {
-    if constexpr (F::kFollows) f.template evaluate<N>(x, magic, floor, t);
-    else f.template evaluate<N>(x, t);
-  }
-
-  // The references of all rows, from the maximum of each first group.
-  void start() {
+  // From the maximum of each first group.
+  SOFTMAXLIB_NOINLINE void set_references() {
     for (int r = rows_; r < kLanes; ++r) {  // lanes without a row
-      alone_[r] = false;
       Lanes<V> one;
       one.sum = f64x8::set1(1);
       lanes_.keep(r, one);
@@ -286,6 +340,28 @@ class BatchTerms {
       for (int r = 0; r < kLanes; ++r) reference_[r] = magic_[r] = floor_[r] = 0;
     }
   }
+  SOFTMAXLIB_NOINLINE BatchSums<V> sums() const {
+    BatchSums<V> sums;
+    sums.reference = load(reference_);
+    lanes_.fold(sums.sum, sums.error);
+    return sums;
+  }
+  SOFTMAXLIB_NOINLINE HeldSums<V> held_sums() const {
+    X columns[kLanes];
+    columns_of_held(columns);
+    HeldSums<V> all = {sums(), {F(0), columns, kLanes, load(magic_), load(floor_)}};
+    two_sum(all.sums.sum, all.sums.error, all.top.others);
+    return all;
+  }
+
+ private:
+  // The terms of a row's first vector, all of which is held: 0, but a NaN is summed, not held.
+  static SOFTMAXLIB_INLINE V nothing(X unheld) { return max(V::set1(0), high(unheld)); }
+  template <int N>
+  static SOFTMAXLIB_INLINE void evaluate(const F& f, const X* x, V magic, V floor, V* t) {
+    if constexpr (F::kFollows) f.template evaluate<N>(x, magic, floor, t);
+    else f.template evaluate<N>(x, t);
+  }
 
   // Whether what lanes hold in the end is known from the start, of rows of up to a group.
   bool holds_tops() const { return kKeepsTops && n_ <= kGroup; }
@@ -302,7 +378,6 @@ class BatchTerms {
     }
   }
 
-  alignas(64) T room_[kLanes + kRoom + kLanes];  // an outbox reads around what it takes
   alignas(64) T reference_[kLanes], magic_[kLanes], floor_[kLanes], limit_[kLanes];
   LanesOfRows<V> lanes_;
   static constexpr bool kKeepsTops = kHold && F::kFollows;
@@ -313,102 +388,48 @@ class BatchTerms {
 
 // What a kind computes of them.
 template <class P, class X>
-class Batch : public BatchTerms<typename P::F, X, P::kHolds> {
+class Batch final : public BatchTerms<typename P::F, X, P::kHolds> {
   using Terms = BatchTerms<typename P::F, X, P::kHolds>;
   using Terms::alone_;
-  using Terms::e_;
   using Terms::n_;
-  using Terms::pitch_;
   using Terms::rows_;
-  using Terms::y_;
-  using Terms::y_stride_;
 
  public:
   using Terms::kLanes;
-  using Terms::kLow;
-  using Terms::Terms;
-  using typename Terms::F;
   using typename Terms::T;
   using typename Terms::V;
 
-  void begin(const RowRun& run, int64_t first, int rows, Stager<V>* stager, T* low) {
-    Terms::begin(run, first, rows, P::kOneIsOne, stager, low);
-    if constexpr (P::kTargets) of_.begin(run, 0, rows);
-  }
-
-  SOFTMAXLIB_NOINLINE void finish(const Sender<V>& sender) {
-    if constexpr (P::kHolds) {
-      const HeldSums<V> all = this->held_sums();
-      if constexpr (P::kTargets) {
-        const auto element = [this](int r, int64_t j)
-                                 SOFTMAXLIB_INLINE_LAMBDA { return this->element(r, j); };
-        of_.finish(all.sums, all.top, alone_, element);
-      } else {
-        of_.finish(all.sums, all.top, alone_);
-      }
-      // Second parts do not wait: those of the next batch take their place.
-      const bool collects = sender.collects();
-      waits_ = !kLow && !collects;
-      is_out_ = kLow && !collects;
-      for (int r = 0; !P::kReduces && !waits_ && r < rows_; ++r) {
-        if (alone_[r]) continue;
-        if (is_out_) put_each(r, sender);
-        else resolve(r);
-      }
-    } else {
-      of_.finish(this->sums(), alone_);
-    }
-    any_alone_ = false;
-    for (int r = 0; r < rows_; ++r) any_alone_ |= alone_[r];
-  }
-
-  // What is left to do once row r is summed; alone(row) computes one by itself.
-  template <class Alone>
-  SOFTMAXLIB_INLINE void put(const Job& job, int r, Sender<V>& sender, Alone alone) {
-    if (SOFTMAXLIB_UNLIKELY(alone_[r])) {
-      sender.finish();
-      alone(job, this->first_ + r);
-    } else if (P::kReduces || is_out_) {
-      return;  // finish() has written it
-    } else if (P::kHolds && waits_) {
-      put_each(r, sender);
-    } else if (!sender.sends_squares() || any_alone_) {
-      sender.put(y_ + r * y_stride_, e_ + r * pitch_, scale(r));
-    } else if (r == 0) {
-      alignas(64) T scales[kLanes];
-      for (int i = 0; i < rows_; ++i) scales[i] = scale(i);
-      sender.put_squares(y_, e_, pitch_, rows_, scales);
-    }
-  }
+  explicit Batch(int64_t n) : Terms(n, kind_of<P>()) {}
 
  private:
-  // The results of row r in the tile, for the sender;
-  SOFTMAXLIB_INLINE void resolve(int r) {
+  void start(const RowRun& run) override {
+    if constexpr (P::kTargets) of_.begin(run, 0, rows_);
+    this->set_references();
+  }
+  void follow() override {
+    if constexpr (P::kTargets) {
+      const HeldSums<V> all = this->held_sums();
+      of_.finish(all.sums, all.top, alone_, this->elements());
+    } else if constexpr (P::kHolds) {
+      const HeldSums<V> all = this->held_sums();
+      of_.finish(all.sums, all.top, alone_);
+    } else {
+      of_.finish(this->sums(), alone_);
+      this->scales_ = of_.scale;
+    }
+  }
+  void resolve(int r, T* y) const override {
     if constexpr (P::kHolds && !P::kReduces) {
-      T* const e = e_ + r * pitch_;
       const auto result = of_.result(r);
       const auto x = this->arguments(r);
-      for (int64_t i = 0, n = n_; i < n; i += kLanes) store(e + i, result(x(i, n - i)));
-      if constexpr (P::kTargets) of_.put_target(r, e);
+      const int64_t n = n_;
+      int64_t i = 0;
+      for (; i + kLanes <= n; i += kLanes) store(y + i, result(x(i, kLanes)));
+      if (i < n && y == this->e_ + r * this->pitch_) store(y + i, result(x(i, n - i)));
+      else if (i < n) store_n(y + i, result(x(i, n - i)), static_cast<int>(n - i));
+      if constexpr (P::kTargets) of_.put_target(r, y);
     }
   }
-  // or where they go to.
-  SOFTMAXLIB_INLINE void put_each(int r, const Sender<V>& sender) {
-    if constexpr (P::kHolds && !P::kReduces) {
-      sender.put_each(y_ + r * y_stride_,
-                      [x = this->arguments(r), result = of_.result(r)](int64_t i, int64_t count)
-                          SOFTMAXLIB_INLINE_LAMBDA { return result(x(i, count)); });
-      if constexpr (P::kTargets) of_.put_target(r);
-    }
-  }
-  T scale(int r) const {
-    if constexpr (P::kHolds) return 1;
-    else return of_.scale[r];
-  }
-
-  bool any_alone_ = false;
-  // Results are yet to be made, when a row leaves; or they have left.
-  bool waits_ = false, is_out_ = false;
 
   P of_;
 };
@@ -429,24 +450,24 @@ SOFTMAXLIB_NOINLINE void compute_alone(const Job& job, int64_t row,
   if (job.causal && !job.reduces) alone.fill_beyond(masked);
 }
 
-// is_direct: x is read where it is.
-template <class P, class X>
-inline void run_batches(const Job& job, bool is_direct, int64_t row, int64_t stop, char* scratch,
-                        void (*alone)(const Job& job, int64_t row)) {
-  using B = Batch<P, X>;
-  using V = typename B::V;
-  const typename B::F f(0);
+// is_direct: x is read where it is. now, before: of one kind.
+template <class V, class X>
+SOFTMAXLIB_NOINLINE void run_batches(const Job& job, RowsOfBatch<V, X>* now,
+                                     RowsOfBatch<V, X>* before, bool is_direct, int64_t row,
+                                     int64_t stop, char* scratch,
+                                     void (*alone)(const Job& job, int64_t row)) {
+  using B = RowsOfBatch<V, X>;
+  using T = typename V::elem;
   Sender<V> sender(job);
   Stager<V> stager(job);
-  using T = typename B::T;
   [[maybe_unused]] alignas(64) T some[B::kLow ? B::kRoom : 1];
   const auto room = [&](int i) {
     return job.tile ? reinterpret_cast<T*>(scratch + i * batch_room(job)) : nullptr;
   };
   T* const low = !B::kLow ? nullptr : job.tile ? room(2) : some;
   const bool in_place = is_direct && !sender.collects();
-  B batches[2] = {B(job.n, room(0), in_place), B(job.n, room(1), in_place)};
-  B *now = batches, *before = batches + 1;
+  now->set_room(room(0), in_place);
+  before->set_room(room(1), in_place);
   // While the rows of one are computed, those of the one before leave; behind the last there is
   // none.
   RowRun run(job, row);
@@ -455,10 +476,7 @@ inline void run_batches(const Job& job, bool is_direct, int64_t row, int64_t sto
     int64_t rows = !more ? 0 : run.rows < stop - row ? run.rows : stop - row;
     if (rows > now->most()) rows = now->most();
     now->begin(run, row, static_cast<int>(rows), is_direct ? nullptr : &stager, low);
-    for (int r = 0; r < now->rows() || r < before->rows(); ++r) {
-      if (r < now->rows()) now->compute(f, r);
-      if (r < before->rows()) before->put(job, r, sender, alone);
-    }
+    now->compute(job, *before, sender, alone);
     if (more) {
       now->finish(sender);
       row += rows;
@@ -471,6 +489,12 @@ inline void run_batches(const Job& job, bool is_direct, int64_t row, int64_t sto
   sender.finish();
 }
 
+template <class P, class X>
+inline void run_batches(const Job& job, bool is_direct, int64_t start, int64_t stop, char* scratch,
+                        void (*alone)(const Job& job, int64_t row)) {
+  Batch<P, X> one(job.n), other(job.n);
+  run_batches<typename P::V, X>(job, &one, &other, is_direct, start, stop, scratch, alone);
+}
 template <class P>
 inline void run_any_batches(const Job& job, int64_t start, int64_t stop, char* scratch,
                             void (*alone)(const Job& job, int64_t row)) {

@@ -41,9 +41,8 @@ class BatchOfCrossEntropy : public KindOfBatch {
 
   void begin(const RowRun& run, int first, int rows) { rows_.begin(run, first, rows); }
 
-  template <class At>
   SOFTMAXLIB_NOINLINE void finish(const BatchSums<V>& sums, const BatchHeld<V>& held,
-                                  bool (&alone)[V::lanes], At at) {
+                                  bool (&alone)[V::lanes], const ElementsOfRows<T>& at) {
     const LogRest<V> rest(sums, held);
     sums.check(sums.sum.value(), alone);
     const LabelsOfRows<V> labels(rows_, alone, at);
@@ -59,11 +58,6 @@ class BatchOfCrossEntropy : public KindOfBatch {
     return [exp = Exp<V>(0), magic = V::set1(magic_[r]), floor = V::set1(floor_[r]),
             scale = V::set1(scale_[r])](auto x)
                SOFTMAXLIB_INLINE_LAMBDA { return exp.evaluate(x, magic, floor) * scale; };
-  }
-  void put_target(int r) const {
-    const auto j = static_cast<int64_t>(target_[r]);
-    put_as(rows_.job->dtype[kOut], rows_.at(kOut, r) + j * rows_.job->inner[0].stride[kOut],
-           static_cast<double>(of_target_[r]));
   }
   void put_target(int r, T* row) const { row[static_cast<int64_t>(target_[r])] = of_target_[r]; }
 
@@ -107,6 +101,7 @@ class BatchOfCrossEntropy : public KindOfBatch {
       const f64x8 share = select(eq(load(in_held + i), one), r, all - load(others + i)) / all;
       store(of_target + i, none - share * w * by);
     }
+    SOFTMAXLIB_NO_UNROLL
     for (int r = 0; r < V::lanes; ++r) {
       alone[r] |= !One::fits(weight[r] * factor, scale[r]);
       scale_[r] = static_cast<T>(scale[r]);

@@ -19,10 +19,15 @@ struct BatchSums {
 
   // Rows whose sums cannot be trusted are to be computed alone.
   void check(V value, bool (&alone)[V::lanes]) const {
-    if (all_usable(reference, value)) return;
+    if (!all_usable(reference, value)) check_each(value, alone);
+  }
+
+ private:
+  SOFTMAXLIB_NOINLINE void check_each(V value, bool (&alone)[V::lanes]) const {
     typename V::elem r[V::lanes], v[V::lanes];
     store(r, reference);
     store(v, value);
+    SOFTMAXLIB_NO_UNROLL
     for (int i = 0; i < V::lanes; ++i) alone[i] |= !SOFTMAX_ISA::usable(r[i], v[i]);
   }
 };
@@ -81,7 +86,9 @@ struct BatchHeld {
       for (int k = 0; k < count; ++k) terms[i + k] = InLanes<V>::of(t[k]);
     };
     int i = 0;
+    SOFTMAXLIB_NO_UNROLL
     for (; i + 4 <= lanes; i += 4) add(i, Elements<4>());
+    SOFTMAXLIB_NO_UNROLL
     for (; i < lanes; ++i) add(i, Elements<1>());
     others = fold_lanes(terms, lanes);
   }
@@ -112,6 +119,14 @@ struct KindOfBatch {
   // -inf and its terms 0. False where it has to be computed alone.
   bool see_nothing(int) { return false; }
 };
+// What code that is compiled once for all kinds asks of one.
+struct KindTraits {
+  bool holds, reduces, one_is_one, targets;
+};
+template <class P>
+constexpr KindTraits kind_of() {
+  return {P::kHolds, P::kReduces, P::kOneIsOne, P::kTargets};
+}
 
 // f / sum of f: softmax and stablemax.
 template <class Function>
@@ -135,6 +150,7 @@ struct BatchOfRatio : KindOfBatch {
     } else {  // nothing is wrong with a sum that needs no other reference
       double sum[V::lanes];
       store_lanes(sum, sums.sum);
+      SOFTMAXLIB_NO_UNROLL
       for (int i = 0; i < V::lanes; ++i)
         alone[i] |= !positive_finite(sum[i]) || stable_reference<V>(sum[i]) != 0;
     }
@@ -246,6 +262,7 @@ struct BatchOfLogStablemax : KindOfBatch {
       store(of_largest + i, of.of_largest);
       store(sum + i, load(sum + i) + s);
     }
+    SOFTMAXLIB_NO_UNROLL
     for (int i = 0; i < V::lanes; ++i) {
       alone[i] |= !positive_finite(sum[i]) || stable_reference<V>(sum[i]) != 0;
       exponent_[i] = static_cast<T>(exponent[i]);
@@ -307,6 +324,23 @@ struct RowsBeside {
 
 inline double product_or_zero(double q, double y) { return q == 0 ? 0 : q * y; }
 
+// Single arguments of rows: the first of the first row, bytes from one row to the next and from one
+// element to the next; of their second parts likewise, which are as far apart within a row.
+template <class T>
+struct ElementsOfRows {
+  const char* hi;
+  int64_t row, element;
+  const char* lo;  // NULL: 0
+  int64_t low_row;
+
+  Pair<T> operator()(int r, int64_t j) const {
+    Pair<T> x = {0, 0};  // memory that may not be aligned
+    memcpy(&x.hi, hi + r * row + j * element, sizeof(T));
+    if (lo) memcpy(&x.lo, lo + r * low_row + j * element, sizeof(T));
+    return x;
+  }
+};
+
 // The classes of rows, their arguments and weights.
 template <class V>
 struct LabelsOfRows {
@@ -314,8 +348,7 @@ struct LabelsOfRows {
   alignas(64) T hi[V::lanes] = {}, lo[V::lanes] = {}, target[V::lanes] = {};
   alignas(64) double weight[V::lanes] = {};
 
-  template <class At>
-  LabelsOfRows(const RowsBeside<V>& rows, bool (&alone)[V::lanes], At at) {
+  LabelsOfRows(const RowsBeside<V>& rows, bool (&alone)[V::lanes], const ElementsOfRows<T>& at) {
     const Job& job = *rows.job;
     for (int r = 0; r < rows.rows; ++r) {
       const int64_t i = rows.index(r);
@@ -359,9 +392,8 @@ class BatchOfLogSums : public KindOfBatch {
 
   void begin(const RowRun& run, int first, int rows) { rows_.begin(run, first, rows); }
 
-  template <class At>
   SOFTMAXLIB_NOINLINE void finish(const BatchSums<V>& sums, const BatchHeld<V>& held,
-                                  bool (&alone)[V::lanes], At at) {
+                                  bool (&alone)[V::lanes], const ElementsOfRows<T>& at) {
     const Job& job = *rows_.job;
     const LogRest<V> rest(sums, held);
     sums.check(sums.sum.value(), alone);
@@ -387,8 +419,8 @@ class BatchOfLogSums : public KindOfBatch {
     store(values, (large + (InLanes<V>::of(held.lo) + rest.lo)).value());
     rows_.put(k, values, alone);
   }
-  template <class At>
-  void take(const BatchOfLogSoftmax<V>& log_softmax, const bool (&alone)[V::lanes], At at) const {
+  void take(const BatchOfLogSoftmax<V>& log_softmax, const bool (&alone)[V::lanes],
+            const ElementsOfRows<T>& at) const {
     const Job& job = *rows_.job;
     for (int64_t i = 0; i < job.top->k; ++i) {
       alignas(64) T hi[V::lanes] = {}, lo[V::lanes] = {}, taken[V::lanes];

@@ -21,12 +21,14 @@ struct LinesAhead {
 
   // Those of so many elements.
   SOFTMAXLIB_INLINE void step(int count) {
+    LinesAhead next = *this;  // in registers
     for (int i = 0; x && i < count; ++i) {
-      SOFTMAXLIB_PREFETCH(x);
-      x += line;
-      if (++at == width) at = 0, x += column;
+      SOFTMAXLIB_PREFETCH(next.x);
+      next.x += line;
+      if (++next.at == width) next.at = 0, next.x += column;
     }
-    for (int i = 0; y && i < count; ++i, y += y_column) prefetch(y);
+    for (int i = 0; y && i < count; ++i, next.y += y_column) prefetch(next.y);
+    x = next.x, at = next.at, y = next.y;
   }
 };
 
@@ -116,12 +118,13 @@ class LaneColumns {
     if constexpr (kLow) return {column(hi_, group, 0), column(lo_, group, 0), kLanes};
     else return {from_[group], nullptr, stride_[group]};
   }
-  // That of one row.
-  Pair<T> argument_of_row(int group, int r, int64_t j) const {
-    if constexpr (kLow)
-      return {column(hi_, group, static_cast<int>(j))[r],
-              column(lo_, group, static_cast<int>(j))[r]};
-    else return {element_at(from_[group], j * stride_[group] + r), 0};
+  // Those of single rows.
+  ElementsOfRows<T> elements(int group) const {
+    constexpr int64_t kItem = sizeof(T);
+    const T* const hi = kLow ? column(hi_, group, 0) : from_[group];
+    const T* const lo = kLow ? column(lo_, group, 0) : nullptr;
+    return {reinterpret_cast<const char*>(hi), kItem, (kLow ? kLanes : stride_[group]) * kItem,
+            reinterpret_cast<const char*>(lo), kItem};
   }
 
   const int n_, pitch_, groups_;
@@ -133,11 +136,56 @@ class LaneColumns {
   alignas(64) T lo_[kLow ? kRoom * kLanes : 1];
 };
 
+// What is done with groups in turn, whatever is computed of them: kernels/lanes.hpp is compiled
+// once for all kinds, and calls these once per group or batch.
+template <class V, bool kLow>
+class Groups : public LaneColumns<V, kLow> {
+  using Columns = LaneColumns<V, kLow>;
+
+ public:
+  using Columns::kLanes;
+  using Columns::kRoom;
+  using typename Columns::T;
+
+  const KindTraits kind;
+
+  // What the rows of a group need beside their elements: those of a run from `first` on.
+  virtual void begin(int group, const RowRun& run, int first, int rows) = 0;
+  // From arguments to terms, to sums and what follows from them, in steps: those of one group wait
+  // for each other. False where some row has to be computed alone.
+  virtual bool evaluate(int groups, LinesAhead ahead) = 0;
+  virtual void start(int g) = 0;
+  virtual void make_terms(int g, LinesAhead& ahead) = 0;
+  virtual bool finish(int g) = 0;
+  // Once more, where some rows of a group would be computed alone: those that see nothing need not.
+  // where: of the first row's first element.
+  virtual bool settle(int g, const Job& job, const char* where, int64_t step, int rows) = 0;
+  // All results of a group, as rows;
+  virtual void store_results(int g, T* y, int64_t stride) = 0;
+  // or to rows that lie side by side.
+  virtual void send(int g, Sender<V>& sender, char* y, int rows) const = 0;
+
+  bool is_alone(int row) const { return alone_[row / kLanes][row % kLanes]; }
+
+ protected:
+  Groups(int n, KindTraits of) : Columns(n), kind(of) {}
+
+  bool is_any_alone(int group) const {
+    uint64_t all[kLanes / 8], any = 0;
+    static_assert(sizeof(all) == sizeof(alone_[0]), "a byte per lane");
+    memcpy(all, alone_[group], sizeof(all));
+    for (const uint64_t some : all) any |= some;
+    return any != 0;
+  }
+
+  bool alone_[kRoom / 4][kLanes];
+};
+
 // Their terms and sums, as a function F of arguments has them.
 template <class Function, bool kLow>
-class LaneSums : public LaneColumns<typename Function::V, kLow> {
+class LaneSums : public Groups<typename Function::V, kLow> {
  protected:
-  using Columns = LaneColumns<typename Function::V, kLow>;
+  using Columns = Groups<typename Function::V, kLow>;
   using Columns::arguments;
   using Columns::column;
   using Columns::hi_;
@@ -152,10 +200,10 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
   using Columns::kLanes;
   using Columns::kRoom;
 
-  explicit LaneSums(int n) : Columns(n) {}
+  using Columns::Columns;
 
   // The references of a group, from the maxima of its rows.
-  SOFTMAXLIB_NOINLINE void set_references(int g) {
+  void set_references(int g) {
     V a = V::set1(static_cast<T>(-INFINITY)), b = a;
     const ArgumentsOfRows argument = arguments(g);
     int j = 0;
@@ -171,7 +219,7 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
     store(floor_[g], exp.floor());
   }
   // Arguments become terms, while lines are fetched.
-  SOFTMAXLIB_NOINLINE void make_terms(int g, LinesAhead& ahead) {
+  void set_terms(int g, LinesAhead& ahead) {
     int j = 0;
     for (; j + 4 <= n_; j += 4) {
       terms_of<4>(g, j);
@@ -183,9 +231,7 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
     }
   }
   // The sums of a group's rows, once their arguments are terms;
-  SOFTMAXLIB_NOINLINE BatchSums<V> sum(int g) const {
-    return with_reference(sum_of_terms(column(hi_, g, 0)), g);
-  }
+  BatchSums<V> sum(int g) const { return with_reference(sum_of_terms(column(hi_, g, 0)), g); }
   // or those without what each row holds, and that. Each virtual lane of a row, which are elements
   // so many after each other, holds its largest argument, and the largest of all stays out of the
   // sum.
@@ -245,6 +291,7 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
         if (i + 8 < n_) lane[i] = lane[i] + at(i + 8);
       }
     } else {
+      SOFTMAXLIB_NO_UNROLL
       for (int i = 0; i < 8; ++i) lane[i] = i < n_ ? lane_of(terms, i) : in_all(0, V());
     }
     fold(lane, sums);
@@ -288,7 +335,7 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
         continue;
       }
       SOFTMAXLIB_NO_UNROLL
-      for (int k = 0; k < N; ++k) {
+      for (int k = 0; k < N - 1; ++k) {
         if (from + k >= n_) break;
         const X x[1] = {hold(held[i + k], argument(from + k))};
         V one[1];
@@ -321,11 +368,13 @@ class LaneSums : public LaneColumns<typename Function::V, kLow> {
 // What a kind computes of them. The groups go through the phases one after the other: the chain of
 // a single group's maximum, exponentials, sum and reciprocal would be too long.
 template <class P, bool kLow>
-class LaneGroups : public LaneSums<typename P::F, kLow> {
+class LaneGroups final : public LaneSums<typename P::F, kLow> {
   using Sums = LaneSums<typename P::F, kLow>;
+  using Sums::alone_;
   using Sums::arguments;
   using Sums::column;
   using Sums::hi_;
+  using Sums::is_any_alone;
   using Sums::n_;
 
  public:
@@ -336,40 +385,34 @@ class LaneGroups : public LaneSums<typename P::F, kLow> {
   using typename Sums::V;
 
   // counts: a row may see but one of its elements, which takes all.
-  LaneGroups(int n, bool counts) : Sums(n), counts_(P::kOneIsOne && n > 1 && counts) {}
+  LaneGroups(int n, bool counts)
+      : Sums(n, kind_of<P>()), counts_(P::kOneIsOne && n > 1 && counts) {}
 
-  // What the rows of a group need beside their elements: those of a run from `first` on.
-  void begin(int group, const RowRun& run, int first, int rows) {
-    of_[group].begin(run, first, rows);
+  void begin(int group, const RowRun& run, int first, int rows) override {
+    if constexpr (P::kTargets) of_[group].begin(run, first, rows);
   }
-
-  // From arguments to terms, to sums and what follows from them, in steps: those of one group wait
-  // for each other. False where some row has to be computed alone.
-  SOFTMAXLIB_NOINLINE bool evaluate(int groups, LinesAhead ahead) {
+  bool evaluate(int groups, LinesAhead ahead) override {
     for (int g = 0; g < groups; ++g) start(g);
     for (int g = 0; g < groups; ++g) make_terms(g, ahead);
     bool good = true;
     for (int g = 0; g < groups; ++g) good &= finish(g);
     return good;
   }
-  SOFTMAXLIB_INLINE void start(int g) {
+  void start(int g) override {
     if constexpr (F::kFollows) this->set_references(g);
     if constexpr (P::kOneIsOne)
       if (counts_) store(seen_[g], count(g));
   }
-  SOFTMAXLIB_INLINE void make_terms(int g, LinesAhead& ahead) {
+  void make_terms(int g, LinesAhead& ahead) override {
     if constexpr (P::kHolds) ahead.step(n_);
-    else Sums::make_terms(g, ahead);
+    else this->set_terms(g, ahead);
   }
-  SOFTMAXLIB_NOINLINE bool finish(int g) {
+  bool finish(int g) override {
     memset(alone_[g], 0, sizeof(alone_[g]));
     if constexpr (P::kHolds) {
       const HeldSums<V> held = this->sum_held(g);
       if constexpr (P::kTargets) {
-        const auto element = [&](int r, int64_t j) SOFTMAXLIB_INLINE_LAMBDA {
-          return this->argument_of_row(g, r, j);
-        };
-        of_[g].finish(held.sums, held.top, alone_[g], element);
+        of_[g].finish(held.sums, held.top, alone_[g], this->elements(g));
       } else {
         of_[g].finish(held.sums, held.top, alone_[g]);
       }
@@ -382,10 +425,7 @@ class LaneGroups : public LaneSums<typename P::F, kLow> {
     }
     return !is_any_alone(g);
   }
-  // Once more, where some rows of a group would be computed alone: those that see nothing need not.
-  // where: of the first row's first element.
-  SOFTMAXLIB_NOINLINE bool settle(int g, const Job& job, const char* where, int64_t step,
-                                  int rows) {
+  bool settle(int g, const Job& job, const char* where, int64_t step, int rows) override {
     const int64_t stride = job.inner[0].stride[kWhere];
     for (int r = 0; r < rows && r < kLanes; ++r, where += step) {
       if (!alone_[g][r]) continue;
@@ -398,15 +438,21 @@ class LaneGroups : public LaneSums<typename P::F, kLow> {
     }
     return !is_any_alone(g);
   }
-  bool is_alone(int row) const { return alone_[row / kLanes][row % kLanes]; }
-  bool is_any_alone(int group) const {
-    uint64_t all[kLanes / 8], any = 0;
-    static_assert(sizeof(all) == sizeof(alone_[0]), "a byte per lane");
-    memcpy(all, alone_[group], sizeof(all));
-    for (const uint64_t some : all) any |= some;
-    return any != 0;
+  void store_results(int group, T* y, int64_t stride) override {
+    if constexpr (P::kReduces) {
+      return;
+    } else if constexpr (P::kHolds) {
+      resolve(group);
+      this->store_rows(group, V::set1(1), y, stride);
+    } else {
+      this->store_rows(group, load(of_[group].scale), y, stride);
+    }
+  }
+  void send(int g, Sender<V>& sender, char* y, int rows) const override {
+    if constexpr (!P::kReduces) sender.put_strip(y, rows, results(g));
   }
 
+ private:
   // A function of j: result j of a group's rows.
   SOFTMAXLIB_INLINE auto results(int group) const {
     if constexpr (P::kHolds) {
@@ -417,17 +463,6 @@ class LaneGroups : public LaneSums<typename P::F, kLow> {
                  SOFTMAXLIB_INLINE_LAMBDA { return load(terms + j * kLanes) * scale; };
     }
   }
-  // All of them, as rows.
-  void store_results(int group, T* y, int64_t stride) {
-    if constexpr (P::kHolds) {
-      resolve(group);
-      this->store_rows(group, V::set1(1), y, stride);
-    } else {
-      this->store_rows(group, load(of_[group].scale), y, stride);
-    }
-  }
-
- private:
   // Results take the place of arguments.
   SOFTMAXLIB_NOINLINE void resolve(int group) {
     const auto result = results(group);
@@ -444,6 +479,7 @@ class LaneGroups : public LaneSums<typename P::F, kLow> {
     T counts[kLanes], largest[kLanes];
     store(counts, seen);
     store(largest, top);
+    SOFTMAXLIB_NO_UNROLL
     for (int i = 0; i < kLanes; ++i) alone_[g][i] |= counts[i] == 1 && largest[i] != 1;
   }
 
@@ -463,7 +499,6 @@ class LaneGroups : public LaneSums<typename P::F, kLow> {
 
   const bool counts_;
   alignas(64) T seen_[kRoom / 4][kLanes];  // how many elements of a row are not -inf
-  bool alone_[kRoom / 4][kLanes];
   P of_[kRoom / 4];
 };
 

@@ -36,7 +36,7 @@ SOFTMAXLIB_NOINLINE bool fetch_across(const Job& job, Stager<V>& stager, const R
 
 // Rows that lie side by side: vectors across them are read where they are. Groups may come from
 // several runs.
-template <class P, bool kLow>
+template <class V, bool kLow>
 class LanesAcross {
  public:
   // Whether all operands of elements lie so.
@@ -45,7 +45,7 @@ class LanesAcross {
     return !kLow || is_only_scaled(job) || Stager<V>(job).is_across(RowRun(job, 0));
   }
 
-  explicit LanesAcross(const Job& job)
+  LanesAcross(const Job& job, Groups<V, kLow>& groups)
       : job_(job),
         x_(job, kX),
         out_(job, kOut),
@@ -53,9 +53,9 @@ class LanesAcross {
         where_apart_(job.outer[job.outer_ndim - 1].stride[kWhere]),
         in_place_(x_.item == kItem && job.inner[0].stride[kX] % kItem == 0),
         // Columns at the same place of their pages would take each other's place in cache.
-        fetches_y_(!P::kReduces && out_.across && !job.in_place && !job.streaming &&
+        fetches_y_(!groups.kind.reduces && out_.across && !job.in_place && !job.streaming &&
                    (job.n <= 16 || job.inner[0].stride[kOut] % 4096)),
-        groups_(static_cast<int>(job.n), kLow && !is_only_scaled(job)),
+        groups_(groups),
         stager_(job),
         sender_(job) {}
 
@@ -82,12 +82,10 @@ class LanesAcross {
   }
 
  private:
-  using V = typename P::V;
   using T = typename V::elem;
-  using Groups = LaneGroups<P, kLow>;
   static constexpr int kLanes = V::lanes;
   static constexpr int64_t kItem = sizeof(T);
-  static constexpr int kSlots = Groups::kSlots;  // of groups under way
+  static constexpr int kSlots = Groups<V, kLow>::kSlots;  // of groups under way
   static constexpr int64_t kLinesAhead = 512;
 
   // Where rows are: in a run, `left` from its end.
@@ -135,7 +133,7 @@ class LanesAcross {
     if (kLow && job_.base[kWhere])
       strips_[g].where = job_.base[kWhere] + now.run.place.offset[kWhere] +
                          now.first() * now.run.step.stride[kWhere];
-    if constexpr (P::kTargets) groups_.begin(g, now.run, now.first(), static_cast<int>(rows));
+    if (groups_.kind.targets) groups_.begin(g, now.run, now.first(), static_cast<int>(rows));
     if (!kLow && rows == kLanes && in_place_)
       groups_.read_from(g, reinterpret_cast<const T*>(now.x), columns_apart_);
     else
@@ -167,10 +165,9 @@ class LanesAcross {
     if (kLow && !strip.is_good && strip.where)
       strip.is_good = groups_.settle(g, job_, strip.where, where_apart_, strip.rows);
     if (SOFTMAXLIB_UNLIKELY(!(strip.is_good && strip.is_usual))) return put_each(g, alone);
-    if constexpr (!P::kReduces) {
-      if (!out_.across) return put_each(g, alone);
-      sender_.put_strip(strip.y, strip.rows, groups_.results(g));
-    }
+    if (groups_.kind.reduces) return;
+    if (!out_.across) return put_each(g, alone);
+    groups_.send(g, sender_, strip.y, strip.rows);
   }
   SOFTMAXLIB_NOINLINE void put_each(int g, void (*alone)(const Job& job, int64_t row)) {
     const Strip& strip = strips_[g];
@@ -179,20 +176,19 @@ class LanesAcross {
     };
     for (int r = 0; r < strip.rows; ++r)
       if (is_alone(r)) alone(job_, strip.row + r);
-    if constexpr (!P::kReduces) {
-      alignas(64) T results[(kVectorsPerGroup * kLanes + 2) * kLanes];
-      groups_.store_results(g, results + kLanes, job_.n);
-      const int64_t step = job_.outer[job_.outer_ndim - 1].stride[kOut];
-      for (int r = 0; r < strip.rows; ++r)
-        if (!is_alone(r)) sender_.put(strip.y + r * step, results + kLanes + r * job_.n, 1);
-    }
+    if (groups_.kind.reduces) return;
+    alignas(64) T results[(kVectorsPerGroup * kLanes + 2) * kLanes];
+    groups_.store_results(g, results + kLanes, job_.n);
+    const int64_t step = job_.outer[job_.outer_ndim - 1].stride[kOut];
+    for (int r = 0; r < strip.rows; ++r)
+      if (!is_alone(r)) sender_.put(strip.y + r * step, results + kLanes + r * job_.n, 1);
   }
 
   const Job& job_;
   const Access x_, out_;
   const int64_t columns_apart_, where_apart_;
   const bool in_place_, fetches_y_;
-  Groups groups_;
+  Groups<V, kLow>& groups_;
   Stager<V> stager_;
   Sender<V> sender_;
   Strip strips_[kSlots];
@@ -214,9 +210,6 @@ class RowsToColumns {
         only_scaled_(kLow && is_only_scaled(job)),
         as_they_are_((!kLow || only_scaled_) && !job.causal),
         stager_(job) {}
-
-  // Whether a row may see but one of its elements.
-  bool counts() const { return !as_they_are_; }
 
   // The first rows of a run, at most so many, to groups from 0 on; returns how many, and where
   // their like will be read.
@@ -283,18 +276,15 @@ class RowsToColumns {
   alignas(64) T room_[kLow ? 2 : 1][kRoom + 2 * kLanes];
 };
 
-template <class P, bool kLow>
-inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
-                         void (*alone)(const Job& job, int64_t row)) {
-  using V = typename P::V;
+template <class V, bool kLow>
+SOFTMAXLIB_NOINLINE void run_in_lanes(const Job& job, Groups<V, kLow>& groups, int64_t row,
+                                      int64_t stop, void (*alone)(const Job& job, int64_t row)) {
   using T = typename V::elem;
-  using Groups = LaneGroups<P, kLow>;
-  constexpr int kLanes = V::lanes, kRoom = Groups::kMost * kLanes;
+  constexpr int kLanes = V::lanes, kRoom = Groups<V, kLow>::kMost * kLanes;
   constexpr int64_t kItem = sizeof(T);
   const int n = static_cast<int>(job.n);
   const Access out(job, kOut);
   RowsToColumns<V, kLow> filler(job);
-  Groups groups(n, filler.counts());
   Sender<V> sender(job);
   // Results on their way out: those of a batch wait while the next is computed, since what was just
   // stored cannot be loaded in other pieces at once.
@@ -311,7 +301,7 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
     const char* ahead;
     const int rows = filler.fill(run, stop - row, groups, &ahead);
     const int count = (rows + kLanes - 1) / kLanes;
-    if constexpr (P::kTargets)
+    if (groups.kind.targets)
       for (int g = 0; g < count; ++g)
         groups.begin(g, run, g * kLanes, rows - g * kLanes < kLanes ? rows - g * kLanes : kLanes);
     bool good = groups.evaluate(count, LinesAhead{ahead, kLanes * kItem});
@@ -324,7 +314,7 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
 
     char* const y = job.base[kOut] + run.place.offset[kOut];
     const int64_t y_step = run.step.stride[kOut];
-    if constexpr (P::kReduces) {
+    if (groups.kind.reduces) {
       for (int r = 0; !good && r < rows; ++r)
         if (groups.is_alone(r)) alone(job, row + r);
     } else {
@@ -360,11 +350,20 @@ inline void run_in_lanes(const Job& job, int64_t row, int64_t stop,
   sender.finish();
 }
 
+template <class V, bool kLow>
+SOFTMAXLIB_NOINLINE void run_groups(const Job& job, Groups<V, kLow>& groups, int64_t start,
+                                    int64_t stop, void (*alone)(const Job& job, int64_t row)) {
+  if (LanesAcross<V, kLow>::takes(job))
+    LanesAcross<V, kLow>(job, groups).compute(start, stop, alone);
+  else run_in_lanes(job, groups, start, stop, alone);
+}
 template <class P, bool kLow>
 inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
                              void (*alone)(const Job& job, int64_t row)) {
-  if (LanesAcross<P, kLow>::takes(job)) LanesAcross<P, kLow>(job).compute(start, stop, alone);
-  else run_in_lanes<P, kLow>(job, start, stop, alone);
+  // Whether a row may see but one of its elements.
+  const bool counts = (kLow && !is_only_scaled(job)) || job.causal;
+  LaneGroups<P, kLow> groups(static_cast<int>(job.n), counts);
+  run_groups(job, groups, start, stop, alone);
 }
 template <class P>
 inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,

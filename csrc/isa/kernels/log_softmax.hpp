@@ -113,7 +113,7 @@ inline void log_softmax_two_pass(const Row<D>& row) {
 
 template <class T>
 inline void log_softmax_pipelined(const Job& job, int64_t first, int64_t last, char* scratch) {
-  rows_pipelined<T, log_softmax_two_pass<T>>(job, first, last, scratch);
+  rows_pipelined<T>(job, first, last, scratch, run_row<T, log_softmax_two_pass<T>>);
 }
 
 // -inf if that is all there is, +inf if it is the largest, NaN if there is any.

@@ -11,8 +11,9 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-template <class T, auto kKernel>
-inline void rows_pipelined(const Job& job, int64_t first, int64_t last, char* scratch) {
+template <class T>
+SOFTMAXLIB_NOINLINE void rows_pipelined(const Job& job, int64_t first, int64_t last, char* scratch,
+                                        void (*kernel)(const Row<T>&)) {
   int32_t one_block[kVectorsPerBlock / kVectorsPerChunk];
   char* const references = scratch + pipelined_buffer(job);
   Results<T> results[2];
@@ -24,7 +25,7 @@ inline void rows_pipelined(const Job& job, int64_t first, int64_t last, char* sc
     Beside<T> beside(job, rows.place, &before);
     const Row<T> row(job, places[r % 2], references, one_block, nullptr,
                      {&beside, &own, reinterpret_cast<T*>(scratch)});
-    run_row<T, kKernel>(row);
+    kernel(row);
     if (job.causal) row.fill_beyond(static_cast<T>(masked_result(job.function)));
     before.finish();  // what the row was too short for
   }

@@ -95,11 +95,13 @@ inline double whole(T value, T low) {
   return sizeof(T) == 8 ? value : static_cast<double>(value) + static_cast<double>(low);
 }
 
-// The fewest largest elements whose weights add up to `goal`; weigh(weight of an element): 1 counts
-// them.
-template <class D, class Weigh>
-inline Kept select_largest(const Distribution<D>& row, double goal, Weigh weigh) {
+// The fewest largest elements whose weights add up to `goal`, or that are so many.
+template <class D>
+SOFTMAXLIB_NOINLINE Kept select_largest(const Distribution<D>& row, double goal, bool counts) {
   using T = typename Row<D>::T;
+  // Each one's weight, or 1, without a branch for each.
+  constexpr T kOne = 1;
+  const int step = counts ? 0 : 1;
   constexpr int kDigit = 11;
   // Sign, exponent and the 23 bits of a float's fraction; the others are all alike.
   const int bits = row.has_floats() ? 35 : 64;
@@ -112,10 +114,11 @@ inline Kept select_largest(const Distribution<D>& row, double goal, Weigh weigh)
     const int digits = 1 << digit;
     for (int d = 0; d < digits; ++d) mass[d] = 0;
     row.for_chunks([&](int64_t, int n, const T* value, const T* low, const T* weight) {
+      const T* const w = counts ? &kOne : weight;
       for (int i = 0; i < n; ++i) {
         const uint64_t key = key_of(whole(value[i], low[i])) >> shift;
         if (known == 0 || key >> digit == prefix)
-          mass[key & static_cast<uint64_t>(digits - 1)] += weigh(weight[i]);
+          mass[key & static_cast<uint64_t>(digits - 1)] += static_cast<double>(w[i * step]);
       }
       return false;
     });
@@ -134,7 +137,8 @@ inline Kept select_largest(const Distribution<D>& row, double goal, Weigh weigh)
   row.for_chunks([&](int64_t, int n, const T* value, const T* low, const T* weight) {
     for (int i = 0; i < n && each == 0; ++i) {
       const double x = whole(value[i], low[i]);
-      if (key_of(x) >> (64 - bits) == prefix) kept.least = x, each = weigh(weight[i]);
+      if (key_of(x) >> (64 - bits) == prefix)
+        kept.least = x, each = counts ? 1 : static_cast<double>(weight[i]);
     }
     return each != 0;
   });
@@ -162,7 +166,6 @@ inline void for_kept(const Distribution<D>& row, Kept kept, double least, F f) {
 // them all; -1 where there is no distribution.
 template <class D>
 inline int64_t sample_row(const Row<D>& row, double u, const softmaxlib_filter& filter) {
-  using T = typename Row<D>::T;
   const Distribution<D> distribution(row);
   if (!distribution.valid()) return -1;
   const auto sum_of_kept = [&](Kept kept, double least) {
@@ -173,11 +176,9 @@ inline int64_t sample_row(const Row<D>& row, double u, const softmaxlib_filter& 
 
   Kept kept;
   const bool counts = filter.top_k > 0 && filter.top_k < row.size();
-  if (counts)
-    kept = select_largest(distribution, static_cast<double>(filter.top_k), [](T) { return 1.0; });
+  if (counts) kept = select_largest(distribution, static_cast<double>(filter.top_k), true);
   if (filter.top_p < 1) {
-    const Kept fewer = select_largest(distribution, filter.top_p * sum_of_kept(kept, 0),
-                                      [](T w) { return static_cast<double>(w); });
+    const Kept fewer = select_largest(distribution, filter.top_p * sum_of_kept(kept, 0), false);
     if (fewer.least > kept.least || (fewer.least == kept.least && fewer.ties < kept.ties))
       kept = fewer;
   }

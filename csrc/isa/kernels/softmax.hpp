@@ -17,7 +17,7 @@ inline bool usable(const Total& total) {
 
 // Of all terms, the sink too; NaN where that is.
 template <class D>
-inline Pair<double> exact_max_of(Row<D>& row) {
+SOFTMAXLIB_NOINLINE Pair<double> exact_max_of(Row<D>& row) {
   Pair<double> top = {-INFINITY, 0};
   if (row.has_elements_of_x()) {
     top.hi = max_of_row(row);
@@ -34,8 +34,8 @@ inline Pair<double> exact_max_of(Row<D>& row) {
 
 // schedule(row) computes a row and returns true, or returns false, x still being intact but for
 // NaN, if its sum is not usable. Such a row is computed again less its maximum.
-template <class D, class Schedule>
-inline void run_softmax(Row<D> row, Schedule schedule) {
+template <class D>
+SOFTMAXLIB_NOINLINE void run_softmax(Row<D> row, bool (*schedule)(const Row<D>&)) {
   using T = typename Row<D>::T;
   bool done = schedule(row);
   if (!done) {

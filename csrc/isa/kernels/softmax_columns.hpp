@@ -89,11 +89,9 @@ class LongColumns {
   SOFTMAXLIB_INLINE void add(ColumnSums<V>& sums, const Strip<D>& x, int64_t i, int rows,
                              X argument, T* terms, Ahead<D>& ahead) const {
     if (i % kBlock == 0) sums.begin_block(x.max_of(rows, argument));
-    const V top = x.terms_of(rows, argument, ExpInLanes<V>(sums.reference()), terms, ahead);
-    if (sums.raise(top)) {
-      Ahead<D> nothing;
-      x.terms_of(rows, argument, ExpInLanes<V>(sums.reference()), terms, nothing);
-    }
+    V top;
+    do top = x.terms_of(rows, argument, ExpInLanes<V>(sums.reference()), terms, ahead);
+    while (sums.raise(top));
     sums.add(terms, rows);
   }
 

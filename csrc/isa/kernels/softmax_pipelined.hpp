@@ -127,7 +127,7 @@ inline auto sum_into(T* buffer, const D* x, int64_t n, int32_t* references, Besi
   for (int64_t start = 0; start < n; start += kBlock) {
     BlockState<typename E::V> state;
     sum_piece_of<E, false, true>(ReadAhead<D>(x + start, fetch), buffer + start,
-                                 n - start < kBlock ? n - start : kBlock, Known{}, state,
+                                 n - start < kBlock ? n - start : kBlock, Unknown(), state,
                                  references + start / Row<T>::kChunk,
                                  [&](int64_t i) SOFTMAXLIB_INLINE_LAMBDA { beside(start + i); });
     RowSum<E> block;
@@ -150,7 +150,7 @@ SOFTMAXLIB_NOINLINE RowSum<E> sum_with_options(const Job& job, const Place& plac
   int32_t* const of_chunks = reinterpret_cast<int32_t*>(references);
   const Row<T> row(job, place, references, of_chunks, nullptr, {nullptr, nullptr, buffer});
   const OperandsAhead ahead(job, place, true, kBytes);
-  return store_of<E>(row, Known{}, [beside, ahead](int64_t i) SOFTMAXLIB_INLINE_LAMBDA {
+  return store_of<E>(row, Unknown(), [beside, ahead](int64_t i) SOFTMAXLIB_INLINE_LAMBDA {
     beside(i);
     ahead.fetch(i, kGroup);
   });
@@ -216,7 +216,7 @@ inline void softmax_pipelined(const Job& job, int64_t first, int64_t last, char*
   const bool with_options =
       job.linear && job.dtype[kOut] == kOwn && !job.causal && !job.base[kSink];
   if (!with_options && !(job.direct && job.plain))
-    return rows_pipelined<T, softmax_two_pass_reload<T>>(job, first, last, scratch);
+    return rows_pipelined<T>(job, first, last, scratch, run_row<T, softmax_two_pass_reload<T>>);
   with_storage(job.dtype[kOut], typename vector_of<T>::type(),
                [&](auto* storage) { softmax_pipelined_as(storage, job, first, last, scratch); });
 }

@@ -23,7 +23,7 @@ inline int stable_reference(double sum) {
 
 inline double s_of_held(const Total&) { return 0; }
 template <class S>
-inline double s_of_held(const RowRest<S>& rest) {
+SOFTMAXLIB_NOINLINE double s_of_held(const RowRest<S>& rest) {
   const Pair<f64x8> held = {f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)};
   return first(Stable<f64x8>(rest.reference)(held));
 }
@@ -31,11 +31,12 @@ inline double s_of_held(const RowRest<S>& rest) {
 // compute(known) gives the sum of s under known.reference; a second time where 0 will not do.
 template <class D, class Compute>
 inline auto in_range(Compute compute) {
-  Known known;
-  auto total = compute(known);
-  known.reference = stable_reference<typename Row<D>::V>(total.sum + s_of_held(total));
-  if (known.reference) total = compute(known);
-  return total;
+  for (Known known;;) {
+    const auto total = compute(known);
+    if (known.reference) return total;
+    known.reference = stable_reference<typename Row<D>::V>(total.sum + s_of_held(total));
+    if (!known.reference) return total;
+  }
 }
 
 inline bool positive_finite(double x) { return x > 0 && finite(x); }
@@ -67,7 +68,7 @@ inline void stablemax_two_pass_reload(const Row<D>& row) {
 
 template <class T>
 inline void stablemax_pipelined(const Job& job, int64_t first, int64_t last, char* scratch) {
-  rows_pipelined<T, stablemax_two_pass_reload<T>>(job, first, last, scratch);
+  rows_pipelined<T>(job, first, last, scratch, run_row<T, stablemax_two_pass_reload<T>>);
 }
 
 // log s(x) = sign(x) log1p(|x|) = sign(x) (e ln2 + log m), with the logarithm of the sum in the
@@ -161,7 +162,7 @@ inline void log_stablemax_two_pass(const Row<D>& row) {
 
 template <class T>
 inline void log_stablemax_pipelined(const Job& job, int64_t first, int64_t last, char* scratch) {
-  rows_pipelined<T, log_stablemax_two_pass<T>>(job, first, last, scratch);
+  rows_pipelined<T>(job, first, last, scratch, run_row<T, log_stablemax_two_pass<T>>);
 }
 
 }  // namespace

@@ -77,7 +77,7 @@ inline Sum moved(Sum sum, double by) {
 }
 
 template <class Sum>
-inline void merge_sums(Sum other, double shift, softmaxlib_state& state) {
+SOFTMAXLIB_NOINLINE void merge_sums(Sum other, double shift, softmaxlib_state& state) {
   Sum mine = sum_in<Sum>(state);
   if (is_empty(other)) return;
   if (is_empty(mine)) return keep(other, shift, state);

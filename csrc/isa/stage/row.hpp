@@ -227,7 +227,9 @@ class Row {
   void go_far() { far_ = true; }
   bool is_far() const { return far_; }
   // The sink in that unit, and less the shift.
-  double far_sink() const { return far_ ? scale_down(sink(), -affine().coarse) : sink(); }
+  SOFTMAXLIB_NOINLINE double far_sink() const {
+    return far_ ? scale_down(sink(), -affine().coarse) : sink();
+  }
   double shifted_sink() const { return in_unit_of_one(far_sink() - shift_.hi); }
   Affine affine() const {
     Affine result = affine_of(job_, place_, shift_, far_);

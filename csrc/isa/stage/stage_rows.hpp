@@ -666,15 +666,6 @@ class Sender {
 
   // Whether results have to lie in a row of their own.
   bool collects() const { return posts_ || !out_.along || out_.item != sizeof(T); }
-  // One row, where they need not; result(i, count): of up to a vector of elements.
-  template <class Result>
-  SOFTMAXLIB_INLINE void put_each(char* y, Result result) const {
-    T* const to = reinterpret_cast<T*>(y);
-    const int64_t n = job_.n;
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) store(to + i, result(i, int64_t{kLanes}));
-    if (i < n) store_n(to + i, result(i, n - i), static_cast<int>(n - i));
-  }
   // Whether rows without gaps between them can be sent as one.
   bool takes_rows() const { return out_.along; }
   // One row, times scale. Reads up to a vector more on either side.

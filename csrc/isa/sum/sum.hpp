@@ -91,7 +91,8 @@ struct Lanes {
   void scale(Down down) {
     sum = down(sum);
   }
-  void fold_into(Total& total) const { total.add(sum_lanes(sum)); }
+  // Not inline: once per chunk.
+  SOFTMAXLIB_NOINLINE void fold_into(Total& total) const { total.add(sum_lanes(sum)); }
 };
 
 // Of doubles: what each of these additions rounds away is summed too.
@@ -105,7 +106,7 @@ struct Lanes<f64x8> {
     sum = down(sum);
     error = down(error);
   }
-  void fold_into(Total& total) const {
+  SOFTMAXLIB_NOINLINE void fold_into(Total& total) const {
     double lanes[f64x8::lanes];
     store(lanes, sum);
     for (const double lane : lanes) total.add(lane);
@@ -363,8 +364,10 @@ class PieceSum {
   SOFTMAXLIB_NOINLINE void add_last(int64_t i, int64_t stop, Lanes<V>& lanes, int64_t start) {
     Value v[4];
     Term e[4];
+    SOFTMAXLIB_NO_UNROLL
     for (int j = 0; j < 4; ++j) v[j] = load_up_to(x_, i + j * kLanes, stop - i - j * kLanes);
     if constexpr (F::kFollows) check(v, i, start, lanes);
+    SOFTMAXLIB_NO_UNROLL
     for (int j = 0; j < 4; ++j) {
       const int64_t left = stop - i - j * kLanes;
       e[j] = zero<Term>();

@@ -2,6 +2,8 @@
 // Stable (math/stable.hpp), which give their results in units of 2^(reference - bias).
 #pragma once
 
+#include <type_traits>
+
 #include "isa/sum/sum.hpp"
 
 namespace softmaxlib {
@@ -82,9 +84,12 @@ struct Known {
   double top = INFINITY;
   int reference = 0;
 };
+// Nothing, so that no code is made for what is known.
+struct Unknown : Known {};
 
-template <class F, bool kHold, bool kStore, class Source, class T, class Beside = NothingBeside>
-inline void sum_piece_of(Source x, T* y, int64_t n, Known known, BlockState<typename F::V>& state,
+template <class F, bool kHold, bool kStore, class Source, class T, class K,
+          class Beside = NothingBeside>
+inline void sum_piece_of(Source x, T* y, int64_t n, K known, BlockState<typename F::V>& state,
                          int32_t* references, Beside beside = {}) {
   using V = typename F::V;
   if (!state.started) {
@@ -99,7 +104,8 @@ inline void sum_piece_of(Source x, T* y, int64_t n, Known known, BlockState<type
   }
   // A known maximum of the row can spare the check, but never changes the reference. Worth it where
   // a term costs little else.
-  constexpr bool kSpares = !kHold && sizeof(typename Source::Value) == sizeof(V);
+  constexpr bool kSpares =
+      !std::is_same<K, Unknown>::value && !kHold && sizeof(typename Source::Value) == sizeof(V);
   PieceSum<F, kHold, kStore, Source> sum(x, y, state);
   if (F::kFollows && !(kSpares && known.top <= limit_of(state.total.reference)))
     return sum.template run<!F::kFollows>(n, references, beside);
@@ -127,14 +133,17 @@ inline RowRest<F> take_largest(const BlockState<typename F::V>& state) {
 }
 
 // The sink of a row joins the sum as one more block.
-template <class F, class D, class R>
-inline R with_sink(const Row<D>& row, R result, Known known) {
+template <class F, class R>
+SOFTMAXLIB_NOINLINE void add_sink(double sink, R& result, Known known) {
   using T = typename F::V::elem;
-  const double sink = row.shifted_sink();
-  if (sink == -INFINITY) return result;
   const T hi = static_cast<T>(sink), lo = static_cast<T>(sink - static_cast<double>(hi));
   result.merge(
       R::of_term(hi, hi - hi == 0 ? lo : 0, F::kFollows ? reference_of(sink) : known.reference));
+}
+template <class F, class D, class R>
+inline R with_sink(const Row<D>& row, R result, Known known) {
+  const double sink = row.shifted_sink();
+  if (sink != -INFINITY) add_sink<F>(sink, result, known);
   return result;
 }
 
@@ -159,8 +168,8 @@ inline RowSum<F> sum_of(const Row<D>& row, Known known = {}, const RowSum<F>* be
 // The same, leaving every f(x) in y, or where the row has its terms wait, under its chunk's
 // reference. Reads x, writes y. In y of float or double only: a half cannot hold f(x).
 // beside(i) is done beside the group at element i.
-template <class F, class D, class Beside = NothingBeside>
-inline RowSum<F> store_of(const Row<D>& row, Known known = {}, Beside beside = {}) {
+template <class F, class D, class K = Known, class Beside = NothingBeside>
+inline RowSum<F> store_of(const Row<D>& row, K known = {}, Beside beside = {}) {
   const auto total = row.template reduce_blocks<RowSum<F>>([&](int64_t start, int64_t stop) {
     BlockState<typename F::V> state(row);
     row.read_store(start, stop, [&](auto x, auto* terms, int64_t i, int64_t n) {
