@@ -10,27 +10,37 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// The rows of a run from `first` on, which lie side by side, to a group; false where the short
-// computation of their arguments does not do.
-template <class V, bool kLow>
+// The rows of a run from `first` on to a group, by way of rows.
+template <class V>
+SOFTMAXLIB_NOINLINE void fetch_rows(Stager<V>& stager, RowRun run, int first, int rows,
+                                    LaneColumns<V, true>& to, int g) {
+  constexpr int kPitch = kVectorsPerGroup * V::lanes;
+  alignas(64) typename V::elem hi[(V::lanes + 1) * kPitch], lo[(V::lanes + 1) * kPitch];
+  run.advance(first);
+  stager.fetch(run, rows, hi, lo, kPitch, nullptr);
+  to.load_rows(g, hi, lo, kPitch);
+}
+
+// The same of rows that lie side by side; false where all that x gets is a factor, and the short
+// computation does not do.
+template <class V, bool kLow, class T = typename V::elem>
 SOFTMAXLIB_NOINLINE bool fetch_across(const Job& job, Stager<V>& stager, const RowRun& run,
                                       int first, int rows, LaneColumns<V, kLow>& to, int g) {
   const int n = static_cast<int>(job.n);
+  Pair<V> factor;
   if constexpr (kLow) {
     if (!is_only_scaled(job)) {
-      Terms<V> terms = stager.terms_across(run);
-      stager.fetch_strip(run, terms, first, rows, 0, n, to.columns(g), to.low_columns(g));
+      const bool usual = !job.base[kScale] || stager.factors(run, first, rows, factor);
+      T *const hi = to.columns(g), *const lo = to.low_columns(g);
+      if (!usual || !stager.fetch_strip(run, factor, first, rows, 0, n, hi, lo))
+        fetch_rows(stager, run, first, rows, to, g);
       return true;
     }
   }
-  const char* x = job.base[kX] + run.place.offset[kX] + first * run.step.stride[kX];
-  auto* const columns = to.columns(g);
-  for (int j = 0; j < n; ++j, x += job.inner[0].stride[kX])
-    store(columns + j * V::lanes, load_some(job.dtype[kX], x, rows, V()));
-  if constexpr (kLow) {
-    Pair<V> factor;
-    return stager.factors(run, first, rows, factor) && to.scale(g, factor);
-  }
+  const int64_t stride = job.inner[0].stride[kX];
+  stager.x().convert(job.base[kX] + run.place.offset[kX] + first * run.step.stride[kX], rows,
+                     to.columns(g), n, stride, V::lanes);
+  if constexpr (kLow) return stager.factors(run, first, rows, factor) && to.scale(g, factor);
   return true;
 }
 

@@ -31,16 +31,6 @@ struct Square {
       for (int k = 0; k < 8 && c + k < columns; ++k) store(to + (c + k) * pitch, block[k]);
     }
   }
-  // The other way round, column c times scale[c].
-  SOFTMAXLIB_INLINE void get_transposed(const T* from, int64_t pitch, int columns, const T* scale) {
-    for (int c = 0; c < kLanes; c += 8) {
-      V block[8];
-      for (int k = 0; k < 8; ++k)
-        block[k] =
-            c + k < columns ? load(from + (c + k) * pitch) * V::set1(scale[c + k]) : V::set1(0);
-      store_columns(at[0] + c, kLanes, block);
-    }
-  }
 };
 
 // Elements of as many rows as a vector has lanes, `stride` apart, become columns: vectors, `pitch`
@@ -210,18 +200,19 @@ class Stager {
   SOFTMAXLIB_NOINLINE explicit Stager(const Job& job)
       : job_(job),
         x_(job, kX),
+        bias_(job, kBias),
         arguments_(affine_of(job, RowRun(job, 0).place, {0, 0})),
         is_usual_(kHasManyRows && GatheredOptions<V>::has_usual_bias(job) &&
                   (job.base[kScale] || arguments_.is_usual)) {}
+
+  const Reader<V>& x() const { return x_; }
 
   // The first rows of a run to hi, `pitch` elements apart, with -inf up to the pitch; with options,
   // what hi lacks to lo. visible[r]: how many elements take part in row r, as far as 2.
   SOFTMAXLIB_NOINLINE void fetch(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
                                  int* visible) {
-    if (!job_.elements_of_x && x_.access().across) {
-      if (fetch_scaled_across(run, rows, hi, lo, pitch, visible)) return;
-      if (is_across(run)) return fetch_across(run, rows, hi, lo, pitch, visible);
-    }
+    if (!job_.elements_of_x && is_across(run) && fetch_across(run, rows, hi, lo, pitch, visible))
+      return;
     if (!job_.elements_of_x && fetch_usual(run, rows, hi, lo, pitch, visible)) return;
     Place place = run.place;
     if (!x_.is_in_place()) x_.copy(run, rows, hi, pitch);
@@ -253,15 +244,12 @@ class Stager {
       return arguments_.is_usual;
     }
     const Factors of = factors_of(run, first, rows);
-    T hi[kLanes], lo[kLanes];
-    bool usual = true;
-    for (int r = 0; r < kLanes; ++r) {
-      hi[r] = static_cast<T>(of.hi[r]);
-      lo[r] = static_cast<T>((of.hi[r] - static_cast<double>(hi[r])) + of.lo[r]);
-      usual &= of.usual[r];
-    }
-    to = {load(hi), load(lo)};
-    return usual;
+    InLanes<V> hi, lo;
+    load_lanes(of.hi, hi);
+    load_lanes(of.lo, lo);
+    to.hi = hi.value();
+    to.lo = ((hi - InLanes<V>::of(to.hi)) + lo).value();
+    return of.are_usual;
   }
 
   // Whether the rows of a run follow each other without gaps in all their operands, so that they
@@ -284,54 +272,23 @@ class Stager {
       const int64_t across = run.step.stride[k];
       return !job_.base[k] || across == item || across == 0;
     };
-    return x_.access().across && !job_.causal && !job_.base[kScale] && !job_.base[kSlope] &&
+    return x_.access().across && !job_.causal && !job_.base[kSlope] &&
            crosses(kBias, item_of_bias()) && crosses(kWhere, 1);
   }
-  // Element j of up to a vector of the rows from `first` on.
-  SOFTMAXLIB_INLINE Pair<V> across(const RowRun& run, Terms<V>& terms, int first, int rows,
-                                   int64_t j) {
-    const auto at = [&](Operand k) {
-      return job_.base[k] + run.place.offset[k] + first * run.step.stride[k] +
-             j * job_.inner[0].stride[k];
-    };
-    if (job_.base[kBias]) {
-      terms.bias = at(kBias);
-      if (run.step.stride[kBias] == 0) {
-        terms.bias_is_constant = true;
-        terms.constant_hi = column_bias(run.place.offset[kBias], j);
-        terms.constant = columns_[j % kColumns];
-        terms.constant_lo = columns_lo_[j % kColumns];
-      } else {
-        terms.bias_is_constant = false;
-      }
-    }
-    if (job_.base[kWhere]) {
-      terms.where = reinterpret_cast<const uint8_t*>(at(kWhere));
-      if (run.step.stride[kWhere] == 0) {
-        if (!*terms.where) return {V::set1(static_cast<T>(-INFINITY)), V::set1(0)};
-        terms.where = nullptr;
-      }
-    }
-    alignas(64) T elements[kLanes];
-    const T* x = reinterpret_cast<const T*>(at(kX));
-    if (x_.access().item != Reader<V>::kItem) {
-      store(elements, load_some(job_.dtype[kX], at(kX), rows, V()));
-      x = elements;
-    }
-    const Combined<T> source = {x, &terms, 0};
-    return rows == kLanes ? source.load(0) : source.load_n(0, rows, 0);
-  }
-  // For it.
-  Terms<V> terms_across(const RowRun& run) const { return Terms<V>(job_, run.place, arguments_); }
-  // Elements [j, j + count) of those rows, a vector each: at most a group. lo may be NULL.
-  SOFTMAXLIB_NOINLINE void fetch_strip(const RowRun& run, Terms<V>& terms, int first, int rows,
-                                       int64_t j, int count, T* hi, T* lo) {
-    if (is_usual_ && usual_strip(run, first, rows, j, count, hi, lo)) return;
+  // Elements [j, j + count) of up to a vector of the rows from `first` on, a vector each: at most a
+  // group. factor: of each row, where each has its own; if one of these needs more than the short
+  // computation, the result is false. lo may be NULL.
+  SOFTMAXLIB_NOINLINE bool fetch_strip(const RowRun& run, const Pair<V>& factor, int first,
+                                       int rows, int64_t j, int count, T* hi, T* lo) {
+    if (is_usual_ && usual_strip(run, factor, first, rows, j, count, hi, lo)) return true;
+    if (job_.base[kScale]) return false;
+    Terms<V> terms(job_, run.place, arguments_);
     for (int k = 0; k < count; ++k) {
       const Pair<V> z = across(run, terms, first, rows, j + k);
       store(hi + k * kLanes, z.hi);
       if (lo) store(lo + k * kLanes, z.lo);
     }
+    return true;
   }
 
   // The first rows of an even run, one after the other.
@@ -369,8 +326,13 @@ class Stager {
   }
 
  private:
-  // Biases that are those of columns, from one column on, for rows whose biases begin at `row`.
-  SOFTMAXLIB_NOINLINE void fetch_columns(int64_t row, int64_t column) {
+  // Biases that are those of columns, around column j, for rows whose biases begin at `row`.
+  void fetch_columns(int64_t row, int64_t j) {
+    const int64_t column = j / kColumns * kColumns;
+    if (SOFTMAXLIB_UNLIKELY(row != columns_row_ || column != column_))
+      fetch_columns_from(row, column);
+  }
+  SOFTMAXLIB_NOINLINE void fetch_columns_from(int64_t row, int64_t column) {
     const int64_t n = job_.n - column < kColumns ? job_.n - column : kColumns;
     const int64_t stride = job_.inner[0].stride[kBias];
     gather_any(job_.dtype[kBias], job_.base[kBias] + row + column * stride, stride, n, columns_);
@@ -378,34 +340,76 @@ class Stager {
     columns_row_ = row;
     column_ = column;
   }
+  // Element j of up to a vector of the rows from `first` on.
+  SOFTMAXLIB_INLINE Pair<V> across(const RowRun& run, Terms<V>& terms, int first, int rows,
+                                   int64_t j) {
+    const auto at = [&](Operand k) {
+      return job_.base[k] + run.place.offset[k] + first * run.step.stride[k] +
+             j * job_.inner[0].stride[k];
+    };
+    if (job_.base[kBias]) {
+      terms.bias = at(kBias);
+      if (run.step.stride[kBias] == 0) {
+        fetch_columns(run.place.offset[kBias], j);
+        terms.bias_is_constant = true;
+        terms.constant_hi = columns_hi_[j % kColumns];
+        terms.constant = columns_[j % kColumns];
+        terms.constant_lo = columns_lo_[j % kColumns];
+      } else {
+        terms.bias_is_constant = false;
+      }
+    }
+    if (job_.base[kWhere]) {
+      terms.where = reinterpret_cast<const uint8_t*>(at(kWhere));
+      if (run.step.stride[kWhere] == 0) {
+        if (!*terms.where) return {V::set1(static_cast<T>(-INFINITY)), V::set1(0)};
+        terms.where = nullptr;
+      }
+    }
+    alignas(64) T elements[kLanes];
+    const T* x = reinterpret_cast<const T*>(at(kX));
+    if (x_.access().item != Reader<V>::kItem) {
+      store(elements, load_some(job_.dtype[kX], at(kX), rows, V()));
+      x = elements;
+    }
+    const Combined<T> source = {x, &terms, 0};
+    return rows == kLanes ? source.load(0) : source.load_n(0, rows, 0);
+  }
   // The same where they are as usual: a row of UsualRows is an element of all rows.
-  bool usual_strip(const RowRun& run, int first, int rows, int64_t j, int count, T* hi, T* lo) {
+  bool usual_strip(const RowRun& run, const Pair<V>& factor, int first, int rows, int64_t j,
+                   int count, T* hi, T* lo) {
     const Dim& row = job_.inner[0];
     const auto at = [&](Operand k) {
       return job_.base[k] + run.place.offset[k] + first * run.step.stride[k] + j * row.stride[k];
     };
     // Elements of an operand where they are, or, converted, in `room`.
-    const auto vectors = [&](Operand k, T* room, int64_t& step) -> const T* {
-      if (item_of(k) == kItem && row.stride[k] % kItem == 0) {
+    const auto vectors = [&](const Reader<V>& reader, Operand k, T* room, int64_t& step) {
+      const T* in_place = reinterpret_cast<const T*>(at(k));
+      if (reader.access().item == kItem && row.stride[k] % kItem == 0) {
         step = row.stride[k] / kItem;
-        return reinterpret_cast<const T*>(at(k));
+        return in_place;
       }
-      for (int i = 0; i < count; ++i)
-        store(room + i * kLanes, load_some(job_.dtype[k], at(k) + i * row.stride[k], rows, V()));
+      reader.convert(at(k), rows, room, count, row.stride[k], kLanes);
       step = kLanes;
-      return room;
+      return static_cast<const T*>(room);
     };
-    alignas(64) T biases[kColumns * kLanes];
+    alignas(64) T biases[kColumns * kLanes], factor_hi[kLanes], factor_lo[kLanes];
     uint8_t seen[kColumns * kLanes];
     UsualRows<T> of;
     set_factor(of, arguments_);
+    if (job_.base[kScale]) {
+      store(factor_hi, factor.hi);
+      store(factor_lo, factor.lo);
+      of.factor_hi = factor_hi, of.factor_lo = factor_lo, of.factor_across = true;
+    }
     if (job_.base[kBias] && run.step.stride[kBias] == 0) {
+      fetch_columns(run.place.offset[kBias], j);
       for (int i = 0; i < count; ++i)
-        store(biases + i * kLanes, V::set1(column_bias(run.place.offset[kBias], j + i)));
+        store(biases + i * kLanes, V::set1(columns_hi_[(j + i) % kColumns]));
       of.bias = biases, of.bias_step = kLanes;
     } else if (job_.base[kBias]) {
-      if (kItem == 8 && item_of(kBias) != 8) return false;
-      of.bias = vectors(kBias, biases, of.bias_step);
+      if (!bias_.access().fits) return false;
+      of.bias = vectors(bias_, kBias, biases, of.bias_step);
     }
     if (job_.base[kWhere]) {
       of.where = reinterpret_cast<const uint8_t*>(at(kWhere)), of.where_step = row.stride[kWhere];
@@ -415,40 +419,39 @@ class Stager {
         of.where = seen, of.where_step = kLanes;
       }
     }
-    of.x = vectors(kX, hi, of.x_step);
+    of.x = vectors(x_, kX, hi, of.x_step);
     return usual_(of, count, rows, hi, lo, kLanes);
-  }
-  T column_bias(int64_t row, int64_t j) {
-    const int64_t column = j / kColumns * kColumns;
-    if (SOFTMAXLIB_UNLIKELY(row != columns_row_ || column != column_)) fetch_columns(row, column);
-    return columns_hi_[j % kColumns];
   }
   // The factors of up to a vector of rows that each have their own, as affine_of() gives them.
   struct Factors {
     alignas(64) double hi[kLanes], lo[kLanes];
-    bool usual[kLanes];  // the others have to ask affine_of()
+    double usual[kLanes];  // 1; or 0: has to ask affine_of()
+    bool are_usual;        // all of them
   };
   SOFTMAXLIB_NOINLINE Factors factors_of(const RowRun& run, int first, int rows) const {
     constexpr double kMost = sizeof(T) == 4 ? 0x1p60 : 0x1p400;
     Factors of;
-    alignas(64) double above[kLanes], below[kLanes];
     const char* p = job_.base[kScale] + run.place.offset[kScale] + first * run.step.stride[kScale];
     double own[kLanes];
     gather_any(job_.dtype[kScale], p, run.step.stride[kScale], rows, own);
     for (int r = rows; r < kLanes; ++r) own[r] = 1;
-    for (int r = 0; r < kLanes; ++r) {
-      above[r] = job_.divides ? job_.scale : own[r];
-      below[r] = job_.divides ? own[r] : job_.temperature;
-    }
-    const f64x8 zero = f64x8::set1(0);
+    const f64x8 zero = f64x8::set1(0), one = f64x8::set1(1);
+    f64x8 all = one;
     for (int r = 0; r < kLanes; r += f64x8::lanes) {
-      const f64x8 a = load(above + r), b = load(below + r), q = a / b;
+      const f64x8 a = job_.divides ? f64x8::set1(job_.scale) : load(own + r);
+      const f64x8 b = job_.divides ? load(own + r) : f64x8::set1(job_.temperature), q = a / b;
+      f64x8 usual = one;
+      const f64x8 numbers[] = {a, b, q};
+      for (const f64x8 x : numbers) {
+        usual = select(gt(f64x8::set1(kMost), x), usual, zero);
+        usual = select(gt(x, f64x8::set1(1 / kMost)), usual, zero);
+      }
       store(of.hi + r, q);
       store(of.lo + r, fma(zero - q, b, a) / b);
+      store(of.usual + r, usual);
+      all = min(all, usual);
     }
-    const auto is_usual = [](double x) { return x > 1 / kMost && x < kMost; };
-    for (int r = 0; r < kLanes; ++r)
-      of.usual[r] = is_usual(above[r]) && is_usual(below[r]) && is_usual(of.hi[r]);
+    of.are_usual = !any(gt(one, all));
     return of;
   }
 
@@ -502,40 +505,6 @@ class Stager {
     return true;
   }
 
-  // The same of rows that lie side by side, where a factor is all that x gets; false where one is
-  // not usual.
-  SOFTMAXLIB_NOINLINE bool fetch_scaled_across(const RowRun& run, int rows, T* hi, T* lo,
-                                               int64_t pitch, int* visible) const {
-    if (!is_only_scaled(job_) || job_.causal) return false;
-    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
-    const V limit = V::set1(static_cast<T>(kLargestLow<V>));
-    const int64_t stride = job_.inner[0].stride[kX];
-    const char* const x = job_.base[kX] + run.place.offset[kX];
-    Square<V> his, los;
-    V bad = zero;
-    Pair<V> factor[kSquares];
-    for (int r = 0; r < rows; r += kLanes)
-      if (!factors(run, r, rows - r < kLanes ? rows - r : kLanes, factor[r / kLanes])) return false;
-    const auto ahead = [&](int64_t i, int count) {
-      fetch_elements_ahead(x + i * stride, stride, count, rows * x_.access().item);
-    };
-    for_squares<V>(rows, job_.n, ahead, [&](int r, int some, int64_t i, int count) {
-      const char* p = x + r * x_.access().item + i * stride;
-      const Pair<V> by = factor[r / kLanes];
-      for (int j = 0; j < count; ++j, p += stride) {
-        const V v = load_some(job_.dtype[kX], p, some, V()), z = v * by.hi;
-        const V rest = select(eq(v, none), zero, fma(v, by.lo, fms(v, by.hi, z)));
-        bad = select(gt(limit, max(rest, zero - rest)), bad, limit);
-        store(his.at[j], z);
-        store(los.at[j], rest);
-      }
-      put_arguments(his, los, count, some, hi + r * pitch + i, lo + r * pitch + i, pitch);
-    });
-    pad(rows, hi, lo, pitch);
-    for (int r = 0; visible && r < rows; ++r)
-      visible[r] = job_.n < 2 ? static_cast<int>(job_.n) : 2;
-    return !any(gt(bad, zero));
-  }
   // The first `count` rows of squares, and beyond these what is no argument, to `rows` rows.
   void put_arguments(Square<V>& his, Square<V>& los, int count, int rows, T* hi, T* lo,
                      int64_t pitch) const {
@@ -556,34 +525,44 @@ class Stager {
       }
   }
 
-  // The same of rows that lie side by side in all operands.
-  SOFTMAXLIB_NOINLINE void fetch_across(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
+  // The same of rows that lie side by side in all operands; false as fetch_strip() is.
+  SOFTMAXLIB_NOINLINE bool fetch_across(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
                                         int* visible) {
     const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
-    const int64_t stride = job_.inner[0].stride[kX];
-    const char* const x = job_.base[kX] + run.place.offset[kX];
-    Terms<V> terms = terms_across(run);
+    Pair<V> factor[kSquares];
+    for (int r = 0; job_.base[kScale] && r < rows; r += kLanes)
+      if (!factors(run, r, rows - r < kLanes ? rows - r : kLanes, factor[r / kLanes])) return false;
+    const bool counts = visible && job_.base[kWhere];
     Square<V> his, los;
     V seen[kSquares];
     for (V& s : seen) s = zero;
+    bool good = true;
     const auto ahead = [&](int64_t i, int count) {
-      fetch_elements_ahead(x + i * stride, stride, count, rows * x_.access().item);
+      constexpr Operand kRead[] = {kX, kBias, kWhere};
+      for (const Operand k : kRead) {
+        const int64_t stride = job_.inner[0].stride[k], width = rows * run.step.stride[k];
+        if (job_.base[k])
+          fetch_elements_ahead(job_.base[k] + run.place.offset[k] + i * stride, stride, count,
+                               width);
+      }
     };
     for_squares<V>(rows, job_.n, ahead, [&](int r, int some, int64_t i, int count) {
-      fetch_strip(run, terms, r, some, i, count, his.at[0], los.at[0]);
+      good = good && fetch_strip(run, factor[r / kLanes], r, some, i, count, his.at[0], los.at[0]);
       V& s = seen[r / kLanes];
-      for (int j = 0; visible && j < count; ++j)
+      for (int j = 0; counts && j < count; ++j)
         s = s + select(eq(load(his.at[j]), none), zero, V::set1(1));
       put_arguments(his, los, count, some, hi + r * pitch + i, lo ? lo + r * pitch + i : nullptr,
                     pitch);
     });
+    if (!good) return false;
     pad(rows, hi, lo, pitch);
     for (int r = 0; visible && r < rows; r += kLanes) {
-      T counts[kLanes];
-      store(counts, seen[r / kLanes]);
+      T counts_of[kLanes];
+      store(counts_of, counts ? seen[r / kLanes] : V::set1(static_cast<T>(job_.n)));
       for (int j = 0; j < kLanes && r + j < rows; ++j)
-        visible[r + j] = counts[j] < 2 ? static_cast<int>(counts[j]) : 2;
+        visible[r + j] = counts_of[j] < 2 ? static_cast<int>(counts_of[j]) : 2;
     }
+    return true;
   }
 
   // Completes a row of the tile; returns how many elements take part, as far as 2.
@@ -620,11 +599,10 @@ class Stager {
     return visible;
   }
   Arguments<V> arguments_of(const Place& place, const Factors& factors, int r) const {
-    if (!factors.usual[r]) return Arguments<V>(affine_of(job_, place, {0, 0}));
+    if (factors.usual[r] == 0) return Arguments<V>(affine_of(job_, place, {0, 0}));
     return Arguments<V>({factors.hi[r], factors.lo[r], 0, 0, 0, 0, false});
   }
-  int64_t item_of_bias() const { return item_of(kBias); }
-  int64_t item_of(Operand k) const { return item_size(job_.dtype[k]); }
+  int64_t item_of_bias() const { return item_size(job_.dtype[kBias]); }
   static int count_seen(const uint8_t* where, int64_t n) {
     int64_t seen = 0;
     for (int64_t i = 0; i < n && seen < 2; ++i) seen += where[i] != 0;
@@ -632,7 +610,7 @@ class Stager {
   }
 
   const Job& job_;
-  const Reader<V> x_;
+  const Reader<V> x_, bias_;
   const Arguments<V> arguments_;  // of all rows, but where each has its own factor
   const bool is_usual_;           // so that UsualRows may have them
   GatheredOptions<V> options_;
@@ -705,18 +683,18 @@ class Sender {
   // Rows that lie side by side, times a scale each. scale: NULL: 1.
   SOFTMAXLIB_NOINLINE void put_squares(char* y, const T* e, int64_t pitch, int rows,
                                        const T* scale) {
-    Square<V> square;
-    alignas(64) T ones[kLanes];
     alignas(64) T elements[kLanes][kTileVectors * kLanes];
-    store(ones, V::set1(1));
     const int64_t stride = job_.inner[0].stride[kOut];
     with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
       using To = decltype(storage);
       for (int64_t i = 0; i < job_.n; i += kLanes) {
-        for (int r = 0; r < rows; r += kLanes) {
-          const int some = rows - r < kLanes ? rows - r : kLanes;
-          square.get_transposed(e + r * pitch + i, pitch, some, scale ? scale + r : ones);
-          for (int j = 0; j < kLanes; ++j) store(elements[j] + r, load(square.at[j]));
+        for (int r = 0; r < rows; r += 8) {
+          const T* const from = e + r * pitch + i;
+          V block[8];
+          for (int k = 0; k < 8; ++k)
+            block[k] = r + k < rows ? load(from + k * pitch) * V::set1(scale ? scale[r + k] : T(1))
+                                    : V::set1(0);
+          store_columns(elements[0] + r, kTileVectors * kLanes, block);
         }
         for (int j = 0; j < kLanes && i + j < job_.n; ++j, y += stride) {
           To const to = reinterpret_cast<To>(y);

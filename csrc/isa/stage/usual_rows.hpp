@@ -21,6 +21,7 @@ struct UsualRows {
   int64_t where_step = 0;
   const T *factor_hi = nullptr, *factor_lo = nullptr;  // NULL: 1
   int64_t factor_step = 0;
+  bool factor_across = false;  // a vector of factors for every row, not one
 };
 
 // Gives rows the factor that all of them have.
@@ -48,7 +49,7 @@ template <class V, bool kScaled, bool kBias, bool kWhere, bool kNone>
 struct UsualArguments {
   using T = typename V::elem;
   using Int = typename V::Int;
-  T factor_hi, factor_lo;
+  Pair<V> factor;
 
   // bad: gathers low parts that are too large, infinite or NaN.
   SOFTMAXLIB_INLINE Pair<V> operator()(V x, V bias, typename V::Mask in,
@@ -58,8 +59,8 @@ struct UsualArguments {
     if constexpr (kWhere && kBias) bias = keep(in, bias);
     Pair<V> z = {x, zero};
     if constexpr (kScaled) {
-      z.hi = x * V::set1(factor_hi);
-      z.lo = fma(x, V::set1(factor_lo), fms(x, V::set1(factor_hi), z.hi));
+      z.hi = x * factor.hi;
+      z.lo = fma(x, factor.lo, fms(x, factor.hi, z.hi));
     }
     if constexpr (kBias) {
       const V product = z.hi;
@@ -96,8 +97,12 @@ SOFTMAXLIB_NOINLINE bool combine_usual(const UsualRows<T>& of, int rows, int64_t
     const uint8_t* const where = kWhere ? of.where + r * of.where_step : nullptr;
     T *const to = hi + r * pitch, *const low = lo + r * pitch;
     UsualArguments<V, kScaled, kBias, kWhere, kNone> argument = {};
-    if constexpr (kScaled)
-      argument = {of.factor_hi[r * of.factor_step], of.factor_lo[r * of.factor_step]};
+    if constexpr (kScaled) {
+      const T *const f = of.factor_hi + r * of.factor_step, *const f_lo =
+                                                                of.factor_lo + r * of.factor_step;
+      if (of.factor_across) argument.factor = {load(f), load(f_lo)};
+      else argument.factor = {V::set1(*f), V::set1(*f_lo)};
+    }
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
       V b = zero;
