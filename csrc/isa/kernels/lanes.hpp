@@ -21,27 +21,21 @@ SOFTMAXLIB_NOINLINE void fetch_rows(Stager<V>& stager, RowRun run, int first, in
   to.load_rows(g, hi, lo, kPitch);
 }
 
-// The same of rows that lie side by side; false where all that x gets is a factor, and the short
-// computation does not do.
-template <class V, bool kLow, class T = typename V::elem>
-SOFTMAXLIB_NOINLINE bool fetch_across(const Job& job, Stager<V>& stager, const RowRun& run,
+// The same of rows that lie side by side.
+template <class V, bool kLow>
+SOFTMAXLIB_NOINLINE void fetch_across(const Job& job, Stager<V>& stager, const RowRun& run,
                                       int first, int rows, LaneColumns<V, kLow>& to, int g) {
   const int n = static_cast<int>(job.n);
-  Pair<V> factor;
+  auto* const hi = to.columns(g);
   if constexpr (kLow) {
-    if (!is_only_scaled(job)) {
-      const bool usual = !job.base[kScale] || stager.factors(run, first, rows, factor);
-      T *const hi = to.columns(g), *const lo = to.low_columns(g);
-      if (!usual || !stager.fetch_strip(run, factor, first, rows, 0, n, hi, lo))
-        fetch_rows(stager, run, first, rows, to, g);
-      return true;
-    }
+    Pair<V> factor;
+    const bool usual = !job.base[kScale] || stager.factors(run, first, rows, factor);
+    if (!usual || !stager.fetch_strip(run, factor, first, rows, 0, n, hi, to.low_columns(g)))
+      fetch_rows(stager, run, first, rows, to, g);
+  } else {
+    const char* const x = job.base[kX] + run.place.offset[kX] + first * run.step.stride[kX];
+    stager.x().convert(x, rows, hi, n, job.inner[0].stride[kX], V::lanes);
   }
-  const int64_t stride = job.inner[0].stride[kX];
-  stager.x().convert(job.base[kX] + run.place.offset[kX] + first * run.step.stride[kX], rows,
-                     to.columns(g), n, stride, V::lanes);
-  if constexpr (kLow) return stager.factors(run, first, rows, factor) && to.scale(g, factor);
-  return true;
 }
 
 // Rows that lie side by side: vectors across them are read where they are. Groups may come from
@@ -52,7 +46,7 @@ class LanesAcross {
   // Whether all operands of elements lie so.
   static bool takes(const Job& job) {
     if (!Access(job, kX).across || job.causal) return false;
-    return !kLow || is_only_scaled(job) || Stager<V>(job).is_across(RowRun(job, 0));
+    return !kLow || Stager<V>(job).is_across(RowRun(job, 0));
   }
 
   explicit LanesAcross(const Job& job)
@@ -133,7 +127,7 @@ class LanesAcross {
     int64_t row;
     char* y;
     int rows;
-    bool is_usual, is_good;
+    bool is_good;
     const char* where;
   };
 
@@ -141,16 +135,14 @@ class LanesAcross {
   SOFTMAXLIB_INLINE int64_t fill(int g, Cursor& now, int64_t row, int64_t stop) {
     int64_t rows = now.left < stop - row ? now.left : stop - row;
     if (rows > kLanes) rows = kLanes;
-    strips_[g] = {row, now.y, static_cast<int>(rows), true, true, nullptr};
+    strips_[g] = {row, now.y, static_cast<int>(rows), true, nullptr};
     if (kLow && job_.base[kWhere])
       strips_[g].where = job_.base[kWhere] + now.run.place.offset[kWhere] +
                          now.first() * now.run.step.stride[kWhere];
     if constexpr (P::kTargets) groups_.begin(g, now.run, now.first(), static_cast<int>(rows));
     if (!kLow && rows == kLanes && in_place_)
       groups_.read_from(g, reinterpret_cast<const T*>(now.x), columns_apart_);
-    else
-      strips_[g].is_usual =
-          fetch_across(job_, stager_, now.run, now.first(), strips_[g].rows, groups_, g);
+    else fetch_across(job_, stager_, now.run, now.first(), strips_[g].rows, groups_, g);
     now.skip(rows);
     return rows;
   }
@@ -176,7 +168,7 @@ class LanesAcross {
     Strip& strip = strips_[g];
     if (kLow && !strip.is_good && strip.where)
       strip.is_good = groups_.settle(g, job_, strip.where, where_apart_, strip.rows);
-    if (SOFTMAXLIB_UNLIKELY(!(strip.is_good && strip.is_usual))) return put_each(g, alone);
+    if (SOFTMAXLIB_UNLIKELY(!strip.is_good)) return put_each(g, alone);
     if constexpr (!P::kReduces) {
       if (!out_.across) return put_each(g, alone);
       sender_.put_strip(strip.y, strip.rows, groups_.results(g));
@@ -184,9 +176,7 @@ class LanesAcross {
   }
   SOFTMAXLIB_NOINLINE void put_each(int g, void (*alone)(const Job& job, int64_t row)) {
     const Strip& strip = strips_[g];
-    const auto is_alone = [&](int r) {
-      return !strip.is_usual || groups_.is_alone(g * kLanes + r);
-    };
+    const auto is_alone = [&](int r) { return groups_.is_alone(g * kLanes + r); };
     for (int r = 0; r < strip.rows; ++r)
       if (is_alone(r)) alone(job_, strip.row + r);
     if constexpr (!P::kReduces) {

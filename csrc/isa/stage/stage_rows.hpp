@@ -146,6 +146,8 @@ class Reader {
     with_storage(job_.dtype[operand_], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
       constexpr int64_t kVector = kLanes * sizeof(*storage);
       const FetchAhead fetch;
+      for (; n == kLanes && times > 0; --times, p += step, to += pitch)
+        store(to, load(reinterpret_cast<decltype(storage)>(p)));
       for (; times > 0; --times, p += step, to += pitch) {
         const auto* const from = reinterpret_cast<decltype(storage)>(p);
         int64_t i = 0;
@@ -396,11 +398,12 @@ class Stager {
     alignas(64) T biases[kColumns * kLanes], factor_hi[kLanes], factor_lo[kLanes];
     uint8_t seen[kColumns * kLanes];
     UsualRows<T> of;
-    set_factor(of, arguments_);
-    if (job_.base[kScale]) {
-      store(factor_hi, factor.hi);
-      store(factor_lo, factor.lo);
-      of.factor_hi = factor_hi, of.factor_lo = factor_lo, of.factor_across = true;
+    of.is_across = true;
+    const bool own = job_.base[kScale];
+    if (own || arguments_.hi != 1 || arguments_.lo != 0) {
+      store(factor_hi, own ? factor.hi : V::set1(arguments_.hi));
+      store(factor_lo, own ? factor.lo : V::set1(arguments_.lo));
+      of.factor_hi = factor_hi, of.factor_lo = factor_lo;
     }
     if (job_.base[kBias] && run.step.stride[kBias] == 0) {
       fetch_columns(run.place.offset[kBias], j);
@@ -432,9 +435,14 @@ class Stager {
     constexpr double kMost = sizeof(T) == 4 ? 0x1p60 : 0x1p400;
     Factors of;
     const char* p = job_.base[kScale] + run.place.offset[kScale] + first * run.step.stride[kScale];
-    double own[kLanes];
-    gather_any(job_.dtype[kScale], p, run.step.stride[kScale], rows, own);
-    for (int r = rows; r < kLanes; ++r) own[r] = 1;
+    const int64_t step = run.step.stride[kScale];
+    double some[kLanes];
+    const double* own = reinterpret_cast<const double*>(p);
+    if (rows < kLanes || step != sizeof(double) || job_.dtype[kScale] != SOFTMAXLIB_F64) {
+      for (double& x : some) x = 1;
+      gather_any(job_.dtype[kScale], p, step, rows, some);
+      own = some;
+    }
     const f64x8 zero = f64x8::set1(0), one = f64x8::set1(1);
     f64x8 all = one;
     for (int r = 0; r < kLanes; r += f64x8::lanes) {

@@ -21,7 +21,9 @@ struct UsualRows {
   int64_t where_step = 0;
   const T *factor_hi = nullptr, *factor_lo = nullptr;  // NULL: 1
   int64_t factor_step = 0;
-  bool factor_across = false;  // a vector of factors for every row, not one
+  // "Rows" that are an element of up to a vector of rows each: a lane is a row, with its own
+  // factor.
+  bool is_across = false;
 };
 
 // Gives rows the factor that all of them have.
@@ -91,44 +93,59 @@ SOFTMAXLIB_NOINLINE bool combine_usual(const UsualRows<T>& of, int rows, int64_t
   typename V::Seen bad;
   const V zero = V::set1(0);
   const auto all = eq(zero, zero);
-  for (int r = 0; r < rows; ++r) {
-    const T* const x = of.x + r * of.x_step;
-    const T* const bias = kBias ? of.bias + r * of.bias_step : nullptr;
-    const uint8_t* const where = kWhere ? of.where + r * of.where_step : nullptr;
-    T *const to = hi + r * pitch, *const low = lo + r * pitch;
+  // Vectors follow each other in a row; or, where they are all of it, from row to row.
+  const bool down = of.is_across && n == kLanes && pitch == kLanes;
+  const int64_t vectors = down ? rows : n / kLanes, ahead = of.is_across ? 0 : kFetchAhead;
+  const int64_t x_next = down ? of.x_step : kLanes, bias_next = down ? of.bias_step : kLanes;
+  const int64_t where_next = down ? of.where_step : kLanes;
+  for (int r = 0; r < (down ? 1 : rows); ++r) {
+    const T* x = of.x + r * of.x_step;
+    const T* bias = kBias ? of.bias + r * of.bias_step : nullptr;
+    const uint8_t* where = kWhere ? of.where + r * of.where_step : nullptr;
+    T *to = hi + r * pitch, *low = lo + r * pitch;
     UsualArguments<V, kScaled, kBias, kWhere, kNone> argument = {};
     if constexpr (kScaled) {
-      const T *const f = of.factor_hi + r * of.factor_step, *const f_lo =
-                                                                of.factor_lo + r * of.factor_step;
-      if (of.factor_across) argument.factor = {load(f), load(f_lo)};
-      else argument.factor = {V::set1(*f), V::set1(*f_lo)};
+      const T* const factor = of.factor_hi + r * of.factor_step;
+      const T* const rest = of.factor_lo + r * of.factor_step;
+      if (of.is_across) argument.factor = {load(factor), load(rest)};
+      else argument.factor = {V::set1(*factor), V::set1(*rest)};
     }
-    int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) {
+    for (int64_t i = 0; i < vectors; ++i) {
       V b = zero;
       auto in = all;
-      fetch(reinterpret_cast<const char*>(x + i) + kFetchAhead);
-      if constexpr (kBias) fetch(reinterpret_cast<const char*>(bias + i) + kFetchAhead);
-      if constexpr (kBias) b = load(bias + i);
-      if constexpr (kWhere) in = load_mask(where + i, zero);
-      const Pair<V> z = argument(load(x + i), b, in, bad);
-      store(to + i, z.hi);
-      if constexpr (kScaled || kBias) store(low + i, z.lo);
+      fetch(reinterpret_cast<const char*>(x) + ahead);
+      if constexpr (kBias) {
+        fetch(reinterpret_cast<const char*>(bias) + ahead);
+        b = load(bias);
+        bias += bias_next;
+      }
+      if constexpr (kWhere) {
+        in = load_mask(where, zero);
+        where += where_next;
+      }
+      const Pair<V> z = argument(load(x), b, in, bad);
+      x += x_next;
+      store(to, z.hi);
+      to += kLanes;
+      if constexpr (kScaled || kBias) {
+        store(low, z.lo);
+        low += kLanes;
+      }
     }
-    if (i == n) continue;
-    const int left = static_cast<int>(n - i);
+    const int left = static_cast<int>(n % kLanes);
+    if (left == 0) continue;
     const auto there = gt(V::set1(static_cast<T>(left)), load(kLane));
     V b = zero;
     auto in = there;
-    if constexpr (kBias) b = load_n(bias + i, left, 0);
+    if constexpr (kBias) b = load_n(bias, left, 0);
     if constexpr (kWhere) {
       uint8_t bytes[kLanes] = {};
-      for (int j = 0; j < left; ++j) bytes[j] = where[i + j];
+      for (int j = 0; j < left; ++j) bytes[j] = where[j];
       in = load_mask(bytes, zero);
     }
-    const Pair<V> z = argument(load_n(x + i, left, 0), b, in, bad);
-    store(to + i, select(there, z.hi, V::set1(static_cast<T>(-INFINITY))));
-    if constexpr (kScaled || kBias) store(low + i, z.lo);
+    const Pair<V> z = argument(load_n(x, left, 0), b, in, bad);
+    store(to, select(there, z.hi, V::set1(static_cast<T>(-INFINITY))));
+    if constexpr (kScaled || kBias) store(low, z.lo);
   }
   return !(kScaled || kBias) || !any_from_bit<sizeof(T) * 8 - 1>(bad);
 }
