@@ -146,8 +146,10 @@ class Reader {
     with_storage(job_.dtype[operand_], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
       constexpr int64_t kVector = kLanes * sizeof(*storage);
       const FetchAhead fetch;
-      for (; n == kLanes && times > 0; --times, p += step, to += pitch)
+      for (; n == kLanes && times > 0; --times, p += step, to += pitch) {
+        fetch(p + kLanes * step);
         store(to, load(reinterpret_cast<decltype(storage)>(p)));
+      }
       for (; times > 0; --times, p += step, to += pitch) {
         const auto* const from = reinterpret_cast<decltype(storage)>(p);
         int64_t i = 0;
@@ -385,10 +387,12 @@ class Stager {
       return job_.base[k] + run.place.offset[k] + first * run.step.stride[k] + j * row.stride[k];
     };
     // Elements of an operand where they are, or, converted, in `room`.
-    const auto vectors = [&](const Reader<V>& reader, Operand k, T* room, int64_t& step) {
+    const auto vectors = [&](const Reader<V>& reader, Operand k, T* room, int64_t& step,
+                             int64_t& ahead) {
       const T* in_place = reinterpret_cast<const T*>(at(k));
       if (reader.access().item == kItem && row.stride[k] % kItem == 0) {
         step = row.stride[k] / kItem;
+        if (job_.n > kColumns) ahead = kLanes * row.stride[k];
         return in_place;
       }
       reader.convert(at(k), rows, room, count, row.stride[k], kLanes);
@@ -412,7 +416,7 @@ class Stager {
       of.bias = biases, of.bias_step = kLanes;
     } else if (job_.base[kBias]) {
       if (!bias_.access().fits) return false;
-      of.bias = vectors(bias_, kBias, biases, of.bias_step);
+      of.bias = vectors(bias_, kBias, biases, of.bias_step, of.bias_ahead);
     }
     if (job_.base[kWhere]) {
       of.where = reinterpret_cast<const uint8_t*>(at(kWhere)), of.where_step = row.stride[kWhere];
@@ -422,7 +426,7 @@ class Stager {
         of.where = seen, of.where_step = kLanes;
       }
     }
-    of.x = vectors(x_, kX, hi, of.x_step);
+    of.x = vectors(x_, kX, hi, of.x_step, of.x_ahead);
     return usual_(of, count, rows, hi, lo, kLanes);
   }
   // The factors of up to a vector of rows that each have their own, as affine_of() gives them.
@@ -545,15 +549,7 @@ class Stager {
     V seen[kSquares];
     for (V& s : seen) s = zero;
     bool good = true;
-    const auto ahead = [&](int64_t i, int count) {
-      constexpr Operand kRead[] = {kX, kBias, kWhere};
-      for (const Operand k : kRead) {
-        const int64_t stride = job_.inner[0].stride[k], width = rows * run.step.stride[k];
-        if (job_.base[k])
-          fetch_elements_ahead(job_.base[k] + run.place.offset[k] + i * stride, stride, count,
-                               width);
-      }
-    };
+    const auto ahead = [](int64_t, int) {};
     for_squares<V>(rows, job_.n, ahead, [&](int r, int some, int64_t i, int count) {
       good = good && fetch_strip(run, factor[r / kLanes], r, some, i, count, his.at[0], los.at[0]);
       V& s = seen[r / kLanes];

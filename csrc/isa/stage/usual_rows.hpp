@@ -24,6 +24,8 @@ struct UsualRows {
   // "Rows" that are an element of up to a vector of rows each: a lane is a row, with its own
   // factor.
   bool is_across = false;
+  // How many bytes before they are read elements and biases are fetched.
+  int64_t x_ahead = kFetchAhead, bias_ahead = kFetchAhead;
 };
 
 // Gives rows the factor that all of them have.
@@ -95,7 +97,7 @@ SOFTMAXLIB_NOINLINE bool combine_usual(const UsualRows<T>& of, int rows, int64_t
   const auto all = eq(zero, zero);
   // Vectors follow each other in a row; or, where they are all of it, from row to row.
   const bool down = of.is_across && n == kLanes && pitch == kLanes;
-  const int64_t vectors = down ? rows : n / kLanes, ahead = of.is_across ? 0 : kFetchAhead;
+  const int64_t vectors = down ? rows : n / kLanes;
   const int64_t x_next = down ? of.x_step : kLanes, bias_next = down ? of.bias_step : kLanes;
   const int64_t where_next = down ? of.where_step : kLanes;
   for (int r = 0; r < (down ? 1 : rows); ++r) {
@@ -113,9 +115,9 @@ SOFTMAXLIB_NOINLINE bool combine_usual(const UsualRows<T>& of, int rows, int64_t
     for (int64_t i = 0; i < vectors; ++i) {
       V b = zero;
       auto in = all;
-      fetch(reinterpret_cast<const char*>(x) + ahead);
+      fetch(reinterpret_cast<const char*>(x) + of.x_ahead);
       if constexpr (kBias) {
-        fetch(reinterpret_cast<const char*>(bias) + ahead);
+        fetch(reinterpret_cast<const char*>(bias) + of.bias_ahead);
         b = load(bias);
         bias += bias_next;
       }
