@@ -200,6 +200,7 @@ class Stager {
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes;
   static constexpr int64_t kItem = sizeof(T), kChunk = kVectorsPerChunk * kLanes;
+  static constexpr int64_t kFarPitch = 32768;
 
   SOFTMAXLIB_NOINLINE explicit Stager(const Job& job)
       : job_(job),
@@ -520,6 +521,11 @@ class Stager {
   // The first `count` rows of squares, and beyond these what is no argument, to `rows` rows.
   void put_arguments(Square<V>& his, Square<V>& los, int count, int rows, T* hi, T* lo,
                      int64_t pitch) const {
+    // Of a tile that leaves the second level cache, what the next squares go to.
+    for (int r = 0; pitch > kFarPitch && r < rows; ++r) {
+      prefetch(reinterpret_cast<const char*>(hi + r * pitch + kLanes));
+      if (lo) prefetch(reinterpret_cast<const char*>(lo + r * pitch + kLanes));
+    }
     for (int j = count; j < kLanes; ++j) {
       store(his.at[j], V::set1(static_cast<T>(-INFINITY)));
       store(los.at[j], V::set1(0));
