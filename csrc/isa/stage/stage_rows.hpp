@@ -307,12 +307,11 @@ class Stager {
       const T* const elements = as_it_is ? reinterpret_cast<const T*>(x) : hi;
       const auto* const where =
           reinterpret_cast<const uint8_t*>(job_.base[kWhere] + run.place.offset[kWhere]);
-      if (!as_it_is) x_.convert(x, n, hi);
       const bool same_bias = job_.base[kBias] && run.step.stride[kBias] == 0;
       bool usual = is_usual_ && options_.are_in_place(job_) && !same_bias;
       if (usual) {
         UsualRows<T> row;
-        row.x = elements;
+        row.x.p = x, row.x.dtype = job_.dtype[kX];
         set_factor(row, arguments_);
         options_.gather_into(row, job_, run.place, 0, n);
         usual = usual_(row, 1, n, hi, lo, 0);
@@ -387,18 +386,11 @@ class Stager {
     const auto at = [&](Operand k) {
       return job_.base[k] + run.place.offset[k] + first * run.step.stride[k] + j * row.stride[k];
     };
-    // Elements of an operand where they are, or, converted, in `room`.
-    const auto vectors = [&](const Reader<V>& reader, Operand k, T* room, int64_t& step,
-                             int64_t& ahead) {
-      const T* in_place = reinterpret_cast<const T*>(at(k));
-      if (reader.access().item == kItem && row.stride[k] % kItem == 0) {
-        step = row.stride[k] / kItem;
-        if (job_.n > kColumns) ahead = kLanes * row.stride[k];
-        return in_place;
-      }
-      reader.convert(at(k), rows, room, count, row.stride[k], kLanes);
-      step = kLanes;
-      return static_cast<const T*>(room);
+    const auto elements = [&](Operand k) {
+      UsualElements<T> there;
+      there.p = at(k), there.dtype = job_.dtype[k], there.step = row.stride[k];
+      if (job_.n > kColumns) there.ahead = kLanes * there.step;
+      return there;
     };
     alignas(64) T biases[kColumns * kLanes], factor_hi[kLanes], factor_lo[kLanes];
     uint8_t seen[kColumns * kLanes];
@@ -414,10 +406,10 @@ class Stager {
       fetch_columns(run.place.offset[kBias], j);
       for (int i = 0; i < count; ++i)
         store(biases + i * kLanes, V::set1(columns_hi_[(j + i) % kColumns]));
-      of.bias = biases, of.bias_step = kLanes;
+      of.bias.set(biases, kLanes);
     } else if (job_.base[kBias]) {
-      if (!bias_.access().fits) return false;
-      of.bias = vectors(bias_, kBias, biases, of.bias_step, of.bias_ahead);
+      if (!bias_.fits) return false;
+      of.bias = elements(kBias);
     }
     if (job_.base[kWhere]) {
       of.where = reinterpret_cast<const uint8_t*>(at(kWhere)), of.where_step = row.stride[kWhere];
@@ -427,7 +419,7 @@ class Stager {
         of.where = seen, of.where_step = kLanes;
       }
     }
-    of.x = vectors(x_, kX, hi, of.x_step, of.x_ahead);
+    of.x = elements(kX);
     return usual_(of, count, rows, hi, lo, kLanes);
   }
   // The factors of up to a vector of rows that each have their own, as affine_of() gives them.
@@ -474,17 +466,14 @@ class Stager {
     if (!is_usual_ || job_.causal) return false;
     const int64_t n = job_.n;
     const auto low = [lo](int64_t i) { return lo ? lo + i : nullptr; };
-    const bool x_in_place = x_.is_in_place();
+    const bool x_in_place = x_.access().along;
     if (!x_in_place) x_.copy(run, rows, hi, pitch);
     UsualRows<T> of;
-    of.x_step = x_in_place ? run.step.stride[kX] / kItem : pitch;
-    of.bias_step = run.step.stride[kBias] / kItem;
     of.where_step = run.step.stride[kWhere];
     set_factor(of, arguments_);
     alignas(64) T factor_hi[kLanes], factor_lo[kLanes];
     // Several rows at once, or parts of one.
-    const bool together = options_.are_in_place(job_) && run.step.stride[kX] % kItem == 0 &&
-                          run.step.stride[kBias] % kItem == 0;
+    const bool together = options_.are_in_place(job_);
     const int most = together ? kLanes : 1;
     const int64_t part = together ? n : kChunk;
     Place place = run.place;
@@ -500,8 +489,14 @@ class Stager {
       int seen = 0;  // of one row
       for (int64_t i = 0; i < n; i += part) {
         const int64_t count = n - i < part ? n - i : part, at = r * pitch + i;
-        of.x = x_in_place ? x_.in_place(place) + i : hi + at;
+        of.x.set(hi + at, pitch);
+        if (x_in_place) {
+          of.x.p = job_.base[kX] + place.offset[kX] + i * x_.access().item;
+          of.x.dtype = job_.dtype[kX];
+          of.x.step = run.step.stride[kX];
+        }
         options_.gather_into(of, job_, place, i, count);
+        of.bias.step = run.step.stride[kBias];
         if (!usual_(of, some, count, hi + at, low(at), pitch)) return false;
         if (!visible || !of.where) continue;
         if (!together) seen += seen < 2 ? count_seen(of.where, count) : 0;
@@ -620,7 +615,8 @@ class Stager {
   }
 
   const Job& job_;
-  const Reader<V> x_, bias_;
+  const Reader<V> x_;
+  const Access bias_;
   const Arguments<V> arguments_;  // of all rows, but where each has its own factor
   const bool is_usual_;           // so that UsualRows may have them
   GatheredOptions<V> options_;

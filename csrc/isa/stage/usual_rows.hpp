@@ -10,13 +10,28 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// Some rows. Steps lead from a row to the next, in elements; 0: all rows have the same.
+template <class T>
+constexpr softmaxlib_dtype kOwnDtype = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
+
+// Where the elements or biases of rows are, of a dtype that converts to T. step: bytes from a row
+// to the next; 0: all rows have the same. So many bytes before they are read they are fetched.
+template <class T>
+struct UsualElements {
+  const char* p = nullptr;  // NULL: none
+  softmaxlib_dtype dtype = kOwnDtype<T>;
+  int64_t step = 0, ahead = kFetchAhead;
+
+  void set(const T* own, int64_t elements_to_next = 0) {
+    *this = UsualElements();
+    p = reinterpret_cast<const char*>(own);
+    step = elements_to_next * static_cast<int64_t>(sizeof(T));
+  }
+};
+
+// Some rows. Other steps are in elements.
 template <class T>
 struct UsualRows {
-  const T* x = nullptr;
-  int64_t x_step = 0;
-  const T* bias = nullptr;  // NULL: none
-  int64_t bias_step = 0;
+  UsualElements<T> x, bias;
   const uint8_t* where = nullptr;  // NULL: all
   int64_t where_step = 0;
   const T *factor_hi = nullptr, *factor_lo = nullptr;  // NULL: 1
@@ -24,8 +39,6 @@ struct UsualRows {
   // "Rows" that are an element of up to a vector of rows each: a lane is a row, with its own
   // factor.
   bool is_across = false;
-  // How many bytes before they are read elements and biases are fetched.
-  int64_t x_ahead = kFetchAhead, bias_ahead = kFetchAhead;
 };
 
 // Gives rows the factor that all of them have.
@@ -83,6 +96,17 @@ struct UsualArguments {
   }
 };
 
+// Less than a vector of elements.
+template <class V>
+SOFTMAXLIB_NOINLINE V few_halves(softmaxlib_dtype dtype, const char* p, int n) {
+  return load_some(dtype, p, n, V());
+}
+template <class V, class T = typename V::elem>
+SOFTMAXLIB_INLINE V few_of(const UsualElements<T>& of, const char* p, int n) {
+  if (of.dtype != kOwnDtype<T>) return few_halves<V>(of.dtype, p, n);
+  return load_n(reinterpret_cast<const T*>(p), n, 0);
+}
+
 // The arguments of so many rows of n elements, `pitch` apart in hi and lo. Whole vectors are
 // written, -inf beyond the end. lo: not written where the rows have neither a factor nor a bias.
 // False, and the results are of no use, where these are not arguments as usual.
@@ -98,11 +122,13 @@ SOFTMAXLIB_NOINLINE bool combine_usual(const UsualRows<T>& of, int rows, int64_t
   // Vectors follow each other in a row; or, where they are all of it, from row to row.
   const bool down = of.is_across && n == kLanes && pitch == kLanes;
   const int64_t vectors = down ? rows : n / kLanes;
-  const int64_t x_next = down ? of.x_step : kLanes, bias_next = down ? of.bias_step : kLanes;
+  const UsualElements<T> of_x = of.x, of_bias = of.bias;
+  const int64_t x_next = down ? of_x.step : kLanes * float_item(of_x.dtype);
+  const int64_t bias_next = down ? of_bias.step : kLanes * float_item(of_bias.dtype);
   const int64_t where_next = down ? of.where_step : kLanes;
   for (int r = 0; r < (down ? 1 : rows); ++r) {
-    const T* x = of.x + r * of.x_step;
-    const T* bias = kBias ? of.bias + r * of.bias_step : nullptr;
+    const char* x = of_x.p + r * of_x.step;
+    const char* bias = kBias ? of_bias.p + r * of_bias.step : nullptr;
     const uint8_t* where = kWhere ? of.where + r * of.where_step : nullptr;
     T *to = hi + r * pitch, *low = lo + r * pitch;
     UsualArguments<V, kScaled, kBias, kWhere, kNone> argument = {};
@@ -115,17 +141,17 @@ SOFTMAXLIB_NOINLINE bool combine_usual(const UsualRows<T>& of, int rows, int64_t
     for (int64_t i = 0; i < vectors; ++i) {
       V b = zero;
       auto in = all;
-      fetch(reinterpret_cast<const char*>(x) + of.x_ahead);
+      fetch(x + of_x.ahead);
       if constexpr (kBias) {
-        fetch(reinterpret_cast<const char*>(bias) + of.bias_ahead);
-        b = load(bias);
+        fetch(bias + of_bias.ahead);
+        b = load_some(of_bias.dtype, bias, kLanes, zero);
         bias += bias_next;
       }
       if constexpr (kWhere) {
         in = load_mask(where, zero);
         where += where_next;
       }
-      const Pair<V> z = argument(load(x), b, in, bad);
+      const Pair<V> z = argument(load_some(of_x.dtype, x, kLanes, zero), b, in, bad);
       x += x_next;
       store(to, z.hi);
       to += kLanes;
@@ -139,13 +165,13 @@ SOFTMAXLIB_NOINLINE bool combine_usual(const UsualRows<T>& of, int rows, int64_t
     const auto there = gt(V::set1(static_cast<T>(left)), load(kLane));
     V b = zero;
     auto in = there;
-    if constexpr (kBias) b = load_n(bias, left, 0);
+    if constexpr (kBias) b = few_of<V>(of_bias, bias, left);
     if constexpr (kWhere) {
       uint8_t bytes[kLanes] = {};
       for (int j = 0; j < left; ++j) bytes[j] = where[j];
       in = load_mask(bytes, zero);
     }
-    const Pair<V> z = argument(load_n(x, left, 0), b, in, bad);
+    const Pair<V> z = argument(few_of<V>(of_x, x, left), b, in, bad);
     store(to, select(there, z.hi, V::set1(static_cast<T>(-INFINITY))));
     if constexpr (kScaled || kBias) store(low, z.lo);
   }
@@ -161,7 +187,7 @@ class UsualCombiner {
   // False where rows have to go the other way; then x, which may be in hi, is no longer there.
   bool operator()(const UsualRows<T>& of, int rows, int64_t n, T* hi, T* lo, int64_t pitch) {
     const int options =
-        (of.factor_hi ? kScaled : 0) | (of.bias ? kBias : 0) | (of.where ? kWhere : 0);
+        (of.factor_hi ? kScaled : 0) | (of.bias.p ? kBias : 0) | (of.where ? kWhere : 0);
     if (options == 0) return false;  // of a row less a maximum that is 0
     if (options == kWhere)
       for (int64_t i = 0; lo && i < rows * (rows > 1 ? pitch : n); i += V::lanes)
@@ -169,7 +195,7 @@ class UsualCombiner {
     if (!sees_none_) {
       if (kLoops<false>[options](of, rows, n, hi, lo, pitch)) return true;
       sees_none_ = true;  // from now on
-      if (of.x == hi) return false;
+      if (of.x.p == reinterpret_cast<const char*>(hi)) return false;
     }
     return kLoops<true>[options](of, rows, n, hi, lo, pitch);
   }
