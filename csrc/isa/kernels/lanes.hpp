@@ -373,11 +373,10 @@ inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
   else run_any_in_lanes<P, true>(job, start, stop, alone);
 }
 
-// Contiguous rows are transposed to be in lanes, and back. From so many elements on vectors along
-// rows are full enough to be faster. With AVX-512 that has not been measured.
+// Contiguous rows are transposed to be in lanes, and back. That is faster for rows of less than a
+// group, which batches sum one by one.
 template <class T>
-constexpr int64_t kInLanesBelow =
-    (sizeof(T) == 4 && kInStep == 1 ? 2 : kVectorsPerGroup) * vector_of<T>::type::lanes;
+constexpr int64_t kInLanesBelow = kVectorsPerGroup * vector_of<T>::type::lanes;
 
 // Whether calls that have no schedule of their own compute rows many at a time, and how.
 enum class Many { kNo, kInLanes, kBatched };
@@ -385,9 +384,8 @@ template <class V>
 inline Many many_rows(const Job& job) {
   constexpr int64_t kShare = 8;  // as host/schedule.cpp has it
   if (job.n == 0 || job.n > kVectorsPerChunk * V::lanes) return Many::kNo;
-  const int64_t below = Access(job, kX).across ? int64_t{kVectorsPerGroup} * V::lanes
-                                               : kInLanesBelow<typename V::elem>;
-  return job.n < below && job.rows * kShare >= job.n ? Many::kInLanes : Many::kBatched;
+  return job.n < kInLanesBelow<typename V::elem> && job.rows * kShare >= job.n ? Many::kInLanes
+                                                                               : Many::kBatched;
 }
 template <class Kind>
 inline bool run_many(const Job& job, int64_t start, int64_t stop, char* scratch,
