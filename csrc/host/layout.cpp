@@ -83,6 +83,7 @@ bool broadcast(const Extent& extent, const Extent& x, Operand operand, Dim* dims
   return true;
 }
 
+// Whether so many scales are valid, each `stride` bytes from the one before.
 template <class T>
 bool are_valid_scales(const char* p, int64_t stride, int64_t count) {
   bool valid = true;
@@ -96,6 +97,7 @@ bool are_valid_scales(const char* p, int64_t stride, int64_t count) {
 
 // Those of all rows, each read once.
 bool valid_scales(const Job& job) {
+  // Dimension 0 has one element; the last is checked in one loop.
   int64_t size[kMaxDims + 1] = {1}, stride[kMaxDims + 1] = {}, index[kMaxDims + 1] = {};
   int last = 0;
   for (int d = 0; d < job.outer_ndim; ++d) {

@@ -64,27 +64,16 @@ SOFTMAXLIB_NOINLINE void columns_to_rows(const T* columns, int64_t pitch, int n,
 
 // Rows that lie side by side, an element apart, in squares: some elements of a vector of rows, of
 // the rows beside them, and then the next elements. So memory is read and written in pieces as wide
-// as there are rows, not a line at a time from every place where an element is. ahead(the first of
-// the elements to come, how many) is called before the squares of some elements.
-template <class V, class Ahead, class F>
-SOFTMAXLIB_INLINE void for_squares(int rows, int64_t n, Ahead ahead, F f) {
-  for (int64_t i = 0; i < n; i += V::lanes) {
-    const int64_t next = i + V::lanes, left = n - next;
-    if (left > 0) ahead(next, static_cast<int>(left < V::lanes ? left : V::lanes));
+// as there are rows, not a line at a time from every place where an element is.
+template <class V, class F>
+SOFTMAXLIB_INLINE void for_squares(int rows, int64_t n, F f) {
+  for (int64_t i = 0; i < n; i += V::lanes)
     for (int r = 0; r < rows; r += V::lanes)
       f(r, rows - r < V::lanes ? rows - r : V::lanes, i,
         static_cast<int>(n - i < V::lanes ? n - i : V::lanes));
-  }
 }
 // At most so many vectors of rows at once (job.hpp, RowsToColumns).
 constexpr int kSquares = 32;
-
-// Elements that are too far apart for the hardware to foresee, `width` bytes of rows of each.
-SOFTMAXLIB_NOINLINE void fetch_elements_ahead(const char* p, int64_t stride, int count,
-                                              int64_t width) {
-  for (int j = 0; j < count; ++j, p += stride)
-    for (int64_t k = 0; k < width; k += 64) SOFTMAXLIB_PREFETCH(p + k);
-}
 
 // How the rows of an operand of a float dtype lie in memory.
 struct Access {
@@ -146,6 +135,8 @@ class Reader {
     with_storage(job_.dtype[operand_], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
       constexpr int64_t kVector = kLanes * sizeof(*storage);
       const FetchAhead fetch;
+      // Vectors across rows. The element that is read so many later is too far for the hardware to
+      // foresee.
       for (; n == kLanes && times > 0; --times, p += step, to += pitch) {
         fetch(p + kLanes * step);
         store(to, load(reinterpret_cast<decltype(storage)>(p)));
@@ -173,14 +164,14 @@ class Reader {
     const int64_t stride = job_.inner[0].stride[operand_];
     with_storage(job_.dtype[operand_], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
       using From = decltype(storage);
-      const auto ahead = [&](int64_t i, int count) {
-        fetch_elements_ahead(x + i * stride, stride, count, rows * access_.item);
-      };
-      for_squares<V>(rows, job_.n, ahead, [&](int r, int some, int64_t i, int count) {
+      const FetchAhead fetch;
+      for_squares<V>(rows, job_.n, [&](int r, int some, int64_t i, int count) {
         const char* p = x + r * access_.item + i * stride;
         if (some == kLanes)
-          for (int j = 0; j < count; ++j, p += stride)
+          for (int j = 0; j < count; ++j, p += stride) {
+            fetch(p + kLanes * stride);  // too far for the hardware to foresee
             store(square.at[j], load(reinterpret_cast<From>(p)));
+          }
         else
           for (int j = 0; j < count; ++j, p += stride)
             store(square.at[j], load_n(reinterpret_cast<From>(p), some, 0));
@@ -200,7 +191,7 @@ class Stager {
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes;
   static constexpr int64_t kItem = sizeof(T), kChunk = kVectorsPerChunk * kLanes;
-  static constexpr int64_t kFarPitch = 32768;
+  static constexpr int64_t kFarPitch = 32768;  // elements; rows so long leave the caches
 
   SOFTMAXLIB_NOINLINE explicit Stager(const Job& job)
       : job_(job),
@@ -210,7 +201,7 @@ class Stager {
         is_usual_(kHasManyRows && GatheredOptions<V>::has_usual_bias(job) &&
                   (job.base[kScale] || arguments_.is_usual)) {}
 
-  const Reader<V>& x() const { return x_; }
+  const Reader<V>& x() const { return x_; }  // elements as they are
 
   // The first rows of a run to hi, `pitch` elements apart, with -inf up to the pitch; with options,
   // what hi lacks to lo. visible[r]: how many elements take part in row r, as far as 2.
@@ -389,6 +380,7 @@ class Stager {
     const auto elements = [&](Operand k) {
       UsualElements<T> there;
       there.p = at(k), there.dtype = job_.dtype[k], there.step = row.stride[k];
+      // Of long rows the elements that are read next, of short ones rows further on.
       if (job_.n > kColumns) there.ahead = kLanes * there.step;
       return there;
     };
@@ -435,7 +427,7 @@ class Stager {
     const int64_t step = run.step.stride[kScale];
     double some[kLanes];
     const double* own = reinterpret_cast<const double*>(p);
-    if (rows < kLanes || step != sizeof(double) || job_.dtype[kScale] != SOFTMAXLIB_F64) {
+    if (rows < kLanes || step != int64_t{sizeof(double)} || job_.dtype[kScale] != SOFTMAXLIB_F64) {
       for (double& x : some) x = 1;
       gather_any(job_.dtype[kScale], p, step, rows, some);
       own = some;
@@ -516,7 +508,8 @@ class Stager {
   // The first `count` rows of squares, and beyond these what is no argument, to `rows` rows.
   void put_arguments(Square<V>& his, Square<V>& los, int count, int rows, T* hi, T* lo,
                      int64_t pitch) const {
-    // Of a tile that leaves the second level cache, what the next squares go to.
+    // A store to memory that is in no cache waits for it, and so do all that follow. So the lines
+    // that the next squares go to are fetched, where a tile is that large.
     for (int r = 0; pitch > kFarPitch && r < rows; ++r) {
       prefetch(reinterpret_cast<const char*>(hi + r * pitch + kLanes));
       if (lo) prefetch(reinterpret_cast<const char*>(lo + r * pitch + kLanes));
@@ -550,8 +543,7 @@ class Stager {
     V seen[kSquares];
     for (V& s : seen) s = zero;
     bool good = true;
-    const auto ahead = [](int64_t, int) {};
-    for_squares<V>(rows, job_.n, ahead, [&](int r, int some, int64_t i, int count) {
+    for_squares<V>(rows, job_.n, [&](int r, int some, int64_t i, int count) {
       good = good && fetch_strip(run, factor[r / kLanes], r, some, i, count, his.at[0], los.at[0]);
       V& s = seen[r / kLanes];
       for (int j = 0; counts && j < count; ++j)

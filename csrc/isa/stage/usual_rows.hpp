@@ -1,7 +1,8 @@
-// Arguments of rows as most calls have them: elements, bias and mask contiguous within a row, in
-// the arithmetic's own type, and a factor of a usual size. The arguments are those that combine()
-// of stage.hpp gives, made without a look at each: a loop gathers whether any of them needs more
-// than that, and tells once, at its end. Those, and all other rows, go the way of combined.hpp.
+// Arguments of rows as most calls have them: elements, bias and mask contiguous within a row, or
+// the rows side by side; of a dtype that converts to the arithmetic's type, which is done as they
+// are read; and a factor of a usual size. The arguments are those that combine() of stage.hpp
+// gives, made without a look at each: a loop gathers whether any of them needs more than that, and
+// tells once, at its end. Those, and all other rows, go the way of combined.hpp.
 #pragma once
 
 #include "isa/stage/stage.hpp"
@@ -10,6 +11,7 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
+// The dtype of the arithmetic's own type.
 template <class T>
 constexpr softmaxlib_dtype kOwnDtype = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
 
@@ -36,8 +38,8 @@ struct UsualRows {
   int64_t where_step = 0;
   const T *factor_hi = nullptr, *factor_lo = nullptr;  // NULL: 1
   int64_t factor_step = 0;
-  // "Rows" that are an element of up to a vector of rows each: a lane is a row, with its own
-  // factor.
+  // What is called a row here is one element of rows that lie side by side, at most a vector of
+  // them, and n is how many they are: each lane has its own factor.
   bool is_across = false;
 };
 
@@ -96,7 +98,8 @@ struct UsualArguments {
   }
 };
 
-// Less than a vector of elements.
+// Less than a vector of elements. Only those of the own type are read inline: a row has but one
+// such end, and the loops below are compiled many times.
 template <class V>
 SOFTMAXLIB_NOINLINE V few_halves(softmaxlib_dtype dtype, const char* p, int n) {
   return load_some(dtype, p, n, V());
@@ -186,6 +189,7 @@ class UsualCombiner {
 
   // False where rows have to go the other way; then x, which may be in hi, is no longer there.
   bool operator()(const UsualRows<T>& of, int rows, int64_t n, T* hi, T* lo, int64_t pitch) {
+    if constexpr (!kHasManyRows) return false;
     const int options =
         (of.factor_hi ? kScaled : 0) | (of.bias.p ? kBias : 0) | (of.where ? kWhere : 0);
     if (options == 0) return false;  // of a row less a maximum that is 0
