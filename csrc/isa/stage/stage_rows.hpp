@@ -75,6 +75,9 @@ SOFTMAXLIB_INLINE void for_squares(int rows, int64_t n, F f) {
 // At most so many vectors of rows at once (job.hpp, RowsToColumns).
 constexpr int kSquares = 32;
 
+// So many elements before they are read vectors across rows are fetched.
+constexpr int64_t kElementsAhead = 16;
+
 // How the rows of an operand of a float dtype lie in memory.
 struct Access {
   int64_t item = 0;     // bytes of an element; 0: not of a float dtype
@@ -138,7 +141,7 @@ class Reader {
       // Vectors across rows. The element that is read so many later is too far for the hardware to
       // foresee.
       for (; n == kLanes && times > 0; --times, p += step, to += pitch) {
-        fetch(p + kLanes * step);
+        fetch(p + kElementsAhead * step);
         store(to, load(reinterpret_cast<decltype(storage)>(p)));
       }
       for (; times > 0; --times, p += step, to += pitch) {
@@ -169,7 +172,7 @@ class Reader {
         const char* p = x + r * access_.item + i * stride;
         if (some == kLanes)
           for (int j = 0; j < count; ++j, p += stride) {
-            fetch(p + kLanes * stride);  // too far for the hardware to foresee
+            fetch(p + kElementsAhead * stride);  // too far for the hardware to foresee
             store(square.at[j], load(reinterpret_cast<From>(p)));
           }
         else
@@ -381,7 +384,7 @@ class Stager {
       UsualElements<T> there;
       there.p = at(k), there.dtype = job_.dtype[k], there.step = row.stride[k];
       // Of long rows the elements that are read next, of short ones rows further on.
-      if (job_.n > kColumns) there.ahead = kLanes * there.step;
+      if (job_.n > kColumns) there.ahead = kElementsAhead * there.step;
       return there;
     };
     alignas(64) T biases[kColumns * kLanes], factor_hi[kLanes], factor_lo[kLanes];
