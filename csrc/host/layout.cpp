@@ -83,28 +83,34 @@ bool broadcast(const Extent& extent, const Extent& x, Operand operand, Dim* dims
   return true;
 }
 
+// Whether so many scales are valid, each `stride` bytes from the one before.
 template <class T>
-bool valid_scale_at(const char* p) {
-  T t;
-  memcpy(&t, p, sizeof(t));
-  return is_positive_finite(t);
+bool are_valid_scales(const char* p, int64_t stride, int64_t count) {
+  bool valid = true;
+  for (int64_t i = 0; i < count; ++i, p += stride) {
+    T t;
+    memcpy(&t, p, sizeof(t));
+    valid &= is_positive_finite(t);
+  }
+  return valid;
 }
 
 // Those of all rows, each read once.
 bool valid_scales(const Job& job) {
-  int64_t size[kMaxDims], stride[kMaxDims], index[kMaxDims] = {};
-  int ndim = 0;
+  // Dimension 0 has one element; the last is checked in one loop.
+  int64_t size[kMaxDims + 1] = {1}, stride[kMaxDims + 1] = {}, index[kMaxDims + 1] = {};
+  int last = 0;
   for (int d = 0; d < job.outer_ndim; ++d) {
     if (job.outer[d].stride[kScale] == 0) continue;
-    size[ndim] = job.outer[d].size;
-    stride[ndim++] = job.outer[d].stride[kScale];
+    size[++last] = job.outer[d].size;
+    stride[last] = job.outer[d].stride[kScale];
   }
+  const auto are_valid =
+      job.dtype[kScale] == SOFTMAXLIB_F64 ? are_valid_scales<double> : are_valid_scales<float>;
   const char* p = job.base[kScale];
   for (int d = 0; d >= 0;) {
-    if (!(job.dtype[kScale] == SOFTMAXLIB_F64 ? valid_scale_at<double>(p)
-                                              : valid_scale_at<float>(p)))
-      return false;
-    for (d = ndim - 1; d >= 0; --d) {
+    if (!are_valid(p, stride[last], size[last])) return false;
+    for (d = last - 1; d >= 0; --d) {
       p += stride[d];
       if (++index[d] < size[d]) break;
       p -= size[d] * stride[d];

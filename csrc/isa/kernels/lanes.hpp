@@ -10,28 +10,32 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// The rows of a run from `first` on, which lie side by side, to a group; false where the short
-// computation of their arguments does not do.
+// The rows of a run from `first` on to a group, by way of rows.
+template <class V>
+SOFTMAXLIB_NOINLINE void fetch_rows(Stager<V>& stager, RowRun run, int first, int rows,
+                                    LaneColumns<V, true>& to, int g) {
+  constexpr int kPitch = kVectorsPerGroup * V::lanes;
+  alignas(64) typename V::elem hi[(V::lanes + 1) * kPitch], lo[(V::lanes + 1) * kPitch];
+  run.advance(first);
+  stager.fetch(run, rows, hi, lo, kPitch, nullptr);
+  to.load_rows(g, hi, lo, kPitch);
+}
+
+// The same of rows that lie side by side.
 template <class V, bool kLow>
-SOFTMAXLIB_NOINLINE bool fetch_across(const Job& job, Stager<V>& stager, const RowRun& run,
+SOFTMAXLIB_NOINLINE void fetch_across(const Job& job, Stager<V>& stager, const RowRun& run,
                                       int first, int rows, LaneColumns<V, kLow>& to, int g) {
   const int n = static_cast<int>(job.n);
-  if constexpr (kLow) {
-    if (!is_only_scaled(job)) {
-      Terms<V> terms = stager.terms_across(run);
-      stager.fetch_strip(run, terms, first, rows, 0, n, to.columns(g), to.low_columns(g));
-      return true;
-    }
-  }
-  const char* x = job.base[kX] + run.place.offset[kX] + first * run.step.stride[kX];
-  auto* const columns = to.columns(g);
-  for (int j = 0; j < n; ++j, x += job.inner[0].stride[kX])
-    store(columns + j * V::lanes, load_some(job.dtype[kX], x, rows, V()));
+  auto* const hi = to.columns(g);
   if constexpr (kLow) {
     Pair<V> factor;
-    return stager.factors(run, first, rows, factor) && to.scale(g, factor);
+    const bool usual = !job.base[kScale] || stager.factors(run, first, rows, factor);
+    if (!usual || !stager.fetch_strip(run, factor, first, rows, 0, n, hi, to.low_columns(g)))
+      fetch_rows(stager, run, first, rows, to, g);
+  } else {
+    const char* const x = job.base[kX] + run.place.offset[kX] + first * run.step.stride[kX];
+    stager.x().convert(x, rows, hi, n, job.inner[0].stride[kX], V::lanes);
   }
-  return true;
 }
 
 // Rows that lie side by side: vectors across them are read where they are. Groups may come from
@@ -42,7 +46,7 @@ class LanesAcross {
   // Whether all operands of elements lie so.
   static bool takes(const Job& job) {
     if (!Access(job, kX).across || job.causal) return false;
-    return !kLow || is_only_scaled(job) || Stager<V>(job).is_across(RowRun(job, 0));
+    return !kLow || Stager<V>(job).is_across(RowRun(job, 0));
   }
 
   LanesAcross(const Job& job, Groups<V, kLow>& groups)
@@ -121,7 +125,7 @@ class LanesAcross {
     int64_t row;
     char* y;
     int rows;
-    bool is_usual, is_good;
+    bool is_good;
     const char* where;
   };
 
@@ -129,16 +133,14 @@ class LanesAcross {
   SOFTMAXLIB_INLINE int64_t fill(int g, Cursor& now, int64_t row, int64_t stop) {
     int64_t rows = now.left < stop - row ? now.left : stop - row;
     if (rows > kLanes) rows = kLanes;
-    strips_[g] = {row, now.y, static_cast<int>(rows), true, true, nullptr};
+    strips_[g] = {row, now.y, static_cast<int>(rows), true, nullptr};
     if (kLow && job_.base[kWhere])
       strips_[g].where = job_.base[kWhere] + now.run.place.offset[kWhere] +
                          now.first() * now.run.step.stride[kWhere];
     if (groups_.kind.targets) groups_.begin(g, now.run, now.first(), static_cast<int>(rows));
     if (!kLow && rows == kLanes && in_place_)
       groups_.read_from(g, reinterpret_cast<const T*>(now.x), columns_apart_);
-    else
-      strips_[g].is_usual =
-          fetch_across(job_, stager_, now.run, now.first(), strips_[g].rows, groups_, g);
+    else fetch_across(job_, stager_, now.run, now.first(), strips_[g].rows, groups_, g);
     now.skip(rows);
     return rows;
   }
@@ -164,16 +166,14 @@ class LanesAcross {
     Strip& strip = strips_[g];
     if (kLow && !strip.is_good && strip.where)
       strip.is_good = groups_.settle(g, job_, strip.where, where_apart_, strip.rows);
-    if (SOFTMAXLIB_UNLIKELY(!(strip.is_good && strip.is_usual))) return put_each(g, alone);
+    if (SOFTMAXLIB_UNLIKELY(!strip.is_good)) return put_each(g, alone);
     if (groups_.kind.reduces) return;
     if (!out_.across) return put_each(g, alone);
     groups_.send(g, sender_, strip.y, strip.rows);
   }
   SOFTMAXLIB_NOINLINE void put_each(int g, void (*alone)(const Job& job, int64_t row)) {
     const Strip& strip = strips_[g];
-    const auto is_alone = [&](int r) {
-      return !strip.is_usual || groups_.is_alone(g * kLanes + r);
-    };
+    const auto is_alone = [&](int r) { return groups_.is_alone(g * kLanes + r); };
     for (int r = 0; r < strip.rows; ++r)
       if (is_alone(r)) alone(job_, strip.row + r);
     if (groups_.kind.reduces) return;
@@ -372,11 +372,10 @@ inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
   else run_any_in_lanes<P, true>(job, start, stop, alone);
 }
 
-// Contiguous rows are transposed to be in lanes, and back. From so many elements on vectors along
-// rows are full enough to be faster. With AVX-512 that has not been measured.
+// Contiguous rows are transposed to be in lanes, and back. That is faster for rows of less than a
+// group, which batches sum one by one.
 template <class T>
-constexpr int64_t kInLanesBelow =
-    (sizeof(T) == 4 && kInStep == 1 ? 2 : kVectorsPerGroup) * vector_of<T>::type::lanes;
+constexpr int64_t kInLanesBelow = kVectorsPerGroup * vector_of<T>::type::lanes;
 
 // Whether calls that have no schedule of their own compute rows many at a time, and how.
 enum class Many { kNo, kInLanes, kBatched };
@@ -384,9 +383,8 @@ template <class V>
 inline Many many_rows(const Job& job) {
   constexpr int64_t kShare = 8;  // as host/schedule.cpp has it
   if (job.n == 0 || job.n > kVectorsPerChunk * V::lanes) return Many::kNo;
-  const int64_t below = Access(job, kX).across ? int64_t{kVectorsPerGroup} * V::lanes
-                                               : kInLanesBelow<typename V::elem>;
-  return job.n < below && job.rows * kShare >= job.n ? Many::kInLanes : Many::kBatched;
+  return job.n < kInLanesBelow<typename V::elem> && job.rows * kShare >= job.n ? Many::kInLanes
+                                                                               : Many::kBatched;
 }
 template <class Kind>
 inline bool run_many(const Job& job, int64_t start, int64_t stop, char* scratch,

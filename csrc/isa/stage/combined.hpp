@@ -60,11 +60,6 @@ struct Terms {
   }
 };
 
-inline int64_t float_item(softmaxlib_dtype dtype) {
-  constexpr int64_t kSizes[] = {4, 8, 2, 2};
-  return kSizes[dtype];
-}
-
 inline void widen(f32x16 v, InLanes<f32x16>& to) { to = InLanes<f32x16>::of(v); }
 inline void widen(f32x16 v, InLanes<f64x8>& to) { to.all = widen_low(v); }
 
@@ -212,10 +207,15 @@ class GatheredOptions {
     return !job.base[kSlope] &&
            (!job.base[kBias] || sizeof(T) == 8 || job.dtype[kBias] != SOFTMAXLIB_F64);
   }
-  // Whether bias and mask can be read where they are.
+  // Whether elements of a float dtype can be read where they are.
+  static bool is_in_place(const Job& job, Operand k) {
+    return job.dtype[k] <= SOFTMAXLIB_BF16 &&
+           (job.dtype[k] == SOFTMAXLIB_F64) == (sizeof(T) == 8) &&
+           is_contiguous(job, k, float_item(job.dtype[k]));
+  }
+  // Whether bias and mask can.
   static bool are_in_place(const Job& job) {
-    return (!job.base[kBias] ||
-            (job.dtype[kBias] == kOwn && is_contiguous(job, kBias, sizeof(T)))) &&
+    return (!job.base[kBias] || is_in_place(job, kBias)) &&
            (!job.base[kWhere] || is_contiguous(job, kWhere, 1));
   }
   // Points rows to those of the elements [start, start + n) of one, gathered if they have to be.
@@ -223,14 +223,15 @@ class GatheredOptions {
                    int64_t n) {
     if (job.base[kBias]) {
       const char* const bias = job.base[kBias] + place.offset[kBias];
-      if (job.dtype[kBias] == kOwn && is_contiguous(job, kBias, sizeof(T))) {
-        rows.bias = reinterpret_cast<const T*>(bias) + start;
+      if (is_in_place(job, kBias)) {
+        rows.bias.dtype = job.dtype[kBias];
+        rows.bias.p = bias + start * float_item(job.dtype[kBias]);
       } else {
         // Rows may share one.
         if (bias != gathered_ || start != gathered_start_)
           gather_elements(job, place, kBias, start, n, own_bias_);
         gathered_ = bias, gathered_start_ = start;
-        rows.bias = own_bias_;
+        rows.bias.set(own_bias_);
       }
     }
     if (job.base[kWhere]) {
@@ -244,7 +245,6 @@ class GatheredOptions {
   }
 
  private:
-  static constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
   static constexpr int kChunk = kVectorsPerChunk * V::lanes;
   alignas(64) double bias_[kChunk];
   alignas(64) T own_bias_[kChunk];
@@ -292,10 +292,15 @@ struct Stage {
     if (kHasManyRows && GatheredOptions<V>::has_usual_bias(job)) {
       const Arguments<V> arguments(affine);
       UsualRows<T> row;
-      row.x = x;
+      row.x.set(x);
       set_factor(row, arguments);
       if (arguments.is_usual) {
-        if (!in_place) fetch(job, place, start, n);
+        if (GatheredOptions<V>::is_in_place(job, kX)) {
+          row.x.dtype = job.dtype[kX];
+          row.x.p = job.base[kX] + place.offset[kX] + start * float_item(job.dtype[kX]);
+        } else {
+          fetch(job, place, start, n);
+        }
         options_.gather_into(row, job, place, start, n);
         if (usual_(row, 1, n, hi, with_low ? lo : nullptr, 0)) return;
       }

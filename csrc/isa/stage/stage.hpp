@@ -132,6 +132,11 @@ SOFTMAXLIB_INLINE void with_storage(softmaxlib_dtype, f64x8, F f) {
   f(static_cast<double*>(nullptr));
 }
 
+inline int64_t float_item(softmaxlib_dtype dtype) {
+  constexpr int64_t kSizes[] = {4, 8, 2, 2};
+  return kSizes[dtype];
+}
+
 // Up to one vector of any float dtype.
 template <class Storage, class V>
 SOFTMAXLIB_INLINE V load_some(const char* p, int n, V) {

@@ -31,16 +31,6 @@ struct Square {
       for (int k = 0; k < 8 && c + k < columns; ++k) store(to + (c + k) * pitch, block[k]);
     }
   }
-  // The other way round, column c times scale[c].
-  SOFTMAXLIB_INLINE void get_transposed(const T* from, int64_t pitch, int columns, const T* scale) {
-    for (int c = 0; c < kLanes; c += 8) {
-      V block[8];
-      for (int k = 0; k < 8; ++k)
-        block[k] =
-            c + k < columns ? load(from + (c + k) * pitch) * V::set1(scale[c + k]) : V::set1(0);
-      store_columns(at[0] + c, kLanes, block);
-    }
-  }
 };
 
 // Elements of as many rows as a vector has lanes, `stride` apart, become columns: vectors, `pitch`
@@ -74,27 +64,19 @@ SOFTMAXLIB_NOINLINE void columns_to_rows(const T* columns, int64_t pitch, int n,
 
 // Rows that lie side by side, an element apart, in squares: some elements of a vector of rows, of
 // the rows beside them, and then the next elements. So memory is read and written in pieces as wide
-// as there are rows, not a line at a time from every place where an element is. ahead(the first of
-// the elements to come, how many) is called before the squares of some elements.
-template <class V, class Ahead, class F>
-SOFTMAXLIB_INLINE void for_squares(int rows, int64_t n, Ahead ahead, F f) {
-  for (int64_t i = 0; i < n; i += V::lanes) {
-    const int64_t next = i + V::lanes, left = n - next;
-    if (left > 0) ahead(next, static_cast<int>(left < V::lanes ? left : V::lanes));
+// as there are rows, not a line at a time from every place where an element is.
+template <class V, class F>
+SOFTMAXLIB_INLINE void for_squares(int rows, int64_t n, F f) {
+  for (int64_t i = 0; i < n; i += V::lanes)
     for (int r = 0; r < rows; r += V::lanes)
       f(r, rows - r < V::lanes ? rows - r : V::lanes, i,
         static_cast<int>(n - i < V::lanes ? n - i : V::lanes));
-  }
 }
 // At most so many vectors of rows at once (job.hpp, RowsToColumns).
 constexpr int kSquares = 32;
 
-// Elements that are too far apart for the hardware to foresee, `width` bytes of rows of each.
-SOFTMAXLIB_NOINLINE void fetch_elements_ahead(const char* p, int64_t stride, int count,
-                                              int64_t width) {
-  for (int j = 0; j < count; ++j, p += stride)
-    for (int64_t k = 0; k < width; k += 64) SOFTMAXLIB_PREFETCH(p + k);
-}
+// So many elements before they are read vectors across rows are fetched.
+constexpr int64_t kElementsAhead = 16;
 
 // How the rows of an operand of a float dtype lie in memory.
 struct Access {
@@ -156,6 +138,12 @@ class Reader {
     with_storage(job_.dtype[operand_], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
       constexpr int64_t kVector = kLanes * sizeof(*storage);
       const FetchAhead fetch;
+      // Vectors across rows. The element that is read so many later is too far for the hardware to
+      // foresee.
+      for (; n == kLanes && times > 0; --times, p += step, to += pitch) {
+        fetch(p + kElementsAhead * step);
+        store(to, load(reinterpret_cast<decltype(storage)>(p)));
+      }
       for (; times > 0; --times, p += step, to += pitch) {
         const auto* const from = reinterpret_cast<decltype(storage)>(p);
         int64_t i = 0;
@@ -179,14 +167,14 @@ class Reader {
     const int64_t stride = job_.inner[0].stride[operand_];
     with_storage(job_.dtype[operand_], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
       using From = decltype(storage);
-      const auto ahead = [&](int64_t i, int count) {
-        fetch_elements_ahead(x + i * stride, stride, count, rows * access_.item);
-      };
-      for_squares<V>(rows, job_.n, ahead, [&](int r, int some, int64_t i, int count) {
+      const FetchAhead fetch;
+      for_squares<V>(rows, job_.n, [&](int r, int some, int64_t i, int count) {
         const char* p = x + r * access_.item + i * stride;
         if (some == kLanes)
-          for (int j = 0; j < count; ++j, p += stride)
+          for (int j = 0; j < count; ++j, p += stride) {
+            fetch(p + kElementsAhead * stride);  // too far for the hardware to foresee
             store(square.at[j], load(reinterpret_cast<From>(p)));
+          }
         else
           for (int j = 0; j < count; ++j, p += stride)
             store(square.at[j], load_n(reinterpret_cast<From>(p), some, 0));
@@ -206,22 +194,24 @@ class Stager {
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes;
   static constexpr int64_t kItem = sizeof(T), kChunk = kVectorsPerChunk * kLanes;
+  static constexpr int64_t kFarPitch = 32768;  // elements; rows so long leave the caches
 
   SOFTMAXLIB_NOINLINE explicit Stager(const Job& job)
       : job_(job),
         x_(job, kX),
+        bias_(job, kBias),
         arguments_(affine_of(job, RowRun(job, 0).place, {0, 0})),
         is_usual_(kHasManyRows && GatheredOptions<V>::has_usual_bias(job) &&
                   (job.base[kScale] || arguments_.is_usual)) {}
+
+  const Reader<V>& x() const { return x_; }  // elements as they are
 
   // The first rows of a run to hi, `pitch` elements apart, with -inf up to the pitch; with options,
   // what hi lacks to lo. visible[r]: how many elements take part in row r, as far as 2.
   SOFTMAXLIB_NOINLINE void fetch(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
                                  int* visible) {
-    if (!job_.elements_of_x && x_.access().across) {
-      if (fetch_scaled_across(run, rows, hi, lo, pitch, visible)) return;
-      if (is_across(run)) return fetch_across(run, rows, hi, lo, pitch, visible);
-    }
+    if (!job_.elements_of_x && is_across(run) && fetch_across(run, rows, hi, lo, pitch, visible))
+      return;
     if (!job_.elements_of_x && fetch_usual(run, rows, hi, lo, pitch, visible)) return;
     Place place = run.place;
     if (!x_.is_in_place()) x_.copy(run, rows, hi, pitch);
@@ -253,15 +243,12 @@ class Stager {
       return arguments_.is_usual;
     }
     const Factors of = factors_of(run, first, rows);
-    T hi[kLanes], lo[kLanes];
-    bool usual = true;
-    for (int r = 0; r < kLanes; ++r) {
-      hi[r] = static_cast<T>(of.hi[r]);
-      lo[r] = static_cast<T>((of.hi[r] - static_cast<double>(hi[r])) + of.lo[r]);
-      usual &= of.usual[r];
-    }
-    to = {load(hi), load(lo)};
-    return usual;
+    InLanes<V> hi, lo;
+    load_lanes(of.hi, hi);
+    load_lanes(of.lo, lo);
+    to.hi = hi.value();
+    to.lo = ((hi - InLanes<V>::of(to.hi)) + lo).value();
+    return of.are_usual;
   }
 
   // Whether the rows of a run follow each other without gaps in all their operands, so that they
@@ -284,8 +271,72 @@ class Stager {
       const int64_t across = run.step.stride[k];
       return !job_.base[k] || across == item || across == 0;
     };
-    return x_.access().across && !job_.causal && !job_.base[kScale] && !job_.base[kSlope] &&
+    return x_.access().across && !job_.causal && !job_.base[kSlope] &&
            crosses(kBias, item_of_bias()) && crosses(kWhere, 1);
+  }
+  // Elements [j, j + count) of up to a vector of the rows from `first` on, a vector each: at most a
+  // group. factor: of each row, where each has its own; if one of these needs more than the short
+  // computation, the result is false. lo may be NULL.
+  SOFTMAXLIB_NOINLINE bool fetch_strip(const RowRun& run, const Pair<V>& factor, int first,
+                                       int rows, int64_t j, int count, T* hi, T* lo) {
+    if (is_usual_ && usual_strip(run, factor, first, rows, j, count, hi, lo)) return true;
+    if (job_.base[kScale]) return false;
+    Terms<V> terms(job_, run.place, arguments_);
+    for (int k = 0; k < count; ++k) {
+      const Pair<V> z = across(run, terms, first, rows, j + k);
+      store(hi + k * kLanes, z.hi);
+      if (lo) store(lo + k * kLanes, z.lo);
+    }
+    return true;
+  }
+
+  // The first rows of an even run, one after the other.
+  SOFTMAXLIB_NOINLINE void fetch_even(const RowRun& run, int rows, T* hi, T* lo, int* visible) {
+    const int64_t n = rows * job_.n;
+    const char* const x = job_.base[kX] + run.place.offset[kX];
+    if (job_.elements_of_x) {
+      x_.convert(x, n, hi);
+    } else {
+      const bool as_it_is = x_.is_in_place();
+      const T* const elements = as_it_is ? reinterpret_cast<const T*>(x) : hi;
+      const auto* const where =
+          reinterpret_cast<const uint8_t*>(job_.base[kWhere] + run.place.offset[kWhere]);
+      const bool same_bias = job_.base[kBias] && run.step.stride[kBias] == 0;
+      bool usual = is_usual_ && options_.are_in_place(job_) && !same_bias;
+      if (usual) {
+        UsualRows<T> row;
+        row.x.p = x, row.x.dtype = job_.dtype[kX];
+        set_factor(row, arguments_);
+        options_.gather_into(row, job_, run.place, 0, n);
+        usual = usual_(row, 1, n, hi, lo, 0);
+      }
+      if (!usual) {
+        if (!as_it_is) x_.convert(x, n, hi);
+        Terms<V> terms(job_, run.place, arguments_);
+        if (!same_bias) terms.bias_is_constant = false;
+        else terms.set_constant(row_operand(job_, run.place, kBias, 0));
+        combine_all<T>({elements, &terms, 0}, n, hi, lo);
+      }
+      for (int r = 0; visible && r < rows; ++r)
+        visible[r] = job_.base[kWhere] ? count_seen(where + r * job_.n, job_.n)
+                                       : static_cast<int>(job_.n < 2 ? job_.n : 2);
+    }
+  }
+
+ private:
+  // Biases that are those of columns, around column j, for rows whose biases begin at `row`.
+  void fetch_columns(int64_t row, int64_t j) {
+    const int64_t column = j / kColumns * kColumns;
+    if (SOFTMAXLIB_UNLIKELY(row != columns_row_ || column != column_))
+      fetch_columns_from(row, column);
+  }
+  SOFTMAXLIB_NOINLINE void fetch_columns_from(int64_t row, int64_t column) {
+    const int64_t n = job_.n - column < kColumns ? job_.n - column : kColumns;
+    const int64_t stride = job_.inner[0].stride[kBias];
+    gather_any(job_.dtype[kBias], job_.base[kBias] + row + column * stride, stride, n, columns_);
+    for (int64_t i = 0; i < n; ++i) Terms<V>::split(columns_[i], columns_hi_ + i, columns_lo_ + i);
+    columns_row_ = row;
+    column_ = column;
   }
   // Element j of up to a vector of the rows from `first` on.
   SOFTMAXLIB_INLINE Pair<V> across(const RowRun& run, Terms<V>& terms, int first, int rows,
@@ -297,8 +348,9 @@ class Stager {
     if (job_.base[kBias]) {
       terms.bias = at(kBias);
       if (run.step.stride[kBias] == 0) {
+        fetch_columns(run.place.offset[kBias], j);
         terms.bias_is_constant = true;
-        terms.constant_hi = column_bias(run.place.offset[kBias], j);
+        terms.constant_hi = columns_hi_[j % kColumns];
         terms.constant = columns_[j % kColumns];
         terms.constant_lo = columns_lo_[j % kColumns];
       } else {
@@ -321,91 +373,38 @@ class Stager {
     const Combined<T> source = {x, &terms, 0};
     return rows == kLanes ? source.load(0) : source.load_n(0, rows, 0);
   }
-  // For it.
-  Terms<V> terms_across(const RowRun& run) const { return Terms<V>(job_, run.place, arguments_); }
-  // Elements [j, j + count) of those rows, a vector each: at most a group. lo may be NULL.
-  SOFTMAXLIB_NOINLINE void fetch_strip(const RowRun& run, Terms<V>& terms, int first, int rows,
-                                       int64_t j, int count, T* hi, T* lo) {
-    if (is_usual_ && usual_strip(run, first, rows, j, count, hi, lo)) return;
-    for (int k = 0; k < count; ++k) {
-      const Pair<V> z = across(run, terms, first, rows, j + k);
-      store(hi + k * kLanes, z.hi);
-      if (lo) store(lo + k * kLanes, z.lo);
-    }
-  }
-
-  // The first rows of an even run, one after the other.
-  SOFTMAXLIB_NOINLINE void fetch_even(const RowRun& run, int rows, T* hi, T* lo, int* visible) {
-    const int64_t n = rows * job_.n;
-    const char* const x = job_.base[kX] + run.place.offset[kX];
-    if (job_.elements_of_x) {
-      x_.convert(x, n, hi);
-    } else {
-      const bool as_it_is = x_.is_in_place();
-      const T* const elements = as_it_is ? reinterpret_cast<const T*>(x) : hi;
-      const auto* const where =
-          reinterpret_cast<const uint8_t*>(job_.base[kWhere] + run.place.offset[kWhere]);
-      if (!as_it_is) x_.convert(x, n, hi);
-      const bool same_bias = job_.base[kBias] && run.step.stride[kBias] == 0;
-      bool usual = is_usual_ && options_.are_in_place(job_) && !same_bias;
-      if (usual) {
-        UsualRows<T> row;
-        row.x = elements;
-        set_factor(row, arguments_);
-        options_.gather_into(row, job_, run.place, 0, n);
-        usual = usual_(row, 1, n, hi, lo, 0);
-      }
-      if (!usual) {
-        if (!as_it_is) x_.convert(x, n, hi);
-        Terms<V> terms(job_, run.place, arguments_);
-        if (!same_bias) terms.bias_is_constant = false;
-        else terms.set_constant(row_operand(job_, run.place, kBias, 0));
-        combine_all<T>({elements, &terms, 0}, n, hi, lo);
-      }
-      for (int r = 0; visible && r < rows; ++r)
-        visible[r] = job_.base[kWhere] ? count_seen(where + r * job_.n, job_.n)
-                                       : static_cast<int>(job_.n < 2 ? job_.n : 2);
-    }
-  }
-
- private:
-  // Biases that are those of columns, from one column on, for rows whose biases begin at `row`.
-  SOFTMAXLIB_NOINLINE void fetch_columns(int64_t row, int64_t column) {
-    const int64_t n = job_.n - column < kColumns ? job_.n - column : kColumns;
-    const int64_t stride = job_.inner[0].stride[kBias];
-    gather_any(job_.dtype[kBias], job_.base[kBias] + row + column * stride, stride, n, columns_);
-    for (int64_t i = 0; i < n; ++i) Terms<V>::split(columns_[i], columns_hi_ + i, columns_lo_ + i);
-    columns_row_ = row;
-    column_ = column;
-  }
   // The same where they are as usual: a row of UsualRows is an element of all rows.
-  bool usual_strip(const RowRun& run, int first, int rows, int64_t j, int count, T* hi, T* lo) {
+  bool usual_strip(const RowRun& run, const Pair<V>& factor, int first, int rows, int64_t j,
+                   int count, T* hi, T* lo) {
     const Dim& row = job_.inner[0];
     const auto at = [&](Operand k) {
       return job_.base[k] + run.place.offset[k] + first * run.step.stride[k] + j * row.stride[k];
     };
-    // Elements of an operand where they are, or, converted, in `room`.
-    const auto vectors = [&](Operand k, T* room, int64_t& step) -> const T* {
-      if (item_of(k) == kItem && row.stride[k] % kItem == 0) {
-        step = row.stride[k] / kItem;
-        return reinterpret_cast<const T*>(at(k));
-      }
-      for (int i = 0; i < count; ++i)
-        store(room + i * kLanes, load_some(job_.dtype[k], at(k) + i * row.stride[k], rows, V()));
-      step = kLanes;
-      return room;
+    const auto elements = [&](Operand k) {
+      UsualElements<T> there;
+      there.p = at(k), there.dtype = job_.dtype[k], there.step = row.stride[k];
+      // Of long rows the elements that are read next, of short ones rows further on.
+      if (job_.n > kColumns) there.ahead = kElementsAhead * there.step;
+      return there;
     };
-    alignas(64) T biases[kColumns * kLanes];
+    alignas(64) T biases[kColumns * kLanes], factor_hi[kLanes], factor_lo[kLanes];
     uint8_t seen[kColumns * kLanes];
     UsualRows<T> of;
-    set_factor(of, arguments_);
+    of.is_across = true;
+    const bool own = job_.base[kScale];
+    if (own || arguments_.hi != 1 || arguments_.lo != 0) {
+      store(factor_hi, own ? factor.hi : V::set1(arguments_.hi));
+      store(factor_lo, own ? factor.lo : V::set1(arguments_.lo));
+      of.factor_hi = factor_hi, of.factor_lo = factor_lo;
+    }
     if (job_.base[kBias] && run.step.stride[kBias] == 0) {
+      fetch_columns(run.place.offset[kBias], j);
       for (int i = 0; i < count; ++i)
-        store(biases + i * kLanes, V::set1(column_bias(run.place.offset[kBias], j + i)));
-      of.bias = biases, of.bias_step = kLanes;
+        store(biases + i * kLanes, V::set1(columns_hi_[(j + i) % kColumns]));
+      of.bias.set(biases, kLanes);
     } else if (job_.base[kBias]) {
-      if (kItem == 8 && item_of(kBias) != 8) return false;
-      of.bias = vectors(kBias, biases, of.bias_step);
+      if (!bias_.fits) return false;
+      of.bias = elements(kBias);
     }
     if (job_.base[kWhere]) {
       of.where = reinterpret_cast<const uint8_t*>(at(kWhere)), of.where_step = row.stride[kWhere];
@@ -415,40 +414,44 @@ class Stager {
         of.where = seen, of.where_step = kLanes;
       }
     }
-    of.x = vectors(kX, hi, of.x_step);
+    of.x = elements(kX);
     return usual_(of, count, rows, hi, lo, kLanes);
-  }
-  T column_bias(int64_t row, int64_t j) {
-    const int64_t column = j / kColumns * kColumns;
-    if (SOFTMAXLIB_UNLIKELY(row != columns_row_ || column != column_)) fetch_columns(row, column);
-    return columns_hi_[j % kColumns];
   }
   // The factors of up to a vector of rows that each have their own, as affine_of() gives them.
   struct Factors {
     alignas(64) double hi[kLanes], lo[kLanes];
-    bool usual[kLanes];  // the others have to ask affine_of()
+    double usual[kLanes];  // 1; or 0: has to ask affine_of()
+    bool are_usual;        // all of them
   };
   SOFTMAXLIB_NOINLINE Factors factors_of(const RowRun& run, int first, int rows) const {
     constexpr double kMost = sizeof(T) == 4 ? 0x1p60 : 0x1p400;
     Factors of;
-    alignas(64) double above[kLanes], below[kLanes];
     const char* p = job_.base[kScale] + run.place.offset[kScale] + first * run.step.stride[kScale];
-    double own[kLanes];
-    gather_any(job_.dtype[kScale], p, run.step.stride[kScale], rows, own);
-    for (int r = rows; r < kLanes; ++r) own[r] = 1;
-    for (int r = 0; r < kLanes; ++r) {
-      above[r] = job_.divides ? job_.scale : own[r];
-      below[r] = job_.divides ? own[r] : job_.temperature;
+    const int64_t step = run.step.stride[kScale];
+    double some[kLanes];
+    const double* own = reinterpret_cast<const double*>(p);
+    if (rows < kLanes || step != int64_t{sizeof(double)} || job_.dtype[kScale] != SOFTMAXLIB_F64) {
+      for (double& x : some) x = 1;
+      gather_any(job_.dtype[kScale], p, step, rows, some);
+      own = some;
     }
-    const f64x8 zero = f64x8::set1(0);
+    const f64x8 zero = f64x8::set1(0), one = f64x8::set1(1);
+    f64x8 all = one;
     for (int r = 0; r < kLanes; r += f64x8::lanes) {
-      const f64x8 a = load(above + r), b = load(below + r), q = a / b;
+      const f64x8 a = job_.divides ? f64x8::set1(job_.scale) : load(own + r);
+      const f64x8 b = job_.divides ? load(own + r) : f64x8::set1(job_.temperature), q = a / b;
+      f64x8 usual = one;
+      const f64x8 numbers[] = {a, b, q};
+      for (const f64x8 x : numbers) {
+        usual = select(gt(f64x8::set1(kMost), x), usual, zero);
+        usual = select(gt(x, f64x8::set1(1 / kMost)), usual, zero);
+      }
       store(of.hi + r, q);
       store(of.lo + r, fma(zero - q, b, a) / b);
+      store(of.usual + r, usual);
+      all = min(all, usual);
     }
-    const auto is_usual = [](double x) { return x > 1 / kMost && x < kMost; };
-    for (int r = 0; r < kLanes; ++r)
-      of.usual[r] = is_usual(above[r]) && is_usual(below[r]) && is_usual(of.hi[r]);
+    of.are_usual = !any(gt(one, all));
     return of;
   }
 
@@ -458,17 +461,14 @@ class Stager {
     if (!is_usual_ || job_.causal) return false;
     const int64_t n = job_.n;
     const auto low = [lo](int64_t i) { return lo ? lo + i : nullptr; };
-    const bool x_in_place = x_.is_in_place();
+    const bool x_in_place = x_.access().along;
     if (!x_in_place) x_.copy(run, rows, hi, pitch);
     UsualRows<T> of;
-    of.x_step = x_in_place ? run.step.stride[kX] / kItem : pitch;
-    of.bias_step = run.step.stride[kBias] / kItem;
     of.where_step = run.step.stride[kWhere];
     set_factor(of, arguments_);
     alignas(64) T factor_hi[kLanes], factor_lo[kLanes];
     // Several rows at once, or parts of one.
-    const bool together = options_.are_in_place(job_) && run.step.stride[kX] % kItem == 0 &&
-                          run.step.stride[kBias] % kItem == 0;
+    const bool together = options_.are_in_place(job_);
     const int most = together ? kLanes : 1;
     const int64_t part = together ? n : kChunk;
     Place place = run.place;
@@ -484,8 +484,14 @@ class Stager {
       int seen = 0;  // of one row
       for (int64_t i = 0; i < n; i += part) {
         const int64_t count = n - i < part ? n - i : part, at = r * pitch + i;
-        of.x = x_in_place ? x_.in_place(place) + i : hi + at;
+        of.x.set(hi + at, pitch);
+        if (x_in_place) {
+          of.x.p = job_.base[kX] + place.offset[kX] + i * x_.access().item;
+          of.x.dtype = job_.dtype[kX];
+          of.x.step = run.step.stride[kX];
+        }
         options_.gather_into(of, job_, place, i, count);
+        of.bias.step = run.step.stride[kBias];
         if (!usual_(of, some, count, hi + at, low(at), pitch)) return false;
         if (!visible || !of.where) continue;
         if (!together) seen += seen < 2 ? count_seen(of.where, count) : 0;
@@ -502,43 +508,15 @@ class Stager {
     return true;
   }
 
-  // The same of rows that lie side by side, where a factor is all that x gets; false where one is
-  // not usual.
-  SOFTMAXLIB_NOINLINE bool fetch_scaled_across(const RowRun& run, int rows, T* hi, T* lo,
-                                               int64_t pitch, int* visible) const {
-    if (!is_only_scaled(job_) || job_.causal) return false;
-    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
-    const V limit = V::set1(static_cast<T>(kLargestLow<V>));
-    const int64_t stride = job_.inner[0].stride[kX];
-    const char* const x = job_.base[kX] + run.place.offset[kX];
-    Square<V> his, los;
-    V bad = zero;
-    Pair<V> factor[kSquares];
-    for (int r = 0; r < rows; r += kLanes)
-      if (!factors(run, r, rows - r < kLanes ? rows - r : kLanes, factor[r / kLanes])) return false;
-    const auto ahead = [&](int64_t i, int count) {
-      fetch_elements_ahead(x + i * stride, stride, count, rows * x_.access().item);
-    };
-    for_squares<V>(rows, job_.n, ahead, [&](int r, int some, int64_t i, int count) {
-      const char* p = x + r * x_.access().item + i * stride;
-      const Pair<V> by = factor[r / kLanes];
-      for (int j = 0; j < count; ++j, p += stride) {
-        const V v = load_some(job_.dtype[kX], p, some, V()), z = v * by.hi;
-        const V rest = select(eq(v, none), zero, fma(v, by.lo, fms(v, by.hi, z)));
-        bad = select(gt(limit, max(rest, zero - rest)), bad, limit);
-        store(his.at[j], z);
-        store(los.at[j], rest);
-      }
-      put_arguments(his, los, count, some, hi + r * pitch + i, lo + r * pitch + i, pitch);
-    });
-    pad(rows, hi, lo, pitch);
-    for (int r = 0; visible && r < rows; ++r)
-      visible[r] = job_.n < 2 ? static_cast<int>(job_.n) : 2;
-    return !any(gt(bad, zero));
-  }
   // The first `count` rows of squares, and beyond these what is no argument, to `rows` rows.
   void put_arguments(Square<V>& his, Square<V>& los, int count, int rows, T* hi, T* lo,
                      int64_t pitch) const {
+    // A store to memory that is in no cache waits for it, and so do all that follow. So the lines
+    // that the next squares go to are fetched, where a tile is that large.
+    for (int r = 0; pitch > kFarPitch && r < rows; ++r) {
+      prefetch(reinterpret_cast<const char*>(hi + r * pitch + kLanes));
+      if (lo) prefetch(reinterpret_cast<const char*>(lo + r * pitch + kLanes));
+    }
     for (int j = count; j < kLanes; ++j) {
       store(his.at[j], V::set1(static_cast<T>(-INFINITY)));
       store(los.at[j], V::set1(0));
@@ -556,34 +534,35 @@ class Stager {
       }
   }
 
-  // The same of rows that lie side by side in all operands.
-  SOFTMAXLIB_NOINLINE void fetch_across(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
+  // The same of rows that lie side by side in all operands; false as fetch_strip() is.
+  SOFTMAXLIB_NOINLINE bool fetch_across(const RowRun& run, int rows, T* hi, T* lo, int64_t pitch,
                                         int* visible) {
     const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
-    const int64_t stride = job_.inner[0].stride[kX];
-    const char* const x = job_.base[kX] + run.place.offset[kX];
-    Terms<V> terms = terms_across(run);
+    Pair<V> factor[kSquares];
+    for (int r = 0; job_.base[kScale] && r < rows; r += kLanes)
+      if (!factors(run, r, rows - r < kLanes ? rows - r : kLanes, factor[r / kLanes])) return false;
+    const bool counts = visible && job_.base[kWhere];
     Square<V> his, los;
     V seen[kSquares];
     for (V& s : seen) s = zero;
-    const auto ahead = [&](int64_t i, int count) {
-      fetch_elements_ahead(x + i * stride, stride, count, rows * x_.access().item);
-    };
-    for_squares<V>(rows, job_.n, ahead, [&](int r, int some, int64_t i, int count) {
-      fetch_strip(run, terms, r, some, i, count, his.at[0], los.at[0]);
+    bool good = true;
+    for_squares<V>(rows, job_.n, [&](int r, int some, int64_t i, int count) {
+      good = good && fetch_strip(run, factor[r / kLanes], r, some, i, count, his.at[0], los.at[0]);
       V& s = seen[r / kLanes];
-      for (int j = 0; visible && j < count; ++j)
+      for (int j = 0; counts && j < count; ++j)
         s = s + select(eq(load(his.at[j]), none), zero, V::set1(1));
       put_arguments(his, los, count, some, hi + r * pitch + i, lo ? lo + r * pitch + i : nullptr,
                     pitch);
     });
+    if (!good) return false;
     pad(rows, hi, lo, pitch);
     for (int r = 0; visible && r < rows; r += kLanes) {
-      T counts[kLanes];
-      store(counts, seen[r / kLanes]);
+      T counts_of[kLanes];
+      store(counts_of, counts ? seen[r / kLanes] : V::set1(static_cast<T>(job_.n)));
       for (int j = 0; j < kLanes && r + j < rows; ++j)
-        visible[r + j] = counts[j] < 2 ? static_cast<int>(counts[j]) : 2;
+        visible[r + j] = counts_of[j] < 2 ? static_cast<int>(counts_of[j]) : 2;
     }
+    return true;
   }
 
   // Completes a row of the tile; returns how many elements take part, as far as 2.
@@ -620,11 +599,10 @@ class Stager {
     return visible;
   }
   Arguments<V> arguments_of(const Place& place, const Factors& factors, int r) const {
-    if (!factors.usual[r]) return Arguments<V>(affine_of(job_, place, {0, 0}));
+    if (factors.usual[r] == 0) return Arguments<V>(affine_of(job_, place, {0, 0}));
     return Arguments<V>({factors.hi[r], factors.lo[r], 0, 0, 0, 0, false});
   }
-  int64_t item_of_bias() const { return item_of(kBias); }
-  int64_t item_of(Operand k) const { return item_size(job_.dtype[k]); }
+  int64_t item_of_bias() const { return item_size(job_.dtype[kBias]); }
   static int count_seen(const uint8_t* where, int64_t n) {
     int64_t seen = 0;
     for (int64_t i = 0; i < n && seen < 2; ++i) seen += where[i] != 0;
@@ -633,6 +611,7 @@ class Stager {
 
   const Job& job_;
   const Reader<V> x_;
+  const Access bias_;
   const Arguments<V> arguments_;  // of all rows, but where each has its own factor
   const bool is_usual_;           // so that UsualRows may have them
   GatheredOptions<V> options_;
@@ -696,18 +675,18 @@ class Sender {
   // Rows that lie side by side, times a scale each. scale: NULL: 1.
   SOFTMAXLIB_NOINLINE void put_squares(char* y, const T* e, int64_t pitch, int rows,
                                        const T* scale) {
-    Square<V> square;
-    alignas(64) T ones[kLanes];
     alignas(64) T elements[kLanes][kTileVectors * kLanes];
-    store(ones, V::set1(1));
     const int64_t stride = job_.inner[0].stride[kOut];
     with_storage(job_.dtype[kOut], V(), [&](auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
       using To = decltype(storage);
       for (int64_t i = 0; i < job_.n; i += kLanes) {
-        for (int r = 0; r < rows; r += kLanes) {
-          const int some = rows - r < kLanes ? rows - r : kLanes;
-          square.get_transposed(e + r * pitch + i, pitch, some, scale ? scale + r : ones);
-          for (int j = 0; j < kLanes; ++j) store(elements[j] + r, load(square.at[j]));
+        for (int r = 0; r < rows; r += 8) {
+          const T* const from = e + r * pitch + i;
+          V block[8];
+          for (int k = 0; k < 8; ++k)
+            block[k] = r + k < rows ? load(from + k * pitch) * V::set1(scale ? scale[r + k] : T(1))
+                                    : V::set1(0);
+          store_columns(elements[0] + r, kTileVectors * kLanes, block);
         }
         for (int j = 0; j < kLanes && i + j < job_.n; ++j, y += stride) {
           To const to = reinterpret_cast<To>(y);
