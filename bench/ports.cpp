@@ -78,13 +78,14 @@ FLAT void write_f64(const double* x, double* y, int64_t n, int reference, double
 
 // Gradients: a row's sum, and its results in float.
 FLAT double gradient_sum(const float* g, const float* y, int64_t n) {
-  const GradientPiece<false, f32x16, true> row = {g, y, nullptr, nullptr};
+  const GradientPiece<false, f32x16, true> row = {g, y, nullptr};
   return sum_lanes(row.quick_sum(n).sum);
 }
-FLAT void gradient_write(const float* g, const float* y, float* out, int64_t n, float hi,
-                         float lo) {
-  const GradientPiece<false, f32x16, true> row = {g, y, nullptr, nullptr};
-  const ElementGradient<false, f32x16>::Plain element = {f32x16::set1(hi), f32x16::set1(lo)};
+FLAT void gradient_write(const float* g, const float* y, float* out, int64_t n, float hi, float lo,
+                         float scale) {
+  const GradientPiece<false, f32x16, true> row = {g, y, nullptr};
+  const ElementGradient<false, f32x16>::Plain element(f32x16::set1(hi), f32x16::set1(lo),
+                                                      f32x16::set1(scale));
   for (int64_t i = 0; i < n; i += 16) store(out + i, row.results(i, 16, element));
 }
 

@@ -438,3 +438,34 @@ def test_more_errors():
         sml.softmax_backward(y, y, out=np.empty((2, 3), np.float32))
     with pytest.raises(TypeError, match="where"):
         sml.softmax_backward(y, y, where=np.ones((2, 3)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_temperatures(isa, name, dtype):
+    """Usual temperatures and others, one for all rows and one per row, in any layout."""
+    rng = np.random.default_rng(8)
+    ordinary = [0.25, 0.7, 1.0, 1.0001, 3.0, 1e5, 2.0**20]
+    for n in (1, 2, 10, 16, 40, 100, 1100):
+        for kind in ("ordinary", "small", "any", "one"):
+            temperature = {
+                "ordinary": rng.choice(ordinary[1:], (35, 1)),
+                "small": rng.choice([0.01, 0.07, 0.25, 0.9], (35, 1)),
+                "any": rng.choice([1e-3, *ordinary, 2.0**21, 1e9], (35, 1)),
+                "one": rng.choice([0.01, *ordinary]),
+            }[kind]
+            # Also results that are hardly above 0, and gradients near the end of the range.
+            x = (rng.normal(0, 20, (35, n)) * np.minimum(temperature, 100)).astype(dtype)
+            y = forward(name, x, temperature=temperature)
+            grad = rng.standard_normal(y.shape) / (1 if dtype.itemsize > 2 else 64)
+            grad.flat[::7] *= np.exp2(rng.integers(-60, 60 if dtype.itemsize > 2 else 1))
+            grad = grad.astype(dtype)
+            got = backward(name, grad, x, y, temperature=temperature)
+            assert_close(got, name, grad, x, y, temperature=temperature)
+            columns = [np.ascontiguousarray(a.T) for a in (grad, x, y)]
+            across = backward(name, *columns, axis=0, temperature=np.transpose(temperature))
+            np.testing.assert_array_equal(across.T, got)
+            for r in (0, 17, 34):
+                alone = np.broadcast_to(temperature, (35, 1))[r, 0]
+                one = backward(name, grad[r], x[r], y[r], temperature=alone)
+                np.testing.assert_array_equal(one, got[r])

@@ -254,8 +254,8 @@ class ElementGradient {
         result_(result),
         plain_(sum, V::set1(plain_scale(scale))),
         power_(kLog ? T(1) : static_cast<T>(scale.power)),
-        has_plain_sum_(!scale.kind.reads_x() && scale.is_usual(kLog) && is_good(sum)),
-        is_plain_(has_plain_sum_ && quick && power_ == 1) {}
+        has_plain_scale_(!scale.kind.reads_x() && scale.is_usual(kLog)),
+        is_plain_(has_plain_scale_ && quick && is_good(sum) && power_ == 1) {}
 
   // Whether rows may be plain, and those of such sums are.
   static bool may_be_plain(const GradientScale& s) {
@@ -295,9 +295,9 @@ class ElementGradient {
     const auto without_doubles = [&] {
       return plain_(g, kLog ? result : result * V::set1(power_));
     };
-    if (kDouble && has_plain_sum_) return number(without_doubles());
+    if (kDouble && has_plain_scale_) return number(without_doubles());
     V d = in_doubles(g, result, z);
-    if (!kDouble && has_plain_sum_) d = select(is_trusted(sum_.value()), without_doubles(), d);
+    if (!kDouble && has_plain_scale_) d = select(is_trusted(sum_.value()), without_doubles(), d);
     return number(d);
   }
   // f(what computes an element): for loops, which have the choice behind them.
@@ -386,7 +386,7 @@ class ElementGradient {
   double result_;
   Plain plain_;
   T power_ = 1;
-  bool has_plain_sum_ = false, is_plain_ = false;
+  bool has_plain_scale_ = false, is_plain_ = false;
 };
 
 // Elements [0, n) of x, with `none` in place of those that `where` hides. Up to a vector is

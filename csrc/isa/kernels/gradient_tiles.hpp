@@ -199,7 +199,7 @@ class GradientTiles {
     };
     const bool is_plain = of_all.is_plain() && has_usual_scales_;
     const bool all = is_plain || write_each(run, row, of_all, out);
-    if (is_plain) write_plain(of_all.plain(), out);
+    if (is_plain) write_plain(typename Element::Plain(of_all.sums(), load(scales_)), out);
     if (is_direct_) return;
     if (all && is_dense_ && sender_.takes_rows())
       return sender_.put_adjacent(y, results, rows_ * job_.n);

@@ -373,9 +373,11 @@ inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
 }
 
 // Contiguous rows are transposed to be in lanes, and back. That is faster for rows of less than a
-// group, which batches sum one by one.
+// group, which batches sum one by one; on AVX2, but for those that nearly are one.
 template <class T>
-constexpr int64_t kInLanesBelow = kVectorsPerGroup * vector_of<T>::type::lanes;
+constexpr int64_t kInLanesBelow =
+    (sizeof(T) == 4 && kInStep == 1 ? 7 : 8) * vector_of<T>::type::lanes / 2;
+static_assert(kVectorsPerGroup == 4, "kInLanesBelow");
 
 // Whether calls that have no schedule of their own compute rows many at a time, and how.
 enum class Many { kNo, kInLanes, kBatched };
@@ -383,8 +385,9 @@ template <class V>
 inline Many many_rows(const Job& job) {
   constexpr int64_t kShare = 8;  // as host/schedule.cpp has it
   if (job.n == 0 || job.n > kVectorsPerChunk * V::lanes) return Many::kNo;
-  return job.n < kInLanesBelow<typename V::elem> && job.rows * kShare >= job.n ? Many::kInLanes
-                                                                               : Many::kBatched;
+  const int64_t below = Access(job, kX).across ? int64_t{kVectorsPerGroup} * V::lanes
+                                               : kInLanesBelow<typename V::elem>;
+  return job.n < below && job.rows * kShare >= job.n ? Many::kInLanes : Many::kBatched;
 }
 template <class Kind>
 inline bool run_many(const Job& job, int64_t start, int64_t stop, char* scratch,
