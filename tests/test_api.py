@@ -1060,11 +1060,41 @@ def test_which_gradients_are_plain(function):
     for temperature in OPTIONS["temperature"]:
         assert not gradient_twice(function, grad, y, temperature=temperature)
     assert not gradient_twice(function, grad, y, where=np.ones((6, 8), bool))
-    assert not gradient_twice(function, grad, y, out=np.zeros_like(y))
+    assert gradient_twice(function, grad, y, out=np.zeros_like(y))
+    read_only = np.zeros_like(y)
+    read_only.flags.writeable = False
+    for out in (
+        np.zeros((6, 9), np.float32),
+        np.zeros((6, 8)),
+        np.zeros((8, 6), np.float32).T,
+        read_only,
+        [0.0],
+    ):
+        assert not gradient_twice(function, grad, y, out=out)
     assert not gradient_twice(function, logits(6, 9), y)
     assert not gradient_twice(function, logits(6, 8, dtype="f8"), y)
     with sml.threads(2):
         assert gradient_twice(function, logits(512, 256), sml.softmax(logits(512, 256)))
+
+
+@pytest.mark.parametrize("function", GRADIENTS)
+def test_gradients_in_memory_of_arguments(function):
+    for shape in ((6, 8), (3, 5000)):
+        grad, y = logits(*shape), sml.softmax(logits(*shape, seed=1))
+        want = GRADIENTS[function](grad, y)
+        for place in (0, 1):
+            both = [grad.copy(), y.copy()]
+            got = GRADIENTS[function](*both, out=both[place])
+            assert got is both[place]
+            np.testing.assert_array_equal(got, want)
+        # Memory that a result shares with what it is made of, without being it.
+        for place in (0, 1):
+            memory = np.zeros(grad.size + 4, np.float32)
+            both = [grad, y]
+            both[place] = memory[:-4].reshape(shape)
+            np.copyto(both[place], (grad, y)[place])
+            got = GRADIENTS[function](*both, out=memory[4:].reshape(shape))
+            np.testing.assert_array_equal(got, want)
 
 
 @EVERY
