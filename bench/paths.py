@@ -60,7 +60,8 @@ DTYPES = {
 AXES = ("last", "middle")
 COLUMNS = (1, 2, 10, 32, 64, 100, 128, 512, 1000, 4096, 32000, 50257, 128256, 1 << 20, 1 << 26)
 ELEMENTS = 1 << 20  # of a path, at least
-INNER = 64  # elements after a middle axis
+INNER = 64  # elements after a middle axis, of the longest rows two
+MOST_ELEMENTS = 1 << 27  # of a path: its arrays, and what peers make of them, fit in 16 GiB
 # Paths whose samples are spread over the same time: at most so many, and so many elements.
 BATCH, BATCH_ELEMENTS = 12, 1 << 25
 
@@ -81,7 +82,8 @@ class Route:
         rows = max(1, ELEMENTS // self.columns)
         if self.axis == "last":
             return rows, self.columns
-        return max(1, rows // INNER), self.columns, INNER
+        inner = min(INNER, MOST_ELEMENTS // self.columns)
+        return max(1, rows // inner), self.columns, inner
 
     @property
     def along(self) -> int:

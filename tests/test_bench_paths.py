@@ -36,6 +36,13 @@ def test_pairwise_meets_every_pair_that_the_grid_has(paths):
     assert set(few) <= set(grid)
 
 
+def test_every_path_fits_in_memory(paths):
+    for route in paths.grid():
+        assert np.prod(route.shape) <= paths.MOST_ELEMENTS
+        assert route.shape[route.along] == route.columns
+        assert route.axis == "last" or route.shape[-1] > 1
+
+
 def test_peers_compute_the_same(paths, monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(paths, "ELEMENTS", 300)
