@@ -82,10 +82,10 @@ FLAT double gradient_sum(const float* g, const float* y, int64_t n) {
   return sum_lanes(row.quick_sum(n).sum);
 }
 FLAT void gradient_write(const float* g, const float* y, float* out, int64_t n, float hi, float lo,
-                         float scale) {
+                         float part) {
   const GradientPiece<false, f32x16, true> row = {g, y, nullptr};
   const ElementGradient<false, f32x16>::Plain element(f32x16::set1(hi), f32x16::set1(lo),
-                                                      f32x16::set1(scale));
+                                                      f32x16::set1(part), f32x16::set1(1));
   for (int64_t i = 0; i < n; i += 16) store(out + i, row.results(i, 16, element));
 }
 

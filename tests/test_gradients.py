@@ -469,3 +469,17 @@ def test_temperatures(isa, name, dtype):
                 alone = np.broadcast_to(temperature, (35, 1))[r, 0]
                 one = backward(name, grad[r], x[r], y[r], temperature=alone)
                 np.testing.assert_array_equal(one, got[r])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("temperature", [0.3, 0.5, 1.0, 4.0])
+def test_small_probabilities_of_large_sums(isa, dtype, temperature):
+    """What an exponential near the end of the range is multiplied by brings it back."""
+    for size in (1e5, 1e9, 1e11, 1e16, 1e30) if dtype.itemsize > 2 else (3e3,):
+        for least in (-80.0, -100.0, -129.0, -130.0, -150.0):
+            log_y = np.array([[0, least, least / 2, -3]] * 20, dtype)
+            grad = np.array([[size, 0, 1, -size / 3]] * 20, dtype)
+            for rows, axis in ((20, 1), (1, 1), (20, 0)):
+                g, y = (a[:rows] if axis else np.ascontiguousarray(a.T) for a in (grad, log_y))
+                got = sml.log_softmax_backward(g, y, axis, temperature=temperature)
+                assert_close(got, "log_softmax", g, y, y, axis, temperature=temperature)

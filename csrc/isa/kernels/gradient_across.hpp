@@ -8,9 +8,9 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// A panel of rows at a time: whole vectors of them, or less than one. A slice of a panel is as many
-// elements as a vector has lanes, read where it is or from tiles, element by element as they lie in
-// memory. Short rows are of a single slice.
+// A panel of rows at a time: whole vectors of rows, or less than one vector. Of a panel a slice at
+// a time: as many elements as a vector has lanes, one element of all its rows after the other,
+// since so they lie in memory. Short rows are one slice.
 template <bool kLog, class T>
 class GradientAcross {
  public:
@@ -46,7 +46,11 @@ class GradientAcross {
         has_halves_(sizeof(T) == 4 && is_across_ && may_be_plain_ && !job.base[kWhere] &&
                     job.dtype[kOut] != SOFTMAXLIB_F32 && is_like_out(kGrad) &&
                     is_like_out(kResult)) {
-    for (int i = 0; i < kMostVectors * kLanes; ++i) scales_[i] = Element::plain_scale(scale_);
+    for (int i = 0; i < kMostVectors * kLanes; i += kLanes) {
+      store(part_ + i, V::set1(static_cast<T>(scale_.usual.part)));
+      store(power_ + i, V::set1(static_cast<T>(scale_.usual.power)));
+    }
+    has_power_ = scale_.usual.power != 1;
     // Short rows and their tiles fit in the first level cache.
     most_ = kLanes * (is_short() ? kMostVectors / job.n : kGroups);
   }
@@ -70,10 +74,10 @@ class GradientAcross {
   }
 
  private:
-  // Of longer rows that follow each other, those of a tile are faster.
+  // Rows that follow each other are taken up to so many elements; longer ones are faster in tiles.
   static constexpr int64_t kMostAlong = kLanes == 16 ? 12 : 8;
-  static constexpr int kGroups = 8;
-  static constexpr int kParts = 8;  // a sum has eight partial ones: Lanes of isa/sum/sum.hpp
+  static constexpr int kGroups = 8;  // vectors of rows in a panel
+  static constexpr int kParts = 8;   // a sum has eight partial ones: Lanes of isa/sum/sum.hpp
   static constexpr int64_t kSlice = kLanes, kRoom = kGroups * kSlice;
   static constexpr int64_t kMostVectors = kRoom / 2;  // of short rows
   static constexpr int64_t kGroup = kVectorsPerGroup * kLanes, kChunk = kVectorsPerChunk * kLanes;
@@ -93,15 +97,15 @@ class GradientAcross {
       return reinterpret_cast<const Storage*>(first + j * step);
     }
   };
-  // An operand: element j of a panel's rows is a strip of vectors.
-  struct Strips {
+  // An operand of a panel: vectors of its rows, element by element, in memory or in a tile.
+  struct PanelOperand {
     Reader<V> reader;
     Operand operand;
     char* first;
     int64_t stride;
     alignas(64) T tile[kRoom * kLanes];
 
-    Strips(const Job& job, Operand k) : reader(job, k), operand(k) {}
+    PanelOperand(const Job& job, Operand k) : reader(job, k), operand(k) {}
     SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int64_t count,
                                    int rows, bool in_place, T* room) {
       const int64_t pitch = (rows + kLanes - 1) / kLanes * kLanes;
@@ -124,10 +128,14 @@ class GradientAcross {
     SOFTMAXLIB_INLINE Column column(int g) const { return {first + g * kVector, stride}; }
   };
   bool has_usual_scales() {
-    return usual_scales(job_, kLog, job_.base[kScale] + place_.offset[kScale],
-                        job_.outer[job_.outer_ndim - 1].stride[kScale], rows_, scales_);
+    return fetch_usual_scales(job_, kLog, job_.base[kScale] + place_.offset[kScale],
+                              job_.outer[job_.outer_ndim - 1].stride[kScale], rows_, part_, power_,
+                              has_power_);
   }
-  SOFTMAXLIB_INLINE V scales(int g) const { return load(scales_ + g * kLanes); }
+  template <class Sum>
+  SOFTMAXLIB_INLINE Plain plain(int g, Sum sum) const {
+    return Plain(sum, load(part_ + g * kLanes), load(power_ + g * kLanes));
+  }
   // Rows that are written a vector of rows after the other, each as soon as it is summed. Halves
   // that are read where they are pay for slices sooner.
   bool is_short() const { return job_.n <= (has_halves_ ? 8 : kMostAlong); }
@@ -138,7 +146,7 @@ class GradientAcross {
 
   void fetch(int64_t start, int64_t count) {
     T* const room = room_ + kLanes;
-    const auto fetch_one = [&](Strips& of, bool hides) {
+    const auto fetch_one = [&](PanelOperand& of, bool hides) {
       const bool in_place = !hides && is_in_place(of.reader.access());
       of.fetch(job_, place_, start, count, rows_, in_place, room);
     };
@@ -270,9 +278,10 @@ class GradientAcross {
     for (int g = 0; g < groups_; ++g) {
       const Column grad = grad_.column(g), y = y_.column(g);
       if (fetches) fetch_next(g);
-      if (sizeof(T) == 4 && n == 1 && rows_ >= kLanes &&  // nothing to add up
-          write_if_plain(g, plus_element<kLog>(V::set1(0), true, grad[0], y[0])))
-        continue;
+      if constexpr (sizeof(T) == 4)  // nothing to add up
+        if (n == 1 && rows_ >= kLanes &&
+            write_if_plain(g, plus_element<kLog>(V::set1(0), true, grad[0], y[0])))
+          continue;
       const InLanes<V> sum = in_rows(sum_of_slice<true>(grad, y, n));
       if (!write_if_plain(g, sum)) all &= finish(g, sum);
     }
@@ -292,11 +301,13 @@ class GradientAcross {
   template <class Sum>
   SOFTMAXLIB_INLINE bool write_if_plain(int g, Sum sum) const {
     if (SOFTMAXLIB_UNLIKELY(!may_be_plain_ || !Element::is_good(sum))) return false;
-    const Plain element(sum, scales(g));
-    const Column grad = grad_.column(g), y = y_.column(g);
-    char* to = to_ + g * kVector;
-    for (int64_t j = 0; j < job_.n; ++j, to += out_stride_)
-      store(reinterpret_cast<T*>(to), plain_result(element, grad[j], y[j]));
+    Element::with_plain(has_power_, [&](auto made_of) SOFTMAXLIB_INLINE_LAMBDA {
+      const auto element = made_of(plain(g, sum));
+      const Column grad = grad_.column(g), y = y_.column(g);
+      char* to = to_ + g * kVector;
+      for (int64_t j = 0; j < job_.n; ++j, to += out_stride_)
+        store(reinterpret_cast<T*>(to), plain_result(element, grad[j], y[j]));
+    });
     return true;
   }
   // A vector of rows that are not as usual; false where they were computed alone.
@@ -325,7 +336,7 @@ class GradientAcross {
     bool quick = true;
     for (int g = 0; g < groups_; ++g) quick &= Element::is_good(sum[g]);
     if (SOFTMAXLIB_UNLIKELY(!quick || !may_be_plain_)) return write_others(sum, quick);
-    for (int g = 0; g < groups_; ++g) plain_[g] = Plain(sum[g], scales(g));
+    for (int g = 0; g < groups_; ++g) plain_[g] = plain(g, sum[g]);
     for (int64_t start = 0; start < job_.n; start += kSlice) {
       fetch(start, count_from(start));
       write_slice(count_from(start));
@@ -452,11 +463,17 @@ class GradientAcross {
   }
 
   // Results, where there is nothing to look at, and others.
-  static SOFTMAXLIB_INLINE V plain_result(const Plain& element, V grad, V result) {
+  template <class F>
+  static SOFTMAXLIB_INLINE V plain_result(const F& element, V grad, V result) {
     const V d = element(grad, result);
     return Plain::kIsMasked ? of_visible<kLog>(d, result) : d;
   }
   SOFTMAXLIB_INLINE void write_slice(int count) const {
+    Element::with_plain(
+        has_power_, [&](auto made_of) SOFTMAXLIB_INLINE_LAMBDA { write_slice_of(count, made_of); });
+  }
+  template <class F>
+  SOFTMAXLIB_INLINE void write_slice_of(int count, F made_of) const {
     with_storage(storage(), V(), [&](auto* like) SOFTMAXLIB_INLINE_LAMBDA {
       const Column grad = grad_.column(0), y = y_.column(0);
       const Plain* const plain = plain_;
@@ -467,7 +484,7 @@ class GradientAcross {
         const auto *of_grad = grad.at(j, like), *of_y = y.at(j, like);
         auto* to = reinterpret_cast<decltype(like)>(at);
         for (int g = 0; g < groups; ++g, of_grad += kLanes, of_y += kLanes, to += kLanes)
-          store(to, plain_result(plain[g], load(of_grad), load(of_y)));
+          store(to, plain_result(made_of(plain[g]), load(of_grad), load(of_y)));
       }
     });
   }
@@ -486,10 +503,11 @@ class GradientAcross {
   const GradientScale scale_;
   const bool may_be_plain_;
   int64_t most_;  // rows of a panel
-  Strips grad_, y_, x_;
+  PanelOperand grad_, y_, x_;
   Sender<V> sender_;
   const bool is_across_;
-  const bool has_halves_;   // all operands, and they lie across: longer rows are read as they are
+  // All operands are halves of one dtype and lie across: slices are read and written without tiles.
+  const bool has_halves_;
   bool in_halves_ = false;  // now
   Place place_;
   int64_t row_ = 0;
@@ -499,7 +517,8 @@ class GradientAcross {
   Sum sums_[kGroups];
   alignas(64) T group_[kSlice][kGroups * kLanes];
   Plain plain_[kGroups];
-  alignas(64) T scales_[kMostVectors * kLanes];  // of rows
+  bool has_power_ = false;
+  alignas(64) T part_[kMostVectors * kLanes], power_[kMostVectors * kLanes];  // scales of rows
   alignas(64) T results_[kRoom * kLanes];
   // Rows that follow each other, and what transposing and sending read around them.
   alignas(64) T room_[kLanes + kRoom * kLanes + kLanes];

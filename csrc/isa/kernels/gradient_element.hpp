@@ -35,10 +35,13 @@ namespace {
 struct GradientKind {
   bool reduces = false;  // one result per row: its gradient is the row's x under that
   bool stable = false;
+  bool is_log = false;
 
   GradientKind() = default;
   explicit GradientKind(softmaxlib_function function)
-      : reduces(softmaxlib::reduces(function)), stable(is_stable(function)) {}
+      : reduces(softmaxlib::reduces(function)),
+        stable(is_stable(function)),
+        is_log(kFunctionInfo[function].finish == Finish::logarithm) {}
   bool reads_x() const { return stable || reduces; }
 };
 
@@ -129,6 +132,45 @@ inline void add_products(Lanes<f64x8>& lanes, f64x8 a, f64x8 b) { lanes.add(a * 
 inline void add_values(Lanes<f32x16>& lanes, f32x16 a) { lanes.add(widen_low(a) + widen_high(a)); }
 inline void add_values(Lanes<f64x8>& lanes, f64x8 a) { lanes.add(a); }
 
+// A usual scale, as it multiplies elements of the arithmetic's own type: nothing that it does there
+// can leave the range. Of softmax it is a product: `part`, at most 1, multiplies the gradient that
+// comes in, and `power`, a power of two, multiplies y, which is exact. Of log_softmax `part` is all
+// of it and multiplies results, which it is small enough for where these are not normal.
+struct UsualScale {
+  double part, power = 1;
+  bool is_usual;
+
+  UsualScale(bool is_log, double scale) : part(scale) {
+    is_usual = scale >= 0x1p-20 && scale <= (is_log ? 4 : 0x1p20);
+    if (is_log || !is_usual || scale <= 1) return;
+    int exponent;
+    part = split_exponent(scale, &exponent);
+    power = power_of_two(exponent);
+  }
+};
+// Those of rows that have their own, the first at `first`; false where one is not usual. has_power:
+// whether one has a power other than 1.
+template <class T>
+SOFTMAXLIB_NOINLINE bool fetch_usual_scales(const Job& job, bool is_log, const char* first,
+                                            int64_t stride, int rows, T* part, T* power,
+                                            bool& has_power) {
+  double own[16];
+  bool usual = true;
+  has_power = false;
+  for (int r = 0; r < rows; r += 16) {
+    const int some = rows - r < 16 ? rows - r : 16;
+    gather_any(job.dtype[kScale], first + r * stride, stride, some, own);
+    for (int i = 0; i < some; ++i) {
+      const UsualScale of(is_log, job.divides ? job.scale / own[i] : own[i] / job.temperature);
+      part[r + i] = static_cast<T>(of.part);
+      power[r + i] = static_cast<T>(of.power);
+      usual &= of.is_usual;
+      has_power |= of.power != 1;
+    }
+  }
+  return usual;
+}
+
 // What gradients are multiplied by: the same in all rows, but where each has its own temperature.
 struct GradientScale {
   GradientKind kind;
@@ -138,59 +180,34 @@ struct GradientScale {
   // Of doubles, the power of two in a factor above 1 goes to y first, exactly: that product is in
   // range, the one with the rest may not be. Products of floats are in the range of double anyhow.
   double early;
-  double part, power;  // the factor of a gradient that comes in, at most 1, and that of y
+  UsualScale usual;
 
   SOFTMAXLIB_NOINLINE GradientScale(GradientKind of, const Affine& a, double of_gradient = 1)
-      : kind(of), affine(a), unit(of_gradient), factor(a.factor, 1 / unit, a.exponent) {
+      : kind(of),
+        affine(a),
+        unit(of_gradient),
+        factor(a.factor, 1 / unit, a.exponent),
+        usual(of.is_log, a.factor) {
     int exponent;
     split_exponent(factor.value, &exponent);
     early = exponent < 1 ? 1 : power_of_two(exponent - 1);
-    power = factor.value <= 1 ? 1 : power_of_two(exponent);
-    part = factor.value / power;
-  }
-
-  // A scale is usual where what it is multiplied with in float cannot leave the range. Of softmax
-  // that is the gradient that comes in; of more than 1 the power of two goes to y, exactly. Of
-  // log_softmax it is the result.
-  static constexpr double kLeast = 0x1p-20, kMostOfLog = 4;
-  bool is_usual(bool is_log) const {
-    const double most = is_log ? kMostOfLog : 1 / kLeast;
-    return affine.factor >= kLeast && affine.factor <= most && affine.exponent == 0 && unit == 1;
   }
 };
 
-// The scales of `rows` rows from a place on, which have their own; false where one is not usual, or
-// has a power of two for y.
-template <class T>
-SOFTMAXLIB_NOINLINE bool usual_scales(const Job& job, bool is_log, const char* first,
-                                      int64_t stride, int rows, T* to) {
-  const double most = is_log ? GradientScale::kMostOfLog : 1;
-  double own[16];
-  bool usual = true;
-  for (int r = 0; r < rows; r += 16) {
-    const int some = rows - r < 16 ? rows - r : 16;
-    gather_any(job.dtype[kScale], first + r * stride, stride, some, own);
-    for (int i = 0; i < some; ++i) {
-      const double scale = job.divides ? job.scale / own[i] : own[i] / job.temperature;
-      usual &= scale >= GradientScale::kLeast && scale <= most;
-      to[r + i] = static_cast<T>(scale);
-    }
-  }
-  return usual;
-}
-
 // Whether groups of four in float (quick_sum() below) are enough: no element was beyond the range
-// of float, and none that counts below it. Of doubles only all_in_unit() below has to be asked.
-template <class V>
+// of float, and none that counts below it. Of doubles only all_in_unit() below has to be asked. Of
+// log_softmax sums are also small enough that an exponential, which may be below the range of float
+// where its product with the sum is not, loses less than counts.
+template <bool kLog, class V>
 SOFTMAXLIB_INLINE typename V::Mask is_trusted(V sum) {
   using T = typename V::elem;
   const V size = magnitude(sum).hi;
-  const V below = keep(gt(V::set1(static_cast<T>(0x1p56)), size), size);
+  const V below = keep(gt(V::set1(static_cast<T>(kLog ? 0x1p34 : 0x1p56)), size), size);
   return gt(below, V::set1(static_cast<T>(0x1p-64)));
 }
-template <class V>
+template <bool kLog, class V>
 SOFTMAXLIB_INLINE bool all_trusted(InLanes<V> sum) {
-  return sizeof(typename V::elem) == 8 || all(is_trusted(sum.value()));
+  return sizeof(typename V::elem) == 8 || all(is_trusted<kLog>(sum.value()));
 }
 
 // Of doubles the sum, or what it is subtracted from, may leave the range where the result does not.
@@ -252,63 +269,73 @@ class ElementGradient {
       : scale_(&scale),
         sum_(sum),
         result_(result),
-        plain_(sum, V::set1(plain_scale(scale))),
-        power_(kLog ? T(1) : static_cast<T>(scale.power)),
-        has_plain_scale_(!scale.kind.reads_x() && scale.is_usual(kLog)),
-        is_plain_(has_plain_scale_ && quick && is_good(sum) && power_ == 1) {}
+        plain_(sum, V::set1(static_cast<T>(scale.usual.part)),
+               V::set1(static_cast<T>(scale.usual.power))),
+        may_be_plain_(may_be_plain(scale)),
+        is_plain_(may_be_plain_ && quick && is_good(sum)),
+        has_power_(scale.usual.power != 1) {}
 
   // Whether rows may be plain, and those of such sums are.
   static bool may_be_plain(const GradientScale& s) {
-    return !s.kind.reads_x() && s.is_usual(kLog) && (kLog || s.power == 1);
-  }
-  static T plain_scale(const GradientScale& s) {
-    return static_cast<T>(kLog ? s.affine.factor : s.part);
+    return !s.kind.reads_x() && s.usual.is_usual && s.affine.exponent == 0 && s.unit == 1;
   }
   static SOFTMAXLIB_INLINE bool is_good(InLanes<V> sum) {
-    return all_trusted(sum) && all_in_unit(sum);
+    return all_trusted<kLog>(sum) && all_in_unit(sum);
   }
-  static SOFTMAXLIB_INLINE bool is_good(f32x16 sum) { return all(is_trusted(sum)); }
-  static SOFTMAXLIB_INLINE bool is_good(f64x8 sum) { return all_in_unit(InLanes<f64x8>{sum}); }
+  static SOFTMAXLIB_INLINE bool is_good(f32x16 sum) { return all(is_trusted<kLog>(sum)); }
 
   // Of softmax and log_softmax, where the scale is usual and the sum trusted: what cancels does so
-  // exactly. hi, lo: the sum in two parts. Products of which a finite sum was made
-  // leave no NaN: what comes in is finite, and so is what is left of it less such a sum.
+  // exactly. hi, lo: what is subtracted, in two parts: of softmax the sum times `part`, of
+  // log_softmax the sum. Where a sum is finite, so is every product that was added to it, and no
+  // result is NaN.
   struct Plain {
     static constexpr bool kIsPlain = true;
     static constexpr bool kIsMasked = kLog;  // 0 where a probability is
-    V hi, lo, scale;
+    V hi, lo, part, power;
     Plain() = default;
-    SOFTMAXLIB_INLINE Plain(V high, V low, V by) : hi(high), lo(low), scale(by) {}
+    SOFTMAXLIB_INLINE Plain(V high, V low, V by_part, V by_power)
+        : hi(high), lo(low), part(by_part), power(by_power) {}
     template <class Sum>
-    SOFTMAXLIB_INLINE Plain(Sum sum, V by) : scale(by) {
+    SOFTMAXLIB_INLINE Plain(Sum sum, V by_part, V by_power) : part(by_part), power(by_power) {
       if constexpr (kLog) set_parts(sum, hi, lo);
-      else set_parts(wide(sum) * wide(by), hi, lo);
+      else set_parts(wide(sum) * wide(part), hi, lo);
     }
     SOFTMAXLIB_INLINE V operator()(V g, V result) const {
-      if constexpr (kLog) return number(less_product(g, result, hi, lo) * scale);
-      else return fma(result, fms(g, scale, hi) - lo, V::set1(0));  // of a y of 0: never -0
+      if constexpr (kLog) return number(less_product(g, result, hi, lo) * part);
+      else return fma(result, fms(g, part, hi) - lo, V::set1(0));  // of a y of 0 never -0
     }
   };
+  // The same where scales have a power other than 1.
+  struct WithPower : Plain {
+    SOFTMAXLIB_INLINE explicit WithPower(const Plain& of) : Plain(of) {}
+    SOFTMAXLIB_INLINE V operator()(V g, V result) const {
+      return Plain::operator()(g, kLog ? result : result* this->power);
+    }
+  };
+  // f(what makes of a Plain what computes elements).
+  template <class F>
+  static SOFTMAXLIB_INLINE void with_plain(bool has_power, F f) {
+    if (!kLog && has_power)
+      f([](const Plain& of) SOFTMAXLIB_INLINE_LAMBDA { return WithPower(of); });
+    else f([](const Plain& of) SOFTMAXLIB_INLINE_LAMBDA { return of; });
+  }
 
   SOFTMAXLIB_INLINE V operator()(V g, V result, V z) const {
-    if (is_plain_) return plain_(g, result);
-    const auto without_doubles = [&] {
-      return plain_(g, kLog ? result : result * V::set1(power_));
-    };
-    if (kDouble && has_plain_scale_) return number(without_doubles());
+    const WithPower plain(plain_);
+    if (is_plain_) return plain(g, result);
+    if (kDouble && may_be_plain_) return number(plain(g, result));
     V d = in_doubles(g, result, z);
-    if (!kDouble && has_plain_scale_) d = select(is_trusted(sum_.value()), without_doubles(), d);
+    if (!kDouble && may_be_plain_) d = select(is_trusted<kLog>(sum_.value()), plain(g, result), d);
     return number(d);
   }
   // f(what computes an element): for loops, which have the choice behind them.
   template <class F>
   SOFTMAXLIB_INLINE void with(F f) const {
-    if (is_plain_) f(plain_);
+    if (is_plain_ && !has_power_) f(plain_);
     else f(*this);
   }
   // All rows at once.
   bool is_plain() const { return is_plain_; }
-  const Plain& plain() const { return plain_; }
   InLanes<V> sums() const { return sum_; }
   const GradientScale& scale() const { return *scale_; }
 
@@ -332,14 +359,11 @@ class ElementGradient {
   // Of doubles the sum itself. With a logarithm it is a product, of which the unit of the
   // exponential goes to whichever factor it does not carry below the range.
   static SOFTMAXLIB_INLINE void set_parts(InLanes<f64x8> sum, f64x8& hi, f64x8& lo) {
-    set_parts(sum.all, hi, lo);
-  }
-  static SOFTMAXLIB_INLINE void set_parts(f64x8 sum, f64x8& hi, f64x8& lo) {
-    hi = sum, lo = V::set1(0);
+    hi = sum.all, lo = V::set1(0);
     if (!kLog) return;
     const V unit = V::set1(exp_unit<f64x8>()), one = V::set1(1);
-    const auto is_small = gt(V::set1(0x1p-900), magnitude(sum).hi);
-    hi = sum * select(is_small, one, unit);
+    const auto is_small = gt(V::set1(0x1p-900), magnitude(sum.all).hi);
+    hi = sum.all * select(is_small, one, unit);
     lo = select(is_small, unit, one);
   }
   static SOFTMAXLIB_INLINE f32x16 less_product(f32x16 g, f32x16 result, f32x16 hi, f32x16 lo) {
@@ -385,12 +409,11 @@ class ElementGradient {
   InLanes<V> sum_;
   double result_;
   Plain plain_;
-  T power_ = 1;
-  bool has_plain_scale_ = false, is_plain_ = false;
+  bool may_be_plain_ = false, is_plain_ = false, has_power_ = false;
 };
 
-// Elements [0, n) of x, with `none` in place of those that `where` hides. Up to a vector is
-// written.
+// Elements [0, n) of x to `to`, with `none` in place of those that `where` hides. Whole vectors are
+// written, so up to a vector less one element beyond them.
 template <class V, class T = typename V::elem>
 SOFTMAXLIB_NOINLINE void hide(const uint8_t* where, int64_t n, const T* x, double none, T* to) {
   const V fill = V::set1(static_cast<T>(none));

@@ -15,6 +15,7 @@ class GradientTiles {
  public:
   using V = typename vector_of<T>::type;
   using Element = ElementGradient<kLog, V>;
+  using Plain = typename Element::Plain;
   static constexpr int kLanes = V::lanes;
 
   explicit GradientTiles(const Job& job)
@@ -33,7 +34,9 @@ class GradientTiles {
     Affine affine = {1, 0, 0, 0, 0, 0, false};  // where each row has its own
     if (!job_.base[kScale]) affine = affine_of(job_, RowRun(job_, 0).place, {0, 0});
     const GradientScale of_all(kind_, affine);
-    for (T& scale : scales_) scale = Element::plain_scale(of_all);
+    store(part_, V::set1(static_cast<T>(of_all.usual.part)));
+    store(power_, V::set1(static_cast<T>(of_all.usual.power)));
+    has_power_ = of_all.usual.power != 1;
     for (RowRun run(job_, row); row < stop;) {
       const bool dense = is_dense(run);
       is_dense_ = dense;
@@ -46,10 +49,10 @@ class GradientTiles {
       for (first_ = 0; first_ < rows; first_ += kLanes) {
         rows_ = rows - first_ < kLanes ? static_cast<int>(rows - first_) : kLanes;
         if (job_.base[kScale])
-          has_usual_scales_ = usual_scales(
+          has_usual_scales_ = fetch_usual_scales(
               job_, kLog,
               job_.base[kScale] + run.place.offset[kScale] + first_ * run.step.stride[kScale],
-              run.step.stride[kScale], rows_, scales_);
+              run.step.stride[kScale], rows_, part_, power_, has_power_);
         finish(run, row, begin(of_all));
       }
       row += rows;
@@ -199,7 +202,7 @@ class GradientTiles {
     };
     const bool is_plain = of_all.is_plain() && has_usual_scales_;
     const bool all = is_plain || write_each(run, row, of_all, out);
-    if (is_plain) write_plain(typename Element::Plain(of_all.sums(), load(scales_)), out);
+    if (is_plain) write_plain(of_all.sums(), out);
     if (is_direct_) return;
     if (all && is_dense_ && sender_.takes_rows())
       return sender_.put_adjacent(y, results, rows_ * job_.n);
@@ -209,17 +212,20 @@ class GradientTiles {
       if (all || !alone_[r]) sender_.put(y + r * step, results + r * spacing_, 1);
   }
   template <class Out>
-  SOFTMAXLIB_INLINE void write_plain(const typename Element::Plain& of_all, Out out) const {
+  SOFTMAXLIB_INLINE void write_plain(InLanes<V> sums, Out out) const {
+    const Plain of_all(sums, load(part_), load(power_));
     T hi[kLanes], lo[kLanes];
     store(hi, of_all.hi);
     store(lo, of_all.lo);
     const Pieces rows = pieces();
     const int64_t n = job_.n, exact_from = is_direct_ ? exact_from_ - first_ : kLanes;
     const int count = rows_;
-    for (int r = 0; r < count; ++r) {
-      const typename Element::Plain element{V::set1(hi[r]), V::set1(lo[r]), V::set1(scales_[r])};
-      write(rows[r], n, out(r), element, r >= exact_from);
-    }
+    Element::with_plain(has_power_, [&](auto made_of) SOFTMAXLIB_INLINE_LAMBDA {
+      for (int r = 0; r < count; ++r) {
+        const Plain of(V::set1(hi[r]), V::set1(lo[r]), V::set1(part_[r]), V::set1(power_[r]));
+        write(rows[r], n, out(r), made_of(of), r >= exact_from);
+      }
+    });
   }
   // exact: behind the row's end nothing may be written.
   template <class F>
@@ -279,8 +285,8 @@ class GradientTiles {
   Sender<V> sender_;
   const bool is_direct_;
   LanesOfRows<V> lanes_;
-  T scales_[kLanes];
-  bool has_usual_scales_ = true;
+  alignas(64) T part_[kLanes], power_[kLanes];  // scales of the present rows
+  bool has_usual_scales_ = true, has_power_ = false;
   bool alone_[kLanes];
   uint8_t visible_[kVectorsPerChunk * kLanes];
   alignas(64) T

@@ -384,7 +384,8 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
   using typename Sums::T;
   using typename Sums::V;
 
-  // counts: a row may see but one of its elements, which takes all.
+  // counts: rows may have a single argument that is not -inf. Its result must be exactly 1, so
+  // arguments are counted.
   LaneGroups(int n, bool counts)
       : Sums(n, kind_of<P>()), counts_(P::kOneIsOne && n > 1 && counts) {}
 

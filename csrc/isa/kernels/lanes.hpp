@@ -372,8 +372,8 @@ inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
   else run_any_in_lanes<P, true>(job, start, stop, alone);
 }
 
-// Contiguous rows are transposed to be in lanes, and back. That is faster for rows of less than a
-// group, which batches sum one by one; on AVX2, but for those that nearly are one.
+// Contiguous rows below so many elements are transposed to be in lanes, and back: 64 floats or 32
+// doubles, which is a group; of floats on AVX2 56, from where batches are faster.
 template <class T>
 constexpr int64_t kInLanesBelow =
     (sizeof(T) == 4 && kInStep == 1 ? 7 : 8) * vector_of<T>::type::lanes / 2;

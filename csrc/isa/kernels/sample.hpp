@@ -95,11 +95,12 @@ inline double whole(T value, T low) {
   return sizeof(T) == 8 ? value : static_cast<double>(value) + static_cast<double>(low);
 }
 
-// The fewest largest elements whose weights add up to `goal`, or that are so many.
+// The fewest largest elements whose weights add up to `goal`; counts: the `goal` largest, each of
+// which weighs 1.
 template <class D>
 SOFTMAXLIB_NOINLINE Kept select_largest(const Distribution<D>& row, double goal, bool counts) {
   using T = typename Row<D>::T;
-  // Each one's weight, or 1, without a branch for each.
+  // Weights are read through a pointer that does not move if each is 1: loops have no branch.
   constexpr T kOne = 1;
   const int step = counts ? 0 : 1;
   constexpr int kDigit = 11;

@@ -72,10 +72,11 @@ SOFTMAXLIB_INLINE void for_squares(int rows, int64_t n, F f) {
       f(r, rows - r < V::lanes ? rows - r : V::lanes, i,
         static_cast<int>(n - i < V::lanes ? n - i : V::lanes));
 }
-// At most so many vectors of rows at once (job.hpp, RowsToColumns).
+// A tile has at most so many vectors of rows: kTileVectors (job.hpp), or those of a batch of
+// RowsToColumns (lanes.hpp).
 constexpr int kSquares = 32;
 
-// So many elements before they are read vectors across rows are fetched.
+// Vectors across rows are fetched so many elements before they are read.
 constexpr int64_t kElementsAhead = 16;
 
 // How the rows of an operand of a float dtype lie in memory.

@@ -16,7 +16,8 @@ template <class T>
 constexpr softmaxlib_dtype kOwnDtype = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
 
 // Where the elements or biases of rows are, of a dtype that converts to T. step: bytes from a row
-// to the next; 0: all rows have the same. So many bytes before they are read they are fetched.
+// to the next; 0: all rows have the same. ahead: how many bytes before they are read elements are
+// fetched.
 template <class T>
 struct UsualElements {
   const char* p = nullptr;  // NULL: none
@@ -38,8 +39,9 @@ struct UsualRows {
   int64_t where_step = 0;
   const T *factor_hi = nullptr, *factor_lo = nullptr;  // NULL: 1
   int64_t factor_step = 0;
-  // What is called a row here is one element of rows that lie side by side, at most a vector of
-  // them, and n is how many they are: each lane has its own factor.
+  // Set for rows that lie side by side, of which a vector is computed at once. Then what this
+  // struct calls row r is element r of all of them, n is how many rows they are, and each lane has
+  // its own factor.
   bool is_across = false;
 };
 

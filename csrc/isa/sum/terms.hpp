@@ -84,7 +84,7 @@ struct Known {
   double top = INFINITY;
   int reference = 0;
 };
-// Nothing, so that no code is made for what is known.
+// The type of a call that knows nothing: no code is made for a known maximum.
 struct Unknown : Known {};
 
 template <class F, bool kHold, bool kStore, class Source, class T, class K,
