@@ -60,8 +60,8 @@ DTYPES = {
 AXES = ("last", "middle")
 COLUMNS = (1, 2, 10, 32, 64, 100, 128, 512, 1000, 4096, 32000, 50257, 128256, 1 << 20, 1 << 26)
 ELEMENTS = 1 << 20  # of a path, at least
-INNER = 64  # elements after a middle axis, of the longest rows two
-MOST_ELEMENTS = 1 << 27  # of a path: its arrays, and what peers make of them, fit in 16 GiB
+INNER = 64  # elements after a middle axis; after one of the longest two
+MOST_ELEMENTS = 1 << 27  # of a path, so that its arrays and what peers make of them fit in memory
 # Paths whose samples are spread over the same time: at most so many, and so many elements.
 BATCH, BATCH_ELEMENTS = 12, 1 << 25
 

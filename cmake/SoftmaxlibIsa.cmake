@@ -27,8 +27,8 @@ function(softmaxlib_add_isa name)
       # The hot loops want their short inner loops unrolled, and nothing else that -O3 adds, which
       # makes the code larger. bench/ports.py compiles likewise and shows what the loops take.
       list(APPEND flags $<$<CONFIG:Release>:-O2> $<$<CONFIG:Release>:-fpeel-loops>)
-      # Loops over the 16 lanes of a vector of floats run once per batch, and stay loops; targets of
-      # jumps are not aligned, but loops are. Both only cost size.
+      # What would only make the code larger is off: loops over the 16 lanes of a vector of floats,
+      # which run once per batch, stay loops; and of what is jumped to only loops are aligned.
       list(APPEND flags $<$<CONFIG:Release>:--param=max-completely-peel-times=8>
            $<$<CONFIG:Release>:-fno-align-jumps> $<$<CONFIG:Release>:-fno-align-labels>)
       # Structs of vectors are copied as they are stored, in whole vectors: a load waits long for two

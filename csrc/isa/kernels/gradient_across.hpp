@@ -230,7 +230,7 @@ class GradientAcross {
     load_lanes(lanes, v);
     return v;
   }
-  // As Lanes folds its own into a Total. Of `parts` less than eight the others are zeros.
+  // As Lanes folds its own into a Total. Parts that a row is too short for are zeros.
   static SOFTMAXLIB_INLINE InLanes<V> fold_eight_of(const double (&x)[kParts][kLanes]) {
     const InLanes<V> all[kParts] = {at(x[0]), at(x[1]), at(x[2]), at(x[3]),
                                     at(x[4]), at(x[5]), at(x[6]), at(x[7])};
@@ -363,6 +363,8 @@ class GradientAcross {
       fetch(start, count);
       for (int g = 0; g < groups_; ++g)
         if (!alone[g]) write_any(g, count, Element(scale_, sum[g], quick));
+      // Where some are alone, the others are there already: only rows of doubles come here then,
+      // and these are written in place, or they are less than a vector, which is alone as a whole.
       if (all) send(count);
     }
   }
@@ -455,7 +457,7 @@ class GradientAcross {
     sender_.finish();
     for (int g = 0; g < groups_; ++g) compute_alone(g);
   }
-  // Where a sum needs a smaller unit, or a row has a scale of its own and more than it is not
+  // Where a sum needs a smaller unit; or rows have scales of their own, and a scale or a sum is not
   // usual.
   void compute_alone(int g) const {
     for (int i = 0; i < kLanes && g * kLanes + i < rows_; ++i)

@@ -309,10 +309,11 @@ class ElementGradient {
   struct WithPower : Plain {
     SOFTMAXLIB_INLINE explicit WithPower(const Plain& of) : Plain(of) {}
     SOFTMAXLIB_INLINE V operator()(V g, V result) const {
-      return Plain::operator()(g, kLog ? result : result* this->power);
+      if constexpr (kLog) return Plain::operator()(g, result);
+      else return Plain::operator()(g, this->power * result);
     }
   };
-  // f(what makes of a Plain what computes elements).
+  // Calls f with a function that turns a Plain into what computes elements: itself, or WithPower.
   template <class F>
   static SOFTMAXLIB_INLINE void with_plain(bool has_power, F f) {
     if (!kLog && has_power)

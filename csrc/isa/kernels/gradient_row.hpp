@@ -61,10 +61,7 @@ class GradientRow {
   static constexpr int64_t kItem = sizeof(Storage), kVector = V::lanes * kItem;
 
   // Whether all operands are read and written where they are.
-  bool is_direct() const {
-    constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
-    return !kIsOwn || (job_->direct && job_->dtype[kOut] == kOwn);
-  }
+  bool is_direct() const { return !kIsOwn || (job_->direct && job_->dtype[kOut] == kOwnDtype<T>); }
 
   SOFTMAXLIB_NOINLINE void sum_up(const GradientRow* before, bool quick) {
     Total total;

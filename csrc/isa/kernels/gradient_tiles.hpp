@@ -27,7 +27,7 @@ class GradientTiles {
         x_(job, kX),
         where_along_(is_contiguous(job, kWhere, 1)),
         sender_(job),
-        is_direct_(!kIsOwn || (job.dtype[kOut] == kOwn && !sender_.collects() &&
+        is_direct_(!kIsOwn || (job.dtype[kOut] == kOwnDtype<T> && !sender_.collects() &&
                                (job.n == pitch_ || !job.in_place))) {}
 
   void compute(int64_t row, int64_t stop) {
@@ -63,7 +63,6 @@ class GradientTiles {
 
  private:
   static constexpr int64_t kRoom = 2 * kVectorsPerChunk * kLanes;
-  static constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
   static constexpr bool kIsOwn = sizeof(Storage) == sizeof(T);
 
   // An operand of some rows: in a tile, or where it is.

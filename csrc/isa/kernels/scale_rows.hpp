@@ -22,14 +22,13 @@ template <class T>
 void scale_rows(const Job& job, int64_t start, int64_t stop, char*) {
   using V = typename vector_of<T>::type;
   constexpr int64_t kChunk = kVectorsPerChunk * V::lanes;
-  constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
   const DefaultFloatingPoint environment;
   alignas(64) T x[kChunk];
   alignas(64) double factors[kChunk];
   Rows rows(job, start);
   const bool one_factor = job.inner_ndim == 1 && (job.n == 1 || job.inner[0].stride[kFactor] == 0);
   const bool is_direct =
-      one_factor && job.direct && job.dtype[kX] == kOwn && job.dtype[kOut] == kOwn;
+      one_factor && job.direct && job.dtype[kX] == kOwnDtype<T> && job.dtype[kOut] == kOwnDtype<T>;
   for (int64_t r = start; r < stop; ++r, rows.next()) {
     const Place& place = rows.place;
     InLanes<V> factor = in_all(1, V());

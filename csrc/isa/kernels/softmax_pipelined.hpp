@@ -212,9 +212,8 @@ inline void softmax_pipelined_as(D*, const Job& job, int64_t first, int64_t last
 
 template <class T>
 inline void softmax_pipelined(const Job& job, int64_t first, int64_t last, char* scratch) {
-  constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
   const bool with_options =
-      job.linear && job.dtype[kOut] == kOwn && !job.causal && !job.base[kSink];
+      job.linear && job.dtype[kOut] == kOwnDtype<T> && !job.causal && !job.base[kSink];
   if (!with_options && !(job.direct && job.plain))
     return rows_pipelined<T>(job, first, last, scratch, run_row<T, softmax_two_pass_reload<T>>);
   with_storage(job.dtype[kOut], typename vector_of<T>::type(),

@@ -286,8 +286,7 @@ struct Stage {
   SOFTMAXLIB_NOINLINE void fetch(const Job& job, const Place& place, int64_t start, int n,
                                  const Affine& affine, bool with_low) {
     const T* x = hi;
-    constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
-    const bool in_place = job.dtype[kX] == kOwn && is_contiguous(job, kX, sizeof(T));
+    const bool in_place = job.dtype[kX] == kOwnDtype<T> && is_contiguous(job, kX, sizeof(T));
     if (in_place) x = reinterpret_cast<const T*>(job.base[kX] + place.offset[kX]) + start;
     if (kHasManyRows && GatheredOptions<V>::has_usual_bias(job)) {
       const Arguments<V> arguments(affine);

@@ -169,8 +169,8 @@ class Row {
         x_(reinterpret_cast<const T*>(job.base[kX] + place.offset[kX])),
         y_(reinterpret_cast<T*>(job.base[kOut] + place.offset[kOut])),
         n_(visible_elements(job, place)),
-        reads_x_(job.direct && job.dtype[kX] == kOwn),
-        writes_y_((job.direct || job.linear) && job.dtype[kOut] == kOwn),
+        reads_x_(job.direct && job.dtype[kX] == kOwnDtype<T>),
+        writes_y_((job.direct || job.linear) && job.dtype[kOut] == kOwnDtype<T>),
         tile_(tile),
         neighbours_(neighbours) {
     if (tile) {
@@ -392,8 +392,6 @@ class Row {
   }
 
  private:
-  static constexpr softmaxlib_dtype kOwn = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
-
   double in_unit_of_one(double x) const {
     for (int left = far_ ? affine().coarse : 0; left > 0; left -= 1000)
       x *= power_of_two(left < 1000 ? left : 1000);

@@ -132,6 +132,10 @@ SOFTMAXLIB_INLINE void with_storage(softmaxlib_dtype, f64x8, F f) {
   f(static_cast<double*>(nullptr));
 }
 
+// The dtype of the arithmetic's own type.
+template <class T>
+constexpr softmaxlib_dtype kOwnDtype = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
+
 inline int64_t float_item(softmaxlib_dtype dtype) {
   constexpr int64_t kSizes[] = {4, 8, 2, 2};
   return kSizes[dtype];

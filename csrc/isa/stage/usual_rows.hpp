@@ -11,10 +11,6 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// The dtype of the arithmetic's own type.
-template <class T>
-constexpr softmaxlib_dtype kOwnDtype = sizeof(T) == 4 ? SOFTMAXLIB_F32 : SOFTMAXLIB_F64;
-
 // Where the elements or biases of rows are, of a dtype that converts to T. step: bytes from a row
 // to the next; 0: all rows have the same. ahead: how many bytes before they are read elements are
 // fetched.
@@ -135,7 +131,7 @@ SOFTMAXLIB_NOINLINE bool combine_usual(const UsualRows<T>& of, int rows, int64_t
     const char* x = of_x.p + r * of_x.step;
     const char* bias = kBias ? of_bias.p + r * of_bias.step : nullptr;
     const uint8_t* where = kWhere ? of.where + r * of.where_step : nullptr;
-    T *to = hi + r * pitch, *low = lo + r * pitch;
+    T *to = hi + r * pitch, *low = kScaled || kBias ? lo + r * pitch : nullptr;
     UsualArguments<V, kScaled, kBias, kWhere, kNone> argument = {};
     if constexpr (kScaled) {
       const T* const factor = of.factor_hi + r * of.factor_step;
