@@ -44,7 +44,7 @@ inline ExpSweep sweep_exp(uint32_t start, uint64_t count) {
     double y[16];
     for (int i = 0; i < 16; ++i) x_bits[i] = from + static_cast<uint32_t>(i < n ? i : 0);
     memcpy(x, x_bits, sizeof(x));
-    const int reference = reference_of(static_cast<double>(x[0]));
+    const int reference = reference_of<f32x16>(x[0]);
     store_wide(E(reference)(load(x)), y);
     for (int i = 0; i < n; ++i) {
       uint64_t y_bits = 0;

@@ -21,17 +21,13 @@ class LanesOfRows {
  public:
   SOFTMAXLIB_INLINE void keep(int r, const Lanes<V>& lanes) { keep(r, lanes, V()); }
   // All of them, as Lanes::fold_into() makes them.
-  void fold(InLanes<V>& sum, InLanes<V>& error) const {
+  LaneTotals<V> totals() const {
     f64x8 a[8], b[8];
     load_columns(sums_[0][0], 8, a);
     load_columns(sums_[1][0], 8, b);
-    error = in_all(0, V());
-    fold(a, b, sum, error);
-  }
-  InLanes<V> total() const {
-    InLanes<V> sum, error;
-    fold(sum, error);
-    return sum + error;
+    LaneTotals<V> totals;
+    fold(a, b, totals);
+    return totals;
   }
 
  private:
@@ -43,15 +39,13 @@ class LanesOfRows {
     store(sums_[0][r], lanes.sum);
     store(sums_[1][r], lanes.error);
   }
-  static void fold(const f64x8 (&a)[8], const f64x8 (&b)[8], InLanes<f32x16>& sum,
-                   InLanes<f32x16>&) {
-    sum = {fold_eight(a), fold_eight(b)};
+  static void fold(const f64x8 (&a)[8], const f64x8 (&b)[8], LaneTotals<f32x16>& totals) {
+    totals.sum = {fold_eight(a), fold_eight(b)};
   }
-  static void fold(const f64x8 (&a)[8], const f64x8 (&b)[8], InLanes<f64x8>& sum,
-                   InLanes<f64x8>& error) {
-    sum.all = a[0];
-    for (int i = 1; i < 8; ++i) two_sum(sum.all, error.all, a[i]);
-    error.all = error.all + fold_eight(b);
+  static void fold(const f64x8 (&a)[8], const f64x8 (&b)[8], LaneTotals<f64x8>& totals) {
+    totals.sum.all = a[0];
+    for (int i = 1; i < 8; ++i) totals.add({a[i]});
+    totals.error.all = totals.error.all + fold_eight(b);
   }
 
   alignas(64) double sums_[2][8][8];
@@ -329,29 +323,24 @@ class BatchTerms : public RowsOfBatch<typename Function::V, X> {
         top = max(max(max_of(c[0], c[1], c[2], c[3]), max_of(c[4], c[5], c[6], c[7])), top);
         for (int k = 0; kKeepsTops && k < 8; ++k) store(tops_[j + k], c[k]);
       }
-      const InLanes<V> references = references_of(top);
+      const V references = references_of(top);
       const ExpInLanes<V, F> exp(references);
-      store(reference_, references.value());
+      store(reference_, references);
       store(magic_, exp.magic());
       store(floor_, exp.floor());
       const auto limit = [](f64x8 r) { return (r + f64x8::set1(kSlack)) * f64x8::set1(kLn2Hi); };
-      store(limit_, references.map(limit).value());
+      store(limit_, InLanes<V>::of(references).map(limit).value());
     } else {
       for (int r = 0; r < kLanes; ++r) reference_[r] = magic_[r] = floor_[r] = 0;
     }
   }
-  SOFTMAXLIB_NOINLINE BatchSums<V> sums() const {
-    BatchSums<V> sums;
-    sums.reference = load(reference_);
-    lanes_.fold(sums.sum, sums.error);
-    return sums;
-  }
+  SOFTMAXLIB_NOINLINE BatchSums<V> sums() const { return {lanes_.totals(), load(reference_)}; }
   SOFTMAXLIB_NOINLINE HeldSums<V> held_sums() const {
     X columns[kLanes];
     columns_of_held(columns);
-    HeldSums<V> all = {sums(), {F(0), columns, kLanes, load(magic_), load(floor_)}};
-    two_sum(all.sums.sum, all.sums.error, all.top.others);
-    return all;
+    const auto held = arguments_in(columns);
+    const V largest = held.largest(kLanes);
+    return HeldSums<V>(sums(), F(0), held, kLanes, largest, load(magic_), load(floor_));
   }
 
  private:
@@ -408,11 +397,9 @@ class Batch final : public BatchTerms<typename P::F, X, P::kHolds> {
   }
   void follow() override {
     if constexpr (P::kTargets) {
-      const HeldSums<V> all = this->held_sums();
-      of_.finish(all.sums, all.top, alone_, this->elements());
+      of_.finish(this->held_sums(), alone_, this->elements());
     } else if constexpr (P::kHolds) {
-      const HeldSums<V> all = this->held_sums();
-      of_.finish(all.sums, all.top, alone_);
+      of_.finish(this->held_sums(), alone_);
     } else {
       of_.finish(this->sums(), alone_);
       this->scales_ = of_.scale;

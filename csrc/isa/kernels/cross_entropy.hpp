@@ -41,15 +41,15 @@ class BatchOfCrossEntropy : public KindOfBatch {
 
   void begin(const RowRun& run, int first, int rows) { rows_.begin(run, first, rows); }
 
-  SOFTMAXLIB_NOINLINE void finish(const BatchSums<V>& sums, const BatchHeld<V>& held,
-                                  bool (&alone)[V::lanes], const ElementsOfRows<T>& at) {
-    const LogRest<V> rest(sums, held);
+  SOFTMAXLIB_NOINLINE void finish(const HeldSums<V>& sums, bool (&alone)[V::lanes],
+                                  const ElementsOfRows<T>& at) {
+    const LogRest<V> rest = log_rest_of(sums);
     sums.check(sums.sum.value(), alone);
     const LabelsOfRows<V> labels(rows_, alone, at);
     store(target_, load(labels.target));
-    set_gradient(rest, held, sums.reference, labels.arguments(), labels.weight, alone);
+    set_gradient(rest, sums.held, sums.reference, labels.arguments(), labels.weight, alone);
     BatchOfLogSoftmax<V> log_softmax;
-    log_softmax.set(rest, held);
+    log_softmax.set(rest, sums.held);
     labels.put_losses(rows_, log_softmax, alone);
   }
 
@@ -77,7 +77,7 @@ class BatchOfCrossEntropy : public KindOfBatch {
     return {job.loss->scale, affine.factor, job.loss->exponent + affine.exponent};
   }
 
-  void set_gradient(const LogRest<V>& rest, const BatchHeld<V>& held, V reference, Pair<V> z,
+  void set_gradient(const LogRest<V>& rest, Pair<V> held, V reference, Pair<V> z,
                     const double (&weight)[V::lanes], bool (&alone)[V::lanes]) {
     using One = SoftmaxOf<T>;
     const double factor = factor_of(*rows_.job).value;

@@ -60,14 +60,16 @@ class SoftmaxOf {
         row, false, [&](const Row<D>& r, const Rest& rest) { finish(r, SoftmaxOf(rest), rest); },
         invalid);
   }
-  explicit SoftmaxOf(const Rest& rest) : SoftmaxOf(rest, exp_of_held(rest)) {}
-  SoftmaxOf(const Rest& rest, double held)
-      : ratio(ratio_of<D>(rest, held)),
-        log_p({rest.held_hi, rest.held_lo, log1p_pair(ratio)}),
+  explicit SoftmaxOf(const Rest& rest) : SoftmaxOf(rest, log_rest_of_row<D>(rest)) {}
+  SoftmaxOf(const Rest& rest, const LogRest<V>& log_rest)
+      : ratio(first(log_rest.ratio)),
+        log_p({rest.held_hi,
+               rest.held_lo,
+               {static_cast<double>(first(log_rest.hi)), static_cast<double>(first(log_rest.lo))}}),
         hi_(rest.held_hi),
         lo_(rest.held_lo),
         reference_(rest.reference),
-        sum_(held * (1 + ratio)) {}
+        sum_(first(log_rest.of_held) * (1 + ratio)) {}
 
   const double ratio;
   const LogSoftmaxOf<V> log_p;
@@ -82,8 +84,8 @@ class SoftmaxOf {
     constexpr double kLargest = sizeof(T) == 4 ? 0x1p20 : 0x1p60;
     return factor == 0 || (is_normal_in<V>(scale) && factor < kLargest && factor > -kLargest);
   }
-  static constexpr double kUnit = sizeof(T) == 4 ? 0x1p38 : 1;  // of a float's exponential
-  static_assert(Exp<f64x8>::kBias - Exp<f32x16>::kBias == 38, "kUnit");
+  static constexpr double kUnit = sizeof(T) == 4 ? 0x1p34 : 1;  // of e^M in that of gradients
+  static_assert(LogRest<f32x16>::E::kBias - Exp<f32x16>::kBias == 34, "kUnit");
   auto gradient(double factor) const {
     using E = Exp<V>;
     return Scaled<E>{E(reference_), static_cast<T>(scale(factor))};
@@ -98,7 +100,7 @@ class SoftmaxOf {
 
   double hi_, lo_;
   int reference_;
-  double sum_;  // in units of 2^(reference_ - kBias) of double
+  double sum_;  // in the units of LogRest
 };
 
 template <class D>

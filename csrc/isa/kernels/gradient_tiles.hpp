@@ -168,7 +168,7 @@ class GradientTiles {
       Lanes<V> one;  // of lanes without a row
       one.sum = f64x8::set1(1);
       for (int r = count; r < kLanes; ++r) lanes_.keep(r, one);
-      sums = lanes_.total();
+      sums = lanes_.totals().value();
       quick = Element::is_good(sums);
       if (SOFTMAXLIB_UNLIKELY(!quick)) sums = trusted(sums);
     }

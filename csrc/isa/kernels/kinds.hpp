@@ -11,11 +11,30 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// What the sums of a batch's rows have been folded to, a row per lane.
+// What the sums of a batch's rows have been folded to, a row per lane. A sum of floats is a double;
+// one of doubles has what additions rounded away beside it.
 template <class V>
-struct BatchSums {
-  InLanes<V> sum, error;
-  V reference;
+struct LaneTotals;
+template <>
+struct LaneTotals<f32x16> {
+  InLanes<f32x16> sum = in_all(0, f32x16());
+
+  void add(InLanes<f32x16> x) { sum = sum + x; }
+  InLanes<f32x16> value() const { return sum; }
+  InLanes<f32x16> reciprocals() const { return inverse(sum); }
+};
+template <>
+struct LaneTotals<f64x8> {
+  InLanes<f64x8> sum = in_all(0, f64x8()), error = in_all(0, f64x8());
+
+  void add(InLanes<f64x8> x) { two_sum(sum.all, error.all, x.all); }
+  InLanes<f64x8> value() const { return sum + error; }
+  InLanes<f64x8> reciprocals() const { return SOFTMAX_ISA::reciprocals<f64x8>(sum, error); }
+};
+
+template <class V>
+struct BatchSums : LaneTotals<V> {
+  V reference = V::set1(0);
 
   // Rows whose sums cannot be trusted are to be computed alone.
   void check(V value, bool (&alone)[V::lanes]) const {
@@ -35,77 +54,101 @@ struct BatchSums {
 // Lanes of a row, a vector of rows each, as sum_lanes() folds those of one vector; what is missing
 // to all of them is +0.
 template <class V>
-SOFTMAXLIB_NOINLINE InLanes<V> fold_lanes(const InLanes<V>* lanes, int count) {
+SOFTMAXLIB_INLINE InLanes<V> widened(V terms) {
+  return InLanes<V>::of(terms);
+}
+template <class V>
+SOFTMAXLIB_INLINE InLanes<V> widened(InLanes<V> terms) {
+  return terms;
+}
+template <class V, class Terms>
+SOFTMAXLIB_NOINLINE InLanes<V> fold_lanes(const Terms* lanes, int count) {
   InLanes<V> eight[8];
+  if (count == 1) return widened(lanes[0]);
+  if (count == 2) return widened(lanes[0]) + widened(lanes[1]);
   for (int i = 0; i < 8; ++i) {
-    eight[i] = i < count ? lanes[i] : in_all(0, V());
-    if (i + 8 < count) eight[i] = eight[i] + lanes[i + 8];
+    eight[i] = i < count ? widened(lanes[i]) : in_all(0, V());
+    if (i + 8 < count) eight[i] = eight[i] + widened(lanes[i + 8]);
   }
   return fold_eight(eight);
 }
 
 // Terms of some arguments of each row, under the rows' references where F follows them.
 template <int N, class F, class X, class V = typename F::V>
-SOFTMAXLIB_INLINE void make_terms(const F& f, const X (&x)[N], V magic, V floor, V (&t)[N]) {
+SOFTMAXLIB_INLINE void make_terms(const F& f, const X* x, V magic, V floor, V* t) {
   constexpr int kStep = kInStep < N ? kInStep : N;
   for (int k = 0; k < N; k += kStep)
     if constexpr (F::kFollows) f.template evaluate<kStep>(x + k, magic, floor, t + k);
     else f.template evaluate<kStep>(x + k, t + k);
 }
 
-// The element that each row holds out of its sum: a column per lane of the row.
+// Arguments of a vector of rows, a column for each element: X is V, or a Pair of them.
+template <class X>
+struct ArgumentsOfRows {
+  using V = decltype(high(X()));
+  const typename V::elem *hi, *lo;
+  int64_t stride;  // from one column to the next
+
+  SOFTMAXLIB_INLINE X operator()(int64_t j) const { return at(j * stride, X()); }
+  V largest(int count) const {
+    V top = load(hi);
+    SOFTMAXLIB_NO_UNROLL
+    for (int j = 1; j < count; ++j) top = max(load(hi + j * stride), top);
+    return top;
+  }
+
+ private:
+  SOFTMAXLIB_INLINE V at(int64_t i, V) const { return load(hi + i); }
+  SOFTMAXLIB_INLINE Pair<V> at(int64_t i, Pair<V>) const { return {load(hi + i), load(lo + i)}; }
+};
+// Those that an array has.
 template <class V>
-struct BatchHeld {
-  V hi, lo;
-  InLanes<V> others;  // f of what the other lanes hold, summed
+inline ArgumentsOfRows<V> arguments_in(const V* x) {
+  const auto* hi = reinterpret_cast<const typename V::elem*>(x);
+  return {hi, nullptr, V::lanes};
+}
+template <class V>
+inline ArgumentsOfRows<Pair<V>> arguments_in(const Pair<V>* x) {
+  const auto* hi = reinterpret_cast<const typename V::elem*>(x);
+  return {hi, hi + V::lanes, 2 * V::lanes};
+}
+
+// The sums of rows without the element that each holds out of its own, the first of the largest.
+// (A NaN is none: its term makes a NaN of the sum.)
+template <class V>
+struct HeldSums : BatchSums<V> {
+  Pair<V> held;
 
   // take_largest() of isa/sum/terms.hpp for a vector of rows, which hold one element in each of so
-  // many lanes.
+  // many lanes; `largest` is that of each row, `rests` is what they do not hold.
   template <class F, class X>
-  SOFTMAXLIB_NOINLINE BatchHeld(const F& f, const X* held, int lanes, V magic, V floor) {
-    using T = typename V::elem;
-    const V none = V::set1(static_cast<T>(-INFINITY)), zero = V::set1(0);
-    // The first of the largest. A NaN is none: its term makes a NaN of the sum.
-    hi = high(held[0]);
-    for (int i = 1; i < lanes; ++i) hi = max(high(held[i]), hi);
-    V place = V::set1(-1);
-    for (int i = lanes - 1; i >= 0; --i)
-      place = select(eq(high(held[i]), hi), V::set1(static_cast<T>(i)), place);
-    lo = zero;
-    InLanes<V> terms[V::lanes];
+  SOFTMAXLIB_NOINLINE HeldSums(const BatchSums<V>& rests, const F& f,
+                               const ArgumentsOfRows<X>& in_lanes, int lanes, V largest, V magic,
+                               V floor)
+      : BatchSums<V>(rests), held{largest, V::set1(0)} {
+    const V zero = V::set1(0), found = V::set1(static_cast<typename V::elem>(NAN));
+    V sought = largest, lo = zero, terms[V::lanes];
     const auto add = [&](int i, auto count) SOFTMAXLIB_INLINE_LAMBDA {
       X x[count];
       V t[count];
-      for (int k = 0; k < count; ++k) {
-        const auto is_it = eq(place, V::set1(static_cast<T>(i + k)));
-        const Pair<V> one = to_pair(held[i + k]);
-        if constexpr (sizeof(X) > sizeof(V)) lo = select(is_it, one.lo, lo);
-        from_pair(Pair<V>{select(is_it, none, one.hi), select(is_it, zero, one.lo)}, x[k]);
-      }
+      for (int k = 0; k < count; ++k) x[k] = in_lanes(i + k);
       make_terms<count>(f, x, magic, floor, t);
-      for (int k = 0; k < count; ++k) terms[i + k] = InLanes<V>::of(t[k]);
+      for (int k = 0; k < count; ++k) {
+        const auto is_it = eq(high(x[k]), sought);
+        if constexpr (sizeof(X) > sizeof(V)) lo = select(is_it, to_pair(x[k]).lo, lo);
+        sought = select(is_it, found, sought);
+        terms[i + k] = select(is_it, zero, t[k]);
+      }
     };
     int i = 0;
     SOFTMAXLIB_NO_UNROLL
     for (; i + 4 <= lanes; i += 4) add(i, Elements<4>());
     SOFTMAXLIB_NO_UNROLL
     for (; i < lanes; ++i) add(i, Elements<1>());
-    others = fold_lanes(terms, lanes);
+    held.lo = lo;
+    this->add(fold_lanes<V>(terms, lanes));
   }
 };
-
-// Sums without what each row holds, and that.
-template <class V>
-struct HeldSums {
-  BatchSums<V> sums;
-  BatchHeld<V> top;
-};
-
-// 1 / sum. A float's sum has no error.
-inline InLanes<f32x16> reciprocals_of(const BatchSums<f32x16>& sums) { return inverse(sums.sum); }
-inline InLanes<f64x8> reciprocals_of(const BatchSums<f64x8>& sums) {
-  return reciprocals<f64x8>(sums.sum, sums.error);
-}
 
 // What is computed of a row. Each kind has the function of an element F; finish(), which makes what
 // follows the sums, a row per lane; the rows' results where terms are not kept; and says:
@@ -143,7 +186,7 @@ struct BatchOfRatio : KindOfBatch {
     return true;
   }
   void finish(const BatchSums<V>& sums, bool (&alone)[V::lanes]) {
-    const V r = reciprocals_of(sums).value();
+    const V r = sums.reciprocals().value();
     store(scale, r);
     if constexpr (F::kFollows) {
       sums.check(r, alone);
@@ -161,49 +204,11 @@ using BatchOfSoftmax = BatchOfRatio<Exp<V>>;
 template <class V>
 using BatchOfStablemax = BatchOfRatio<Stable<V>>;
 
-// log1p(rest / e^held), as log1p_pair() gives it.
+// Of many rows.
 template <class V>
-struct LogRest {
-  InLanes<V> hi, lo;
-  InLanes<V> of_held, ratio;  // e^held in units of 2^(reference - kBias) of double; rest / e^held
-
-  LogRest(const BatchSums<V>& sums, const BatchHeld<V>& held) {
-    constexpr int kBias = Exp<V, Use::kLogarithms>::kBias;
-    const InLanes<V> reference = InLanes<V>::of(sums.reference), value = sums.sum + sums.error;
-    const InLanes<V> held_hi = InLanes<V>::of(held.hi), held_lo = InLanes<V>::of(held.lo);
-    of(held_hi, held_lo, reference, value, power_of_two(Exp<f64x8>::kBias - kBias));
-  }
-
- private:
-  using C = LogConstants<f64x8>;
-
-  struct One {
-    f64x8 hi, lo, of_held, ratio;
-  };
-  static One of(f64x8 held_hi, f64x8 held_lo, f64x8 reference, f64x8 value, double unit) {
-    const ExpInLanes<f64x8> exp((InLanes<f64x8>{reference}));
-    const f64x8 held = exp(Pair<f64x8>{held_hi, held_lo});
-    const f64x8 ratio = value * f64x8::set1(unit) / held;
-    const auto parts = log1p_parts(ratio, f64x8::set1(0));
-    return {parts.exponent * f64x8::set1(C::kLn2Hi),
-            parts.mantissa + parts.exponent * f64x8::set1(C::kLn2Lo), held, ratio};
-  }
-  void of(InLanes<f32x16> h, InLanes<f32x16> l, InLanes<f32x16> r, InLanes<f32x16> v, double unit) {
-    const One a = of(h.low, l.low, r.low, v.low, unit);
-    const One b = of(h.high, l.high, r.high, v.high, unit);
-    hi = {a.hi, b.hi};
-    lo = {a.lo, b.lo};
-    of_held = {a.of_held, b.of_held};
-    ratio = {a.ratio, b.ratio};
-  }
-  void of(InLanes<f64x8> h, InLanes<f64x8> l, InLanes<f64x8> r, InLanes<f64x8> v, double unit) {
-    const One a = of(h.all, l.all, r.all, v.all, unit);
-    hi = {a.hi};
-    lo = {a.lo};
-    of_held = {a.of_held};
-    ratio = {a.ratio};
-  }
-};
+inline LogRest<V> log_rest_of(const HeldSums<V>& sums) {
+  return LogRest<V>(sums.held, sums.value(), sums.reference);
+}
 
 template <class Vector>
 struct BatchOfLogSoftmax : KindOfBatch {
@@ -212,14 +217,14 @@ struct BatchOfLogSoftmax : KindOfBatch {
   using F = Exp<V, Use::kLogarithms>;
   static constexpr bool kHolds = true;
 
-  void finish(const BatchSums<V>& sums, const BatchHeld<V>& held, bool (&alone)[V::lanes]) {
-    set(LogRest<V>(sums, held), held);
+  void finish(const HeldSums<V>& sums, bool (&alone)[V::lanes]) {
+    set(log_rest_of(sums), sums.held);
     sums.check(sums.sum.value(), alone);
   }
-  void set(const LogRest<V>& rest, const BatchHeld<V>& held) {
+  void set(const LogRest<V>& rest, Pair<V> held) {
     store(hi_, held.hi);
     store(lo_, held.lo);
-    store(log_rest_, (rest.hi + rest.lo).value());
+    store(log_rest_, rest.hi + rest.lo);
   }
   bool see_nothing(int r) {
     hi_[r] = lo_[r] = log_rest_[r] = 0;
@@ -246,12 +251,13 @@ struct BatchOfLogStablemax : KindOfBatch {
   using F = Stable<V>;
   static constexpr bool kHolds = true;
 
-  void finish(const BatchSums<V>& sums, const BatchHeld<V>& held, bool (&alone)[V::lanes]) {
+  void finish(const HeldSums<V>& sums, bool (&alone)[V::lanes]) {
+    const Pair<V> held = sums.held;
     double hi[V::lanes], lo[V::lanes], rest[V::lanes], exponent[V::lanes], mantissa[V::lanes];
     double of_largest[V::lanes], sum[V::lanes];
     store_lanes(hi, InLanes<V>::of(held.hi));
     store_lanes(lo, InLanes<V>::of(held.lo));
-    store_lanes(rest, sums.sum + sums.error);
+    store_lanes(rest, sums.value());
     store_lanes(sum, sums.sum);
     for (int i = 0; i < V::lanes; i += f64x8::lanes) {
       const Pair<f64x8> largest = normalized(Pair<f64x8>{load(hi + i), load(lo + i)});
@@ -392,17 +398,17 @@ class BatchOfLogSums : public KindOfBatch {
 
   void begin(const RowRun& run, int first, int rows) { rows_.begin(run, first, rows); }
 
-  SOFTMAXLIB_NOINLINE void finish(const BatchSums<V>& sums, const BatchHeld<V>& held,
-                                  bool (&alone)[V::lanes], const ElementsOfRows<T>& at) {
+  SOFTMAXLIB_NOINLINE void finish(const HeldSums<V>& sums, bool (&alone)[V::lanes],
+                                  const ElementsOfRows<T>& at) {
     const Job& job = *rows_.job;
-    const LogRest<V> rest(sums, held);
+    const LogRest<V> rest = log_rest_of(sums);
     sums.check(sums.sum.value(), alone);
-    if (!job.loss && !job.top) return put_sums(kOut, rest, held, alone);
+    if (!job.loss && !job.top) return put_sums(kOut, rest, sums.held, alone);
     BatchOfLogSoftmax<V> log_softmax;
-    log_softmax.set(rest, held);
+    log_softmax.set(rest, sums.held);
     if (job.loss) return LabelsOfRows<V>(rows_, alone, at).put_losses(rows_, log_softmax, alone);
     take(log_softmax, alone, at);
-    if (job.base[kLogSum]) put_sums(kLogSum, rest, held, alone);
+    if (job.base[kLogSum]) put_sums(kLogSum, rest, sums.held, alone);
   }
   bool see_nothing(int r) {
     const Job& job = *rows_.job;
@@ -412,11 +418,11 @@ class BatchOfLogSums : public KindOfBatch {
   }
 
  private:
-  void put_sums(Operand k, const LogRest<V>& rest, const BatchHeld<V>& held,
+  void put_sums(Operand k, const LogRest<V>& rest, Pair<V> held,
                 const bool (&alone)[V::lanes]) const {
     alignas(64) T values[V::lanes];
-    const InLanes<V> large = (in_all(0, V()) + InLanes<V>::of(held.hi)) + rest.hi;
-    store(values, (large + (InLanes<V>::of(held.lo) + rest.lo)).value());
+    const InLanes<V> large = (in_all(0, V()) + InLanes<V>::of(held.hi)) + InLanes<V>::of(rest.hi);
+    store(values, (large + (InLanes<V>::of(held.lo) + InLanes<V>::of(rest.lo))).value());
     rows_.put(k, values, alone);
   }
   void take(const BatchOfLogSoftmax<V>& log_softmax, const bool (&alone)[V::lanes],

@@ -102,19 +102,8 @@ class LaneColumns {
   }
   // The elements of a group's rows: argument(j). A copy of where they are, which no store can
   // change.
-  struct ArgumentsOfRows {
-    const T *hi, *lo;
-    int64_t stride;
-
-    SOFTMAXLIB_INLINE X operator()(int j) const { return at(j, X()); }
-
-   private:
-    SOFTMAXLIB_INLINE V at(int j, V) const { return load(hi + j * stride); }
-    SOFTMAXLIB_INLINE Pair<V> at(int j, Pair<V>) const {
-      return {load(hi + j * kLanes), load(lo + j * kLanes)};
-    }
-  };
-  SOFTMAXLIB_INLINE ArgumentsOfRows arguments(int group) const {
+  using Arguments = ArgumentsOfRows<X>;
+  SOFTMAXLIB_INLINE Arguments arguments(int group) const {
     if constexpr (kLow) return {column(hi_, group, 0), column(lo_, group, 0), kLanes};
     else return {from_[group], nullptr, stride_[group]};
   }
@@ -190,7 +179,7 @@ class LaneSums : public Groups<typename Function::V, kLow> {
   using Columns::column;
   using Columns::hi_;
   using Columns::n_;
-  using typename Columns::ArgumentsOfRows;
+  using typename Columns::Arguments;
   using typename Columns::X;
 
  public:
@@ -205,15 +194,16 @@ class LaneSums : public Groups<typename Function::V, kLow> {
   // The references of a group, from the maxima of its rows.
   void set_references(int g) {
     V a = V::set1(static_cast<T>(-INFINITY)), b = a;
-    const ArgumentsOfRows argument = arguments(g);
+    const Arguments argument = arguments(g);
     int j = 0;
     for (; j + 2 <= n_; j += 2) {
       a = max(high(argument(j)), a);
       b = max(high(argument(j + 1)), b);
     }
     if (j < n_) a = max(high(argument(j)), a);
-    const V references = references_of(max(a, b)).value();
+    const V top = max(a, b), references = references_of(top);
     const ExpInLanes<V, F> exp(references);
+    store(top_[g], top);
     store(reference_[g], references);
     store(magic_[g], exp.magic());
     store(floor_[g], exp.floor());
@@ -231,33 +221,40 @@ class LaneSums : public Groups<typename Function::V, kLow> {
     }
   }
   // The sums of a group's rows, once their arguments are terms;
-  BatchSums<V> sum(int g) const { return with_reference(sum_of_terms(column(hi_, g, 0)), g); }
+  BatchSums<V> sum(int g) const {
+    BatchSums<V> sums = with_reference(g);
+    add_terms(column(hi_, g, 0), sums);
+    return sums;
+  }
   // or those without what each row holds, and that. Each virtual lane of a row, which are elements
   // so many after each other, holds its largest argument, and the largest of all stays out of the
   // sum.
   SOFTMAXLIB_NOINLINE HeldSums<V> sum_held(int g) const {
     const F f(0);
     const int lanes = n_ < kLanes ? n_ : kLanes;
+    BatchSums<V> sums = with_reference(g);
+    const auto without = [&](const Arguments& held) SOFTMAXLIB_INLINE_LAMBDA {
+      const V largest = F::kFollows ? load(top_[g]) : held.largest(lanes);
+      return HeldSums<V>(sums, f, held, lanes, largest, magic(g), floor(g));
+    };
+    const Arguments argument = arguments(g);
+    if (n_ <= kLanes) return without(argument);
     X held[kLanes];
-    const ArgumentsOfRows argument = arguments(g);
-    for (int i = 0; i < lanes; ++i) held[i] = argument(i);
-    BatchSums<V> sums = with_reference({in_all(0, V()), in_all(0, V()), V::set1(0)}, g);
-    if (n_ > kLanes) {
-      InLanes<V> rests[kLanes];
-      const int more = n_ - kLanes < kLanes ? n_ - kLanes : kLanes;
-      int i = 0;
-      for (; i + 4 <= more; i += 4) rest_of_lanes<4>(f, g, i, held, rests);
-      for (; i < more; ++i) rest_of_lanes<1>(f, g, i, held, rests);
-      sums = summed(rests, more, sums);
-    }
-    const BatchHeld<V> top(f, held, lanes, magic(g), floor(g));
-    two_sum(sums.sum, sums.error, top.others);
-    return {sums, top};
+    Rest rests[kLanes];
+    SOFTMAXLIB_NO_UNROLL
+    for (int i = 0; i < kLanes; ++i) held[i] = argument(i);
+    const int more = n_ - kLanes < kLanes ? n_ - kLanes : kLanes;
+    int i = 0;
+    for (; i + 4 <= more; i += 4) rest_of_lanes<4>(f, g, i, held, rests);
+    for (; i < more; ++i) rest_of_lanes<1>(f, g, i, held, rests);
+    add(rests, more, sums);
+    return without(arguments_in(held));
   }
 
  private:
-  BatchSums<V> with_reference(BatchSums<V> sums, int g) const {
-    sums.reference = F::kFollows ? load(reference_[g]) : V::set1(0);
+  BatchSums<V> with_reference(int g) const {
+    BatchSums<V> sums;
+    if constexpr (F::kFollows) sums.reference = load(reference_[g]);
     return sums;
   }
   // Some at once.
@@ -265,7 +262,7 @@ class LaneSums : public Groups<typename Function::V, kLow> {
   SOFTMAXLIB_INLINE void terms_of(int g, int j) {
     X x[N];
     V t[N];
-    const ArgumentsOfRows argument = arguments(g);
+    const Arguments argument = arguments(g);
     for (int k = 0; k < N; ++k) x[k] = argument(j + k);
     SOFTMAX_ISA::make_terms<N>(F(0), x, magic(g), floor(g), t);
     for (int k = 0; k < N; ++k) store(column(hi_, g, j + k), t[k]);
@@ -277,10 +274,9 @@ class LaneSums : public Groups<typename Function::V, kLow> {
   }
   static void fold(const InLanes<f64x8> (&lane)[8], BatchSums<f64x8>& sums) {
     sums.sum = lane[0];
-    for (int i = 1; i < 8; ++i) two_sum(sums.sum.all, sums.error.all, lane[i].all);
+    for (int i = 1; i < 8; ++i) sums.add(lane[i]);
   }
-  BatchSums<V> sum_of_terms(const T* terms) const {
-    BatchSums<V> sums = {in_all(0, V()), in_all(0, V()), V::set1(0)};
+  void add_terms(const T* terms, BatchSums<V>& sums) const {
     InLanes<V> lane[8];
     if (!F::kWide && n_ <= kLanes) {  // an element or two in each
       for (int i = 0; i < 8; ++i) {
@@ -295,7 +291,6 @@ class LaneSums : public Groups<typename Function::V, kLow> {
       for (int i = 0; i < 8; ++i) lane[i] = i < n_ ? lane_of(terms, i) : in_all(0, V());
     }
     fold(lane, sums);
-    return sums;
   }
   SOFTMAXLIB_INLINE InLanes<V> lane_of(const T* terms, int i) const {
     const auto at = [&](int j) SOFTMAXLIB_INLINE_LAMBDA { return load(terms + j * kLanes); };
@@ -320,10 +315,11 @@ class LaneSums : public Groups<typename Function::V, kLow> {
   }
 
   // What lanes i and after have beside what they hold: up to three elements each, a vector apart.
+  using Rest = typename std::conditional<F::kWide, InLanes<V>, V>::type;
   template <int N>
-  SOFTMAXLIB_INLINE void rest_of_lanes(const F& f, int g, int i, X* held, InLanes<V>* rests) const {
+  SOFTMAXLIB_INLINE void rest_of_lanes(const F& f, int g, int i, X* held, Rest* rests) const {
     V t[3][N];
-    const ArgumentsOfRows argument = arguments(g);
+    const Arguments argument = arguments(g);
     SOFTMAXLIB_NO_UNROLL
     for (int q = 0; q < 3; ++q) {
       const int from = i + (q + 1) * kLanes;
@@ -347,22 +343,20 @@ class LaneSums : public Groups<typename Function::V, kLow> {
       if constexpr (F::kWide)
         rests[i + k] =
             InLanes<V>::of(t[0][k]) + (InLanes<V>::of(t[1][k]) + InLanes<V>::of(t[2][k]));
-      else rests[i + k] = InLanes<V>::of(t[0][k] + (t[1][k] + t[2][k]));
+      else rests[i + k] = t[0][k] + (t[1][k] + t[2][k]);
     }
   }
-  static BatchSums<f32x16> summed(const InLanes<f32x16>* rests, int n, BatchSums<f32x16> sums) {
-    sums.sum = fold_lanes(rests, n);
-    return sums;
+  static void add(const Rest* rests, int n, BatchSums<f32x16>& sums) {
+    sums.sum = fold_lanes<f32x16>(rests, n);
   }
-  static BatchSums<f64x8> summed(const InLanes<f64x8>* rests, int n, BatchSums<f64x8> sums) {
-    for (int i = 0; i < n; ++i) two_sum(sums.sum.all, sums.error.all, rests[i].all);
-    return sums;
+  static void add(const Rest* rests, int n, BatchSums<f64x8>& sums) {
+    for (int i = 0; i < n; ++i) sums.add(widened(rests[i]));
   }
   SOFTMAXLIB_INLINE V magic(int g) const { return F::kFollows ? load(magic_[g]) : V::set1(0); }
   SOFTMAXLIB_INLINE V floor(int g) const { return F::kFollows ? load(floor_[g]) : V::set1(0); }
 
   alignas(64) T reference_[kRoom / 4][kLanes], magic_[kRoom / 4][kLanes];
-  alignas(64) T floor_[kRoom / 4][kLanes];
+  alignas(64) T floor_[kRoom / 4][kLanes], top_[kRoom / 4][kLanes];
 };
 
 // What a kind computes of them. The groups go through the phases one after the other: the chain of
@@ -411,12 +405,9 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
   bool finish(int g) override {
     memset(alone_[g], 0, sizeof(alone_[g]));
     if constexpr (P::kHolds) {
-      const HeldSums<V> held = this->sum_held(g);
-      if constexpr (P::kTargets) {
-        of_[g].finish(held.sums, held.top, alone_[g], this->elements(g));
-      } else {
-        of_[g].finish(held.sums, held.top, alone_[g]);
-      }
+      const HeldSums<V> sums = this->sum_held(g);
+      if constexpr (P::kTargets) of_[g].finish(sums, alone_[g], this->elements(g));
+      else of_[g].finish(sums, alone_[g]);
     } else {
       of_[g].finish(this->sum(g), alone_[g]);
       if constexpr (P::kOneIsOne) {

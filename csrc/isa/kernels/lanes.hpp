@@ -55,7 +55,8 @@ class LanesAcross {
         out_(job, kOut),
         columns_apart_(job.inner[0].stride[kX] / kItem),
         where_apart_(job.outer[job.outer_ndim - 1].stride[kWhere]),
-        in_place_(x_.item == kItem && job.inner[0].stride[kX] % kItem == 0),
+        in_place_(x_.item == kItem && job.inner[0].stride[kX] % kItem == 0 &&
+                  !(groups.kind.holds && !groups.kind.reduces && crowd_each_other(job))),
         // Columns at the same place of their pages would take each other's place in cache.
         fetches_y_(!groups.kind.reduces && out_.across && !job.in_place && !job.streaming &&
                    (job.n <= 16 || job.inner[0].stride[kOut] % 4096)),
@@ -91,6 +92,13 @@ class LanesAcross {
   static constexpr int64_t kItem = sizeof(T);
   static constexpr int kSlots = Groups<V, kLow>::kSlots;  // of groups under way
   static constexpr int64_t kLinesAhead = 512;
+
+  // Columns at the same place of their pages take each other's place in a first level cache of
+  // eight ways, those of x and y together. Where x is read again for results, it is copied.
+  static bool crowd_each_other(const Job& job) {
+    const int64_t stride = job.inner[0].stride[kX], lowest = stride & -stride;
+    return job.n * (lowest < 4096 ? lowest : 4096) > 16384;
+  }
 
   // Where rows are: in a run, `left` from its end.
   struct Cursor {

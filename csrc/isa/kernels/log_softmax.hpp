@@ -15,30 +15,53 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-struct LogSum {
-  double held_hi, held_lo;  // M, less the row's shift
-  Pair<double> log_rest;    // log1p(rest)
+// log1p(rest / e^M) of a vector of rows. A quotient of doubles, since a float's sum is one; its
+// logarithm in V, which has the digits of a result. e^M of a float is one of two parts.
+template <class V>
+struct LogRest {
+  using E = Exp<V, Use::kExact>;
+  V hi, lo;                   // the logarithm; hi: a multiple of ln2's high part
+  InLanes<V> of_held, ratio;  // e^M in units of 2^(reference - E::kBias); rest / e^M
+
+  SOFTMAXLIB_INLINE LogRest(Pair<V> held, InLanes<V> rest, V reference) {
+    using C = LogConstants<V>;
+    const ExpInLanes<V, E> exp(reference);
+    of_held = sum_of_parts(exp(held));
+    ratio = rest / of_held;
+    const LogParts<V> parts = log1p_parts(ratio.value(), V::set1(0));
+    hi = parts.exponent * V::set1(C::kLn2Hi);
+    lo = parts.mantissa + parts.exponent * V::set1(C::kLn2Lo);
+  }
+
+ private:
+  static InLanes<f32x16> sum_of_parts(Pair<f32x16> x) {
+    return InLanes<f32x16>::of(x.hi) + InLanes<f32x16>::of(x.lo);
+  }
+  static InLanes<f64x8> sum_of_parts(f64x8 x) { return {x}; }
 };
 
 template <class D>
 using LogExp = Exp<typename Row<D>::V, Use::kLogarithms>;
 
-// e^M in units of 2^(reference - kBias) of double.
-template <class F>
-inline double exp_of_held(const RowRest<F>& rest) {
-  const Exp<f64x8> exp(rest.reference);
-  const Pair<f64x8> held = {f64x8::set1(rest.held_hi), f64x8::set1(rest.held_lo)};
-  return first(exp(held));
+// That of one row.
+template <class D, class V = typename Row<D>::V>
+SOFTMAXLIB_NOINLINE LogRest<V> log_rest_of_row(const RowRest<LogExp<D>>& rest) {
+  using T = typename V::elem;
+  const Pair<V> held = {V::set1(static_cast<T>(rest.held_hi)),
+                        V::set1(static_cast<T>(rest.held_lo))};
+  return LogRest<V>(held, in_all(rest.value(), V()), V::set1(static_cast<T>(rest.reference)));
 }
-// rest / e^M, from exp_of_held.
-template <class D>
-inline double ratio_of(const RowRest<LogExp<D>>& rest, double held) {
-  const double unit = power_of_two(Exp<f64x8>::kBias - LogExp<D>::kBias);
-  return rest.value() * unit / held;
-}
+
+struct LogSum {
+  double held_hi, held_lo;  // M, less the row's shift
+  Pair<double> log_rest;    // log1p(rest)
+};
 template <class D>
 inline LogSum log_sum_of(const RowRest<LogExp<D>>& rest) {
-  return {rest.held_hi, rest.held_lo, log1p_pair(ratio_of<D>(rest, exp_of_held(rest)))};
+  const auto log_rest = log_rest_of_row<D>(rest);
+  return {rest.held_hi,
+          rest.held_lo,
+          {static_cast<double>(first(log_rest.hi)), static_cast<double>(first(log_rest.lo))}};
 }
 
 template <class V>
@@ -80,7 +103,8 @@ struct LogSoftmaxOf {
   explicit LogSoftmaxOf(LogSum s)
       : hi(static_cast<typename V::elem>(s.held_hi)),
         lo(static_cast<typename V::elem>(s.held_lo)),
-        log_rest(static_cast<typename V::elem>(s.log_rest.hi + s.log_rest.lo)) {}
+        log_rest(static_cast<typename V::elem>(s.log_rest.hi) +
+                 static_cast<typename V::elem>(s.log_rest.lo)) {}
 
   template <class X>
   SOFTMAXLIB_INLINE V operator()(X x) const {

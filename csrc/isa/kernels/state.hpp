@@ -142,7 +142,8 @@ struct LogSoftmaxState {
   }
   template <class D>
   static double logarithm(const Sum<D>& rest, double shift) {
-    return logsumexp_of(log_sum_of<D>(rest), shift);
+    const Pair<double> log_rest = log1p_pair(first(log_rest_of_row<D>(rest).ratio));
+    return logsumexp_of({rest.held_hi, rest.held_lo, log_rest}, shift);
   }
   static constexpr double kMasked = -INFINITY;
 };

@@ -32,14 +32,6 @@ constexpr int kSafeReference = 47274;  // round(kSafe log2 e)
 // The reference is raised when an element is more than this many binades above it.
 constexpr int kSlack = 40;
 
-// round(x log2 e) of a row's or group's maximum, clamped to the safe range; NaN gives the lower
-// end.
-inline int reference_of(double x) {
-  x = x > -kSafe ? x : -kSafe;
-  x = x < kSafe ? x : kSafe;
-  return static_cast<int>(x * kLog2E + 0x1.8p52 - 0x1.8p52);
-}
-
 // The largest x that needs no raise.
 inline double limit_of(int reference) { return (reference + kSlack) * kLn2Hi; }
 
@@ -280,14 +272,18 @@ class Exp<f64x8, kUse> : public ExpCalls<Exp<f64x8, kUse>, f64x8, f64x8> {
   }
 };
 
-// reference_of() of every lane's maximum.
+// round(x log2 e) of rows' or a group's maxima, clamped to the safe range; NaN gives the lower end.
+// Computed in the arithmetic's own type: near a half it may be either neighbour.
 template <class V>
-SOFTMAXLIB_INLINE InLanes<V> references_of(V top) {
+SOFTMAXLIB_INLINE V references_of(V top) {
   using T = typename V::elem;
+  const V shifter = V::set1(static_cast<T>(sizeof(T) == 4 ? 0x1.8p23 : 0x1.8p52));
   top = min(max(top, V::set1(static_cast<T>(-kSafe))), V::set1(static_cast<T>(kSafe)));
-  return InLanes<V>::of(top).map([](f64x8 x) {
-    return x * f64x8::set1(kLog2E) + f64x8::set1(0x1.8p52) - f64x8::set1(0x1.8p52);
-  });
+  return fma(top, V::set1(static_cast<T>(kLog2E)), shifter) - shifter;
+}
+template <class V>
+SOFTMAXLIB_NOINLINE int reference_of(typename V::elem top) {
+  return static_cast<int>(first(references_of(V::set1(top))));
 }
 
 // Exp with a reference per lane; the same bits as Exp(reference) gives for that lane. The floor may
@@ -296,14 +292,13 @@ SOFTMAXLIB_INLINE InLanes<V> references_of(V top) {
 template <class V, class F = Exp<V>>
 class ExpInLanes {
  public:
-  explicit ExpInLanes(InLanes<V> references) : ExpInLanes(references.value()) {}
   explicit ExpInLanes(V references)
       : exp_(0),
         magic_(fnma(references, V::set1(kSteps), V::set1(kMagic + kSteps * kOffset))),
         floor_((references - V::set1(kOffset)) * V::set1(static_cast<T>(kLn2Hi))) {}
 
   template <class X>
-  SOFTMAXLIB_INLINE V operator()(X x) const {
+  SOFTMAXLIB_INLINE typename F::Term operator()(X x) const {
     return exp_.evaluate(x, magic_, floor_);
   }
   V magic() const { return magic_; }

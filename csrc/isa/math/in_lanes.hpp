@@ -50,6 +50,14 @@ inline InLanes<f64x8> operator+(InLanes<f64x8> a, InLanes<f64x8> b) { return {a.
 inline InLanes<f64x8> operator-(InLanes<f64x8> a, InLanes<f64x8> b) { return {a.all - b.all}; }
 inline InLanes<f64x8> operator*(InLanes<f64x8> a, InLanes<f64x8> b) { return {a.all * b.all}; }
 
+inline InLanes<f32x16> operator/(InLanes<f32x16> a, InLanes<f32x16> b) {
+  return {a.low / b.low, a.high / b.high};
+}
+inline InLanes<f64x8> operator/(InLanes<f64x8> a, InLanes<f64x8> b) { return {a.all / b.all}; }
+
+inline double first(InLanes<f32x16> v) { return first(v.low); }
+inline double first(InLanes<f64x8> v) { return first(v.all); }
+
 inline void load_lanes(const double* p, InLanes<f32x16>& v) { v = {load(p), load(p + 8)}; }
 inline void load_lanes(const double* p, InLanes<f64x8>& v) { v = {load(p)}; }
 inline void store_lanes(double* p, InLanes<f32x16> v) {

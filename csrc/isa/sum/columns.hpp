@@ -166,7 +166,7 @@ class alignas(64) ColumnSums {
   using T = typename V::elem;
 
   void begin_block(V top) {
-    block_.clear(references_of(top).value());
+    block_.clear(references_of(top));
     set_limit();
     lanes_.clear();
   }
@@ -215,7 +215,7 @@ class alignas(64) ColumnSums {
       first[i] = second[i] = 1;
       if (!(tops[i] > limits[i])) continue;
       Total t = block_.get(i);
-      const int down = t.reference - reference_of(double{tops[i]});
+      const int down = t.reference - reference_of<V>(tops[i]);
       if (down >= 0) continue;
       raised = true;
       first[i] = power_of_two(down > -1022 ? down : -1022);

@@ -172,7 +172,7 @@ struct BlockState {
 template <class F, class V, class T>
 SOFTMAXLIB_NOINLINE void raise_reference(V top, Under<F>& under, Total& total, Lanes<V>& lanes,
                                          T* stored, int64_t n) {
-  const int reference = reference_of(static_cast<double>(max_lane(top)));
+  const int reference = reference_of<V>(max_lane(top));
   const int down_by = total.reference - reference;
   if (down_by >= 0) return;
   total.raise(reference);

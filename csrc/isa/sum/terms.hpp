@@ -99,7 +99,7 @@ inline void sum_piece_of(Source x, T* y, int64_t n, K known, BlockState<typename
       for (int j = 0; j < 4; ++j)
         v[j] = high(load_up_to(x, j * int64_t{V::lanes}, n - j * int64_t{V::lanes}));
       const V top = max_of(v[0], v[1], v[2], v[3]);
-      state.total.reference = reference_of(static_cast<double>(max_lane(top)));
+      state.total.reference = reference_of<V>(max_lane(top));
     }
   }
   // A known maximum of the row can spare the check, but never changes the reference. Worth it where
@@ -137,8 +137,8 @@ template <class F, class R>
 SOFTMAXLIB_NOINLINE void add_sink(double sink, R& result, Known known) {
   using T = typename F::V::elem;
   const T hi = static_cast<T>(sink), lo = static_cast<T>(sink - static_cast<double>(hi));
-  result.merge(
-      R::of_term(hi, hi - hi == 0 ? lo : 0, F::kFollows ? reference_of(sink) : known.reference));
+  result.merge(R::of_term(hi, hi - hi == 0 ? lo : 0,
+                          F::kFollows ? reference_of<typename F::V>(hi) : known.reference));
 }
 template <class F, class D, class R>
 inline R with_sink(const Row<D>& row, R result, Known known) {
