@@ -23,8 +23,8 @@ class LanesOfRows {
   // All of them, as Lanes::fold_into() makes them.
   LaneTotals<V> totals() const {
     f64x8 a[8], b[8];
-    load_columns(sums_[0][0], 8, a);
-    load_columns(sums_[1][0], 8, b);
+    load_columns(sums_[0], 8, a);
+    load_columns(sums_[8], 8, b);
     LaneTotals<V> totals;
     fold(a, b, totals);
     return totals;
@@ -33,11 +33,11 @@ class LanesOfRows {
  private:
   // Floats: eight rows' sums, then the others'. Doubles: sums, then errors.
   SOFTMAXLIB_INLINE void keep(int r, const Lanes<f32x16>& lanes, f32x16) {
-    store(sums_[r / 8][r % 8], lanes.sum);
+    store(sums_[r], lanes.sum);
   }
   SOFTMAXLIB_INLINE void keep(int r, const Lanes<f64x8>& lanes, f64x8) {
-    store(sums_[0][r], lanes.sum);
-    store(sums_[1][r], lanes.error);
+    store(sums_[r], lanes.sum);
+    store(sums_[8 + r], lanes.error);
   }
   static void fold(const f64x8 (&a)[8], const f64x8 (&b)[8], LaneTotals<f32x16>& totals) {
     totals.sum = {fold_eight(a), fold_eight(b)};
@@ -48,7 +48,7 @@ class LanesOfRows {
     totals.error.all = totals.error.all + fold_eight(b);
   }
 
-  alignas(64) double sums_[2][8][8];
+  alignas(64) double sums_[16][8];
 };
 
 // Rows of a batch, whatever is computed of them: run_batches() is compiled once for all kinds. X:

@@ -13,9 +13,9 @@ template <bool kLog, class T, class Storage>
 void gradient_along(const Job& job, int64_t start, int64_t stop) {
   constexpr int64_t kLanes = vector_of<T>::type::lanes;
   if constexpr (kHasManyRows) {
-    const bool whole = sizeof(Storage) == sizeof(T) || (job.n % kLanes == 0 && !job.streaming);
+    const bool in_place = job.n % kLanes == 0 && !job.streaming;
     if (job.n <= kVectorsPerChunk * kLanes) {
-      if (whole) GradientTiles<kLog, T, Storage>(job).compute(start, stop);
+      if (in_place && !GradientKind(job.function).reads_x()) GradientTiles<kLog, T, Storage>(job).compute(start, stop);
       else GradientTiles<kLog, T>(job).compute(start, stop);
       return stream_fence();
     }

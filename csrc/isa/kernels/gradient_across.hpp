@@ -97,6 +97,11 @@ class GradientAcross {
       return reinterpret_cast<const Storage*>(first + j * step);
     }
   };
+  // Whether rows that follow each other are transposed from where they are, or to where they
+  // belong: nothing around them is read or written.
+  static bool can_transpose_in_place(const Access& access, int n, int rows) {
+    return access.item == sizeof(T) && n >= 4 && rows % kLanes == 0;
+  }
   // An operand of a panel: vectors of its rows, element by element, in memory or in a tile.
   struct PanelOperand {
     Reader<V> reader;
@@ -113,9 +118,11 @@ class GradientAcross {
       first = job.base[operand] + place.offset[operand] + start * stride;
       if (!reader.access().across) {
         const int n = static_cast<int>(job.n);
-        reader.convert(first, rows * n, room);
+        const T* from = room;
+        if (can_transpose_in_place(reader.access(), n, rows)) from = reinterpret_cast<T*>(first);
+        else reader.convert(first, rows * n, room);
         for (int r = 0; r < rows; r += kLanes)
-          rows_to_columns<V>(room + r * n, n, n, tile + r, pitch);
+          rows_to_columns<V>(from + r * n, n, n, tile + r, pitch);
         first = reinterpret_cast<char*>(tile);
         stride = pitch * static_cast<int64_t>(sizeof(T));
         return;
@@ -173,10 +180,12 @@ class GradientAcross {
     if (is_direct()) return;
     const int pitch = groups_ * kLanes, n = static_cast<int>(job_.n);
     if (is_across_) return sender_.put_columns(out_, rows_, results_, pitch, count);
-    T* const room = room_ + kLanes;
+    const bool in_place =
+        can_transpose_in_place(sender_.access(), n, rows_) && !sender_.collects();
+    T* const to = in_place ? reinterpret_cast<T*>(out_) : room_ + kLanes;
     for (int r = 0; r < rows_; r += kLanes)
-      columns_to_rows<V>(results_ + r, pitch, n, V::set1(1), room + r * n, n);
-    sender_.put_adjacent(out_, room, rows_ * n);
+      columns_to_rows<V>(results_ + r, pitch, n, V::set1(1), to + r * n, n);
+    if (!in_place) sender_.put_adjacent(out_, to, rows_ * n);
   }
 
   static SOFTMAXLIB_INLINE void add(InLanes<f32x16>& sum, InLanes<f32x16>&, InLanes<f32x16> x) {

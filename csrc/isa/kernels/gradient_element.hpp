@@ -335,10 +335,6 @@ class ElementGradient {
     if (is_plain_ && !has_power_) f(plain_);
     else f(*this);
   }
-  // All rows at once.
-  bool is_plain() const { return is_plain_; }
-  InLanes<V> sums() const { return sum_; }
-  const GradientScale& scale() const { return *scale_; }
 
  private:
   static constexpr bool kDouble = sizeof(T) == 8;
@@ -497,6 +493,19 @@ struct GradientPiece {
       prefetch_from(j);
       group = plus_vector(group, j == i, j, n - j < kLanes ? static_cast<int>(n - j) : kLanes);
     }
+    lanes.add(widen_sum(group));
+    return lanes;
+  }
+
+  // The same of a row of so many vectors, less than a group or just one; the last is partly filled.
+  template <int kVectors>
+  SOFTMAXLIB_INLINE Lanes<V> quick_sum(int64_t n) const {
+    V group = V::set1(0);
+    for (int j = 0; j < kVectors - 1; ++j)
+      group = plus_vector(group, j == 0, j * kLanes, kLanes);
+    const int64_t last = (kVectors - 1) * kLanes;
+    group = plus_vector(group, kVectors == 1, last, static_cast<int>(n - last));
+    Lanes<V> lanes;
     lanes.add(widen_sum(group));
     return lanes;
   }

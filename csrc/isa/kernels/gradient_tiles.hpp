@@ -8,8 +8,8 @@ namespace softmaxlib {
 namespace SOFTMAX_ISA {
 namespace {
 
-// Storage: of all operands, which then are direct, their rows whole vectors, without `where` and
-// results not streamed; or T, and they may be anything.
+// Storage: of all operands, which then are direct, their rows whole vectors, without x and `where`
+// and results not streamed; or T, and they may be anything.
 template <bool kLog, class T, class Storage = T>
 class GradientTiles {
  public:
@@ -37,6 +37,7 @@ class GradientTiles {
     store(part_, V::set1(static_cast<T>(of_all.usual.part)));
     store(power_, V::set1(static_cast<T>(of_all.usual.power)));
     has_power_ = of_all.usual.power != 1;
+    may_be_plain_ = Element::may_be_plain(of_all);
     for (RowRun run(job_, row); row < stop;) {
       const bool dense = is_dense(run);
       is_dense_ = dense;
@@ -53,7 +54,7 @@ class GradientTiles {
               job_, kLog,
               job_.base[kScale] + run.place.offset[kScale] + first_ * run.step.stride[kScale],
               run.step.stride[kScale], rows_, part_, power_, has_power_);
-        finish(run, row, begin(of_all));
+        compute_rows(run, row, of_all);
       }
       row += rows;
       run.advance(rows);
@@ -156,23 +157,34 @@ class GradientTiles {
     return all;
   }
 
-  // The sums of some rows, a row per lane.
-  Element begin(const GradientScale& of_all) {
-    InLanes<V> sums = in_all(0, V());
-    bool quick = false;
-    if (!kind_.reduces) {
-      const Pieces rows = pieces();
-      const int64_t n = job_.n;
-      const int count = rows_;
-      for (int r = 0; r < count; ++r) lanes_.keep(r, rows[r].quick_sum(n));
-      Lanes<V> one;  // of lanes without a row
-      one.sum = f64x8::set1(1);
-      for (int r = count; r < kLanes; ++r) lanes_.keep(r, one);
-      sums = lanes_.totals().value();
-      quick = Element::is_good(sums);
-      if (SOFTMAXLIB_UNLIKELY(!quick)) sums = trusted(sums);
+  // f(how many vectors a row is), which the compiler knows of floats for the commonest of up to a
+  // group; 0: any.
+  template <class F>
+  static SOFTMAXLIB_INLINE void with_vectors(int64_t n, F f) {
+    const int64_t vectors = (n + kLanes - 1) / kLanes;
+    if constexpr (kIsOwn && sizeof(T) == 4) {
+      if (vectors == 1) return f(Elements<1>());
+      if (vectors == 2) return f(Elements<2>());
+      if (vectors == 4) return f(Elements<4>());
     }
-    return Element(of_all, sums, quick);
+    f(Elements<0>());
+  }
+
+  // The sums of the present rows, a row per lane.
+  SOFTMAXLIB_INLINE InLanes<V> sums() {
+    const Pieces rows = pieces();
+    const int64_t n = job_.n;
+    const int count = rows_;
+    with_vectors(n, [&](auto vectors) SOFTMAXLIB_INLINE_LAMBDA {
+      for (int r = 0; r < count; ++r) {
+        if constexpr (vectors == 0) lanes_.keep(r, rows[r].quick_sum(n));
+        else lanes_.keep(r, rows[r].template quick_sum<vectors>(n));
+      }
+    });
+    Lanes<V> one;  // of lanes without a row
+    one.sum = f64x8::set1(1);
+    for (int r = count; r < kLanes; ++r) lanes_.keep(r, one);
+    return lanes_.totals().value();
   }
   SOFTMAXLIB_NOINLINE InLanes<V> trusted(InLanes<V> sums) {
     double each[kLanes];
@@ -190,7 +202,8 @@ class GradientTiles {
   }
 
   // And what follows from them.
-  void finish(const RowRun& run, int64_t row, const Element& of_all) {
+  void compute_rows(const RowRun& run, int64_t row, const GradientScale& of_all) {
+    const InLanes<V> sums = kind_.reduces ? in_all(0, V()) : this->sums();
     T* const results = results_ + kLanes;
     const int64_t step = run.step.stride[kOut];
     char* const y = job_.base[kOut] + run.place.offset[kOut] + first_ * step;
@@ -199,9 +212,9 @@ class GradientTiles {
     const auto out = [=](int64_t r) SOFTMAXLIB_INLINE_LAMBDA {
       return reinterpret_cast<Storage*>(to + r * to_step);
     };
-    const bool is_plain = of_all.is_plain() && has_usual_scales_;
-    const bool all = is_plain || write_each(run, row, of_all, out);
-    if (is_plain) write_plain(of_all.sums(), out);
+    const bool is_plain = may_be_plain_ && has_usual_scales_ && Element::is_good(sums);
+    const bool all = is_plain || (kIsOwn ? write_each(run, row, of_all, sums, out) : each_alone(row));
+    if (is_plain) write_plain(sums, out);
     if (is_direct_) return;
     if (all && is_dense_ && sender_.takes_rows())
       return sender_.put_adjacent(y, results, rows_ * job_.n);
@@ -220,29 +233,40 @@ class GradientTiles {
     const int64_t n = job_.n, exact_from = is_direct_ ? exact_from_ - first_ : kLanes;
     const int count = rows_;
     Element::with_plain(has_power_, [&](auto made_of) SOFTMAXLIB_INLINE_LAMBDA {
-      for (int r = 0; r < count; ++r) {
-        const Plain of(V::set1(hi[r]), V::set1(lo[r]), V::set1(part_[r]), V::set1(power_[r]));
-        write(rows[r], n, out(r), made_of(of), r >= exact_from);
-      }
+      with_vectors(n, [&](auto vectors) SOFTMAXLIB_INLINE_LAMBDA {
+        for (int r = 0; r < count; ++r) {
+          const Plain of(V::set1(hi[r]), V::set1(lo[r]), V::set1(part_[r]), V::set1(power_[r]));
+          write<vectors>(rows[r], n, out(r), made_of(of), r >= exact_from);
+        }
+      });
     });
   }
-  // exact: behind the row's end nothing may be written.
-  template <class F>
+  // exact: behind the row's end nothing may be written. kVectors: as above.
+  template <int kVectors, class F>
   static SOFTMAXLIB_INLINE void write(const Piece& row, int64_t n, Storage* to, const F& element,
                                       bool exact) {
     int64_t i = 0;
-    for (; i + kLanes <= n; i += kLanes) store(to + i, row.results(i, kLanes, element));
-    if (i == n) return;
+    if constexpr (kVectors != 0) {
+      for (; i < (kVectors - 1) * kLanes; i += kLanes)
+        store(to + i, row.results(i, kLanes, element));
+    } else {
+      for (; i + kLanes <= n; i += kLanes) store(to + i, row.results(i, kLanes, element));
+      if (i == n) return;
+    }
     const V last = row.results(i, kLanes, element);
     if (SOFTMAXLIB_UNLIKELY(exact)) store_n(to + i, last, static_cast<int>(n - i));
     else store(to + i, last);
   }
+  SOFTMAXLIB_NOINLINE bool each_alone(int64_t row) const {
+    for (int r = 0; r < rows_; ++r) gradient_of_row<kLog, T>(job_, row + first_ + r);
+    return false;
+  }
   // Row by row; false where one was computed alone.
   template <class Out>
-  SOFTMAXLIB_NOINLINE bool write_each(const RowRun& run, int64_t row, const Element& of_all,
-                                      Out out) {
+  SOFTMAXLIB_NOINLINE bool write_each(const RowRun& run, int64_t row, const GradientScale& of_all,
+                                      InLanes<V> quick, Out out) {
     double sums[kLanes];
-    store_lanes(sums, of_all.sums());
+    store_lanes(sums, kind_.reduces || Element::is_good(quick) ? quick : trusted(quick));
     Place place = run.place;
     for (int k = 0; k < kOperands; ++k) place.offset[k] += first_ * run.step.stride[k];
     bool all = true;
@@ -260,11 +284,11 @@ class GradientTiles {
           result = row_operand(job_, place, kResult, 0);
         }
         const auto write_under = [&](const GradientScale& scale) {
-          write(rows[r], job_.n, out(r), Element(scale, in_all(sums[r], V()), false, result),
+          write<0>(rows[r], job_.n, out(r), Element(scale, in_all(sums[r], V()), false, result),
                 is_direct_ && first_ + r >= exact_from_);
         };
         if (job_.base[kScale]) write_under(GradientScale(kind_, affine_of(job_, place, {0, 0})));
-        else write_under(of_all.scale());
+        else write_under(of_all);
       }
       for (int k = 0; k < kOperands; ++k) place.offset[k] += run.step.stride[k];
     }
@@ -285,7 +309,7 @@ class GradientTiles {
   const bool is_direct_;
   LanesOfRows<V> lanes_;
   alignas(64) T part_[kLanes], power_[kLanes];  // scales of the present rows
-  bool has_usual_scales_ = true, has_power_ = false;
+  bool may_be_plain_ = false, has_usual_scales_ = true, has_power_ = false;
   bool alone_[kLanes];
   uint8_t visible_[kVectorsPerChunk * kLanes];
   alignas(64) T

@@ -371,7 +371,7 @@ SOFTMAXLIB_INLINE void prefetch(const void* p) {
 }
 
 // The halves of four registers as 4 x 4 matrices.
-inline void transpose_halves(__m256 (&v)[4]) {
+SOFTMAXLIB_INLINE void transpose_halves(__m256 (&v)[4]) {
   const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(v[0], v[1]));
   const __m256d b = _mm256_castps_pd(_mm256_unpackhi_ps(v[0], v[1]));
   const __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(v[2], v[3]));
@@ -382,13 +382,13 @@ inline void transpose_halves(__m256 (&v)[4]) {
   v[3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
 }
 
-inline void load_columns8(const float* p, int64_t stride, __m256 (&v)[4]) {
+SOFTMAXLIB_INLINE void load_columns8(const float* p, int64_t stride, __m256 (&v)[4]) {
   for (int i = 0; i < 4; ++i)
     v[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + i * stride)),
                                 _mm_loadu_ps(p + (4 + i) * stride), 1);
   transpose_halves(v);
 }
-inline void load_columns4(const double* p, int64_t stride, __m256d (&v)[4]) {
+SOFTMAXLIB_INLINE void load_columns4(const double* p, int64_t stride, __m256d (&v)[4]) {
   const auto rows = [=](int low, int high, int at) {
     return _mm256_insertf128_pd(_mm256_castpd128_pd256(_mm_loadu_pd(p + low * stride + at)),
                                 _mm_loadu_pd(p + high * stride + at), 1);
@@ -399,12 +399,12 @@ inline void load_columns4(const double* p, int64_t stride, __m256d (&v)[4]) {
     v[i + 1] = _mm256_unpackhi_pd(even, odd);
   }
 }
-inline void store_columns8(float* p, int64_t stride, __m256 (&v)[4]) {
+SOFTMAXLIB_INLINE void store_columns8(float* p, int64_t stride, __m256 (&v)[4]) {
   transpose_halves(v);
   for (int i = 0; i < 4; ++i) _mm_storeu_ps(p + i * stride, _mm256_castps256_ps128(v[i]));
   for (int i = 0; i < 4; ++i) _mm_storeu_ps(p + (4 + i) * stride, _mm256_extractf128_ps(v[i], 1));
 }
-inline void store_columns4(double* p, int64_t stride, const __m256d (&v)[4]) {
+SOFTMAXLIB_INLINE void store_columns4(double* p, int64_t stride, const __m256d (&v)[4]) {
   const __m256d even[2] = {_mm256_unpacklo_pd(v[0], v[1]), _mm256_unpacklo_pd(v[2], v[3])};
   const __m256d odd[2] = {_mm256_unpackhi_pd(v[0], v[1]), _mm256_unpackhi_pd(v[2], v[3])};
   _mm256_storeu_pd(p, _mm256_permute2f128_pd(even[0], even[1], 0x20));
@@ -413,44 +413,44 @@ inline void store_columns4(double* p, int64_t stride, const __m256d (&v)[4]) {
   _mm256_storeu_pd(p + 3 * stride, _mm256_permute2f128_pd(odd[0], odd[1], 0x31));
 }
 
-inline void load_four_columns(const float* p, int64_t stride, f32x16* column) {
+SOFTMAXLIB_INLINE void load_four_columns(const float* p, int64_t stride, f32x16* column) {
   __m256 a[4], b[4];
   load_columns8(p, stride, a);
   load_columns8(p + 8 * stride, stride, b);
   for (int i = 0; i < 4; ++i) column[i] = {a[i], b[i]};
 }
-inline void load_four_columns(const double* p, int64_t stride, f64x8* column) {
+SOFTMAXLIB_INLINE void load_four_columns(const double* p, int64_t stride, f64x8* column) {
   __m256d a[4], b[4];
   load_columns4(p, stride, a);
   load_columns4(p + 4 * stride, stride, b);
   for (int i = 0; i < 4; ++i) column[i] = {a[i], b[i]};
 }
-inline void store_four_columns(float* p, int64_t stride, const f32x16* column) {
+SOFTMAXLIB_INLINE void store_four_columns(float* p, int64_t stride, const f32x16* column) {
   __m256 a[4] = {column[0].a, column[1].a, column[2].a, column[3].a};
   __m256 b[4] = {column[0].b, column[1].b, column[2].b, column[3].b};
   store_columns8(p, stride, a);
   store_columns8(p + 8 * stride, stride, b);
 }
-inline void store_four_columns(double* p, int64_t stride, const f64x8* column) {
+SOFTMAXLIB_INLINE void store_four_columns(double* p, int64_t stride, const f64x8* column) {
   store_columns4(p, stride, {column[0].a, column[1].a, column[2].a, column[3].a});
   store_columns4(p + 4 * stride, stride, {column[0].b, column[1].b, column[2].b, column[3].b});
 }
 
 template <class V>
-inline void load_columns(const typename V::elem* p, int64_t stride, V (&column)[4]) {
+SOFTMAXLIB_INLINE void load_columns(const typename V::elem* p, int64_t stride, V (&column)[4]) {
   load_four_columns(p, stride, column);
 }
 template <class V>
-inline void load_columns(const typename V::elem* p, int64_t stride, V (&column)[8]) {
+SOFTMAXLIB_INLINE void load_columns(const typename V::elem* p, int64_t stride, V (&column)[8]) {
   load_four_columns(p, stride, column);
   load_four_columns(p + 4, stride, column + 4);
 }
 template <class V>
-inline void store_columns(typename V::elem* p, int64_t stride, const V (&column)[4]) {
+SOFTMAXLIB_INLINE void store_columns(typename V::elem* p, int64_t stride, const V (&column)[4]) {
   store_four_columns(p, stride, column);
 }
 template <class V>
-inline void store_columns(typename V::elem* p, int64_t stride, const V (&column)[8]) {
+SOFTMAXLIB_INLINE void store_columns(typename V::elem* p, int64_t stride, const V (&column)[8]) {
   store_four_columns(p, stride, column);
   store_four_columns(p + 4, stride, column + 4);
 }
