@@ -15,7 +15,8 @@ void gradient_along(const Job& job, int64_t start, int64_t stop) {
   if constexpr (kHasManyRows) {
     const bool in_place = job.n % kLanes == 0 && !job.streaming;
     if (job.n <= kVectorsPerChunk * kLanes) {
-      if (in_place && !GradientKind(job.function).reads_x()) GradientTiles<kLog, T, Storage>(job).compute(start, stop);
+      if (in_place && !GradientKind(job.function).reads_x())
+        GradientTiles<kLog, T, Storage>(job).compute(start, stop);
       else GradientTiles<kLog, T>(job).compute(start, stop);
       return stream_fence();
     }

@@ -180,8 +180,7 @@ class GradientAcross {
     if (is_direct()) return;
     const int pitch = groups_ * kLanes, n = static_cast<int>(job_.n);
     if (is_across_) return sender_.put_columns(out_, rows_, results_, pitch, count);
-    const bool in_place =
-        can_transpose_in_place(sender_.access(), n, rows_) && !sender_.collects();
+    const bool in_place = can_transpose_in_place(sender_.access(), n, rows_) && !sender_.collects();
     T* const to = in_place ? reinterpret_cast<T*>(out_) : room_ + kLanes;
     for (int r = 0; r < rows_; r += kLanes)
       columns_to_rows<V>(results_ + r, pitch, n, V::set1(1), to + r * n, n);

@@ -460,13 +460,14 @@ struct GradientPiece {
   const Storage *grad, *y, *x;  // NULL: those that the function does not have
   FetchAhead fetch_ahead = FetchAhead();
   int64_t ahead = kFetchAhead;
+  bool fetches = false;  // y and grad, while they are summed: what comes from memory
 
   // Every product and sum in double, of elements that take part.
   SOFTMAXLIB_NOINLINE Lanes<V> careful_sum(int64_t n, double unit) const {
     Lanes<V> lanes;
     int64_t i = 0;
     for (; i + kLanes <= n; i += kLanes) {
-      prefetch_from(i);
+      if (fetches) prefetch_from(i);
       add_vector(lanes, i, kLanes, unit);
     }
     if (i < n) add_vector(lanes, i, static_cast<int>(n - i), unit);
@@ -476,23 +477,25 @@ struct GradientPiece {
   }
   // Groups of four in the arithmetic's own type.
   SOFTMAXLIB_INLINE Lanes<V> quick_sum(int64_t n) const {
+    return !kOver && fetches ? sum_groups<true>(n) : sum_groups<false>(n);
+  }
+  template <bool kFetches>
+  SOFTMAXLIB_INLINE Lanes<V> sum_groups(int64_t n) const {
     Lanes<V> lanes;
     constexpr int64_t kGroup = kVectorsPerGroup * kLanes;
     int64_t i = 0;
     for (; i + kGroup <= n; i += kGroup) {
       V group = V::set1(0);
       for (int j = 0; j < kVectorsPerGroup; ++j) {
-        prefetch_from(i + j * kLanes);
+        if (kFetches) prefetch_from(i + j * kLanes);
         group = plus_vector(group, j == 0, i + j * kLanes, kLanes);
       }
       lanes.add(widen_sum(group));
     }
     if (i == n) return lanes;
     V group = V::set1(0);
-    for (int64_t j = i; j < n; j += kLanes) {
-      prefetch_from(j);
+    for (int64_t j = i; j < n; j += kLanes)
       group = plus_vector(group, j == i, j, n - j < kLanes ? static_cast<int>(n - j) : kLanes);
-    }
     lanes.add(widen_sum(group));
     return lanes;
   }
@@ -501,8 +504,7 @@ struct GradientPiece {
   template <int kVectors>
   SOFTMAXLIB_INLINE Lanes<V> quick_sum(int64_t n) const {
     V group = V::set1(0);
-    for (int j = 0; j < kVectors - 1; ++j)
-      group = plus_vector(group, j == 0, j * kLanes, kLanes);
+    for (int j = 0; j < kVectors - 1; ++j) group = plus_vector(group, j == 0, j * kLanes, kLanes);
     const int64_t last = (kVectors - 1) * kLanes;
     group = plus_vector(group, kVectors == 1, last, static_cast<int>(n - last));
     Lanes<V> lanes;
@@ -570,9 +572,7 @@ struct GradientPiece {
   }
   static SOFTMAXLIB_INLINE f32x16 in_unit(f32x16 g, double) { return g; }
   static SOFTMAXLIB_INLINE f64x8 in_unit(f64x8 g, double unit) { return g * f64x8::set1(unit); }
-  // Of rows through which memory is read while the one before is written. Tiles are faster without.
   SOFTMAXLIB_INLINE void prefetch_from(int64_t i) const {
-    if (kOver) return;
     fetch_ahead(reinterpret_cast<const char*>(y + i) + ahead);
     fetch_ahead(reinterpret_cast<const char*>(grad + i) + ahead);
   }

@@ -1,4 +1,5 @@
-// Gradients of long rows: one after the other, each being read while the one before is written.
+// Gradients of long rows, one after the other: each is read while the one before is written, or in
+// cache written as soon as it is read.
 #pragma once
 
 #include "isa/kernels/gradient_element.hpp"
@@ -29,12 +30,16 @@ class GradientRow {
         is_alone_(is_alone),
         place_(place),
         stage_(stage),
+        edge_(edge),
         scale_(GradientKind(job.function), affine_of(job, place, {0, 0})) {
-    const auto at = reinterpret_cast<uintptr_t>(job.base[kOut] + place.offset[kOut]);
-    const int64_t past = static_cast<int64_t>(at) % kVector;
-    if (!is_direct() || !job.streaming || job.n < V::lanes || past % kItem) return;
-    edge_ = edge;
-    head_ = past ? (kVector - past) / kItem : 0;
+    find_edge();
+  }
+  // Another row of the job.
+  void move_to(const Place& place) {
+    place_ = place;
+    if (job_->base[kScale] || scale_.unit != 1)
+      scale_ = GradientScale(scale_.kind, affine_of(*job_, place, {0, 0}));
+    find_edge();
   }
 
   // Chunk by chunk, so that this row is read while the one before is written.
@@ -53,6 +58,7 @@ class GradientRow {
     sum_up(nullptr, false);
   }
   void write() const {
+    if (is_direct() && !job_->base[kWhere]) return write_some(0, job_->n);
     for (int64_t start = 0; start < job_->n; start += kChunk) write_chunk(start);
   }
 
@@ -60,6 +66,12 @@ class GradientRow {
   static constexpr bool kIsOwn = sizeof(Storage) == sizeof(T);
   static constexpr int64_t kItem = sizeof(Storage), kVector = V::lanes * kItem;
 
+  void find_edge() {
+    const auto at = reinterpret_cast<uintptr_t>(job_->base[kOut] + place_.offset[kOut]);
+    const int64_t past = static_cast<int64_t>(at) % kVector;
+    streams_ = is_direct() && job_->streaming && job_->n >= V::lanes && past % kItem == 0;
+    head_ = streams_ && past ? (kVector - past) / kItem : 0;
+  }
   // Whether all operands are read and written where they are.
   bool is_direct() const { return !kIsOwn || (job_->direct && job_->dtype[kOut] == kOwnDtype<T>); }
 
@@ -79,10 +91,12 @@ class GradientRow {
   void write_chunk(int64_t start) const {
     const int64_t end = start + kChunk + head_ < job_->n ? start + kChunk + head_ : job_->n;
     if (start) start += head_;
-    const int64_t n = end - start;
-    if (n <= 0) return;
+    if (end > start) write_some(start, end - start);
+  }
+  SOFTMAXLIB_NOINLINE void write_some(int64_t start, int64_t n) const {
     const ElementGradient<kLog, V> element(scale_, in_all(sum_, V()), is_quick_, result_);
-    if (is_direct()) return piece(start, n).write(at(kOut) + start, n, element, edge_);
+    if (is_direct())
+      return piece(start, n).write(at(kOut) + start, n, element, streams_ ? edge_ : nullptr);
     if constexpr (kIsOwn) {
       piece(start, n).write(stage_->out, n, element, nullptr);
       scatter_elements(*job_, place_, start, n, stage_->out);
@@ -93,8 +107,9 @@ class GradientRow {
     return reinterpret_cast<Storage*>(job_->base[k] + place_.offset[k]);
   }
   using Piece = GradientPiece<kLog, V, false, Storage>;
-  SOFTMAXLIB_NOINLINE Piece piece(int64_t start, int64_t n) const {
+  Piece piece(int64_t start, int64_t n) const {
     Piece piece = {};
+    piece.fetches = job_->streaming;
     if (is_alone_) {
       piece.fetch_ahead = FetchAhead(true);
       piece.ahead = tuning.prefetch_distance;
@@ -132,8 +147,9 @@ class GradientRow {
   bool is_alone_;
   Place place_;
   GradientStage<T>* stage_;
-  Edge<Storage>* edge_ = nullptr;
-  int64_t head_ = 0;
+  Edge<Storage>* edge_;
+  bool streams_ = false;
+  int64_t head_ = 0;  // elements before the first whole vector of results
   GradientScale scale_;
   double sum_ = 0, result_ = 0;
   bool is_quick_ = false;
@@ -146,16 +162,21 @@ SOFTMAXLIB_NOINLINE void gradient_of_long_rows(const Job& job, int64_t start, in
   GradientStage<T> stage;
   Edge<Storage> edge;
   Rows rows(job, start);
-  const bool is_alone = stop - start == 1;
-  Row before(job, rows.place, &stage, &edge, is_alone);
-  before.read_beside(nullptr);
+  Row row(job, rows.place, &stage, &edge, stop - start == 1);
+  row.read_beside(nullptr);
   for (int64_t r = start + 1; r < stop; ++r) {
     rows.next();
-    Row row(job, rows.place, &stage, &edge, is_alone);
-    row.read_beside(&before);
-    before = row;
+    if (job.streaming) {
+      const Row before = row;
+      row.move_to(rows.place);
+      row.read_beside(&before);
+    } else {  // a row is written while it is in the first level cache
+      row.write();
+      row.move_to(rows.place);
+      row.read_beside(nullptr);
+    }
   }
-  before.write();
+  row.write();
   edge.flush();
 }
 

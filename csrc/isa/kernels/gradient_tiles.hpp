@@ -213,7 +213,8 @@ class GradientTiles {
       return reinterpret_cast<Storage*>(to + r * to_step);
     };
     const bool is_plain = may_be_plain_ && has_usual_scales_ && Element::is_good(sums);
-    const bool all = is_plain || (kIsOwn ? write_each(run, row, of_all, sums, out) : each_alone(row));
+    const bool all =
+        is_plain || (kIsOwn ? write_each(run, row, of_all, sums, out) : each_alone(row));
     if (is_plain) write_plain(sums, out);
     if (is_direct_) return;
     if (all && is_dense_ && sender_.takes_rows())
@@ -285,7 +286,7 @@ class GradientTiles {
         }
         const auto write_under = [&](const GradientScale& scale) {
           write<0>(rows[r], job_.n, out(r), Element(scale, in_all(sums[r], V()), false, result),
-                is_direct_ && first_ + r >= exact_from_);
+                   is_direct_ && first_ + r >= exact_from_);
         };
         if (job_.base[kScale]) write_under(GradientScale(kind_, affine_of(job_, place, {0, 0})));
         else write_under(of_all);
