@@ -15,8 +15,7 @@ void gradient_along(const Job& job, int64_t start, int64_t stop) {
   if constexpr (kHasManyRows) {
     const bool in_place = job.n % kLanes == 0 && !job.streaming;
     if (job.n <= kVectorsPerChunk * kLanes) {
-      if (in_place && !GradientKind(job.function).reads_x())
-        GradientTiles<kLog, T, Storage>(job).compute(start, stop);
+      if (in_place) GradientTiles<kLog, T, Storage>(job).compute(start, stop);
       else GradientTiles<kLog, T>(job).compute(start, stop);
       return stream_fence();
     }
@@ -36,7 +35,7 @@ void gradient_rows(const Job& job, int64_t start, int64_t stop, char*) {
     }
     // What mixed precision trains with reads its halves where they are.
     if constexpr (sizeof(T) == 4) {
-      if (job.direct && !job.base[kWhere]) {
+      if (job.direct && !job.base[kWhere] && !GradientKind(job.function).reads_x()) {
         if (job.dtype[kOut] == SOFTMAXLIB_F16)
           return gradient_along<kLog, T, f16>(job, start, stop);
         if (job.dtype[kOut] == SOFTMAXLIB_BF16)

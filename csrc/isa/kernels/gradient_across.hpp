@@ -10,7 +10,9 @@ namespace {
 
 // A panel of rows at a time: whole vectors of rows, or less than one vector. Of a panel a slice at
 // a time: as many elements as a vector has lanes, one element of all its rows after the other,
-// since so they lie in memory. Short rows are one slice.
+// since so they lie in memory. Short rows are one slice; those of up to a group, where they are
+// read and written in place, are summed lane by lane, which needs no room for lanes and so lets a
+// panel be wide.
 template <bool kLog, class T>
 class GradientAcross {
  public:
@@ -52,7 +54,7 @@ class GradientAcross {
     }
     has_power_ = scale_.usual.power != 1;
     // Short rows and their tiles fit in the first level cache.
-    most_ = kLanes * (is_short() ? kMostVectors / job.n : kGroups);
+    most_ = kLanes * (is_group() ? kWide : is_short() ? kMostVectors / job.n : kGroups);
   }
 
   void compute(int64_t row, int64_t stop) {
@@ -65,6 +67,7 @@ class GradientAcross {
       rows_ = static_cast<int>(rows);
       groups_ = (rows_ + kLanes - 1) / kLanes;
       if (job_.base[kScale] && !has_usual_scales()) compute_all_alone();
+      else if (is_group() && rows_ >= (is_short() ? kGroups : 1) * kLanes) compute_group();
       else if (is_short()) compute_slice();
       else compute_slices();
       row += rows;
@@ -77,6 +80,7 @@ class GradientAcross {
   // Rows that follow each other are taken up to so many elements; longer ones are faster in tiles.
   static constexpr int64_t kMostAlong = kLanes == 16 ? 12 : 8;
   static constexpr int kGroups = 8;  // vectors of rows in a panel
+  static constexpr int kWide = 32;   // the same, where rows are summed lane by lane
   static constexpr int kParts = 8;   // a sum has eight partial ones: Lanes of isa/sum/sum.hpp
   static constexpr int64_t kSlice = kLanes, kRoom = kGroups * kSlice;
   static constexpr int64_t kMostVectors = kRoom / 2;  // of short rows
@@ -146,6 +150,22 @@ class GradientAcross {
   // Rows that are written a vector of rows after the other, each as soon as it is summed. Halves
   // that are read where they are pay for slices sooner.
   bool is_short() const { return job_.n <= (has_halves_ ? 8 : kMostAlong); }
+  bool is_group() const {
+    const auto is_own = [this](Operand k) {
+      return Access(job_, k).across && job_.dtype[k] == kOwnDtype<T>;
+    };
+    return job_.n <= kGroup && may_be_plain_ && !job_.base[kWhere] && job_.n >= 4 &&
+           is_own(kGrad) && is_own(kResult) && is_own(kOut) &&
+           lines_in_a_set() <= (job_.streaming ? 16 : 8);
+  }
+  // Of the lines that add_up_lanes() reads at a time, how many have the same place in their pages,
+  // and so in a first level cache, if that has eight ways.
+  int64_t lines_in_a_set() const {
+    const int64_t stride = job_.inner[0].stride[kGrad], lowest = stride & -stride;
+    const int64_t vectors = (job_.n + kLanes - 1) / kLanes;
+    const int64_t at_a_time = 2 * vectors * (kLanes > kParts ? 4 : 1);
+    return at_a_time * (lowest < 4096 ? lowest : 4096) / 4096;
+  }
   // Whether an operand is read or written where it is.
   bool is_in_place(const Access& access) const {
     return access.across && rows_ % kLanes == 0 && (access.item == sizeof(T) || in_halves_);
@@ -332,6 +352,73 @@ class GradientAcross {
     return true;
   }
 
+  // Rows of up to a group: lane by lane, in the order in which their sums are folded, of all rows.
+  void compute_group() {
+    fetch(0, static_cast<int>(job_.n));
+    add_up_lanes();
+    bool quick = true;
+    for (int g = 0; g < groups_; ++g) quick &= Element::is_good(at(wide_sum_[g]));
+    if (SOFTMAXLIB_UNLIKELY(!quick)) return compute_in_slices();
+    for (int g = 0; g < groups_; ++g) plain_[g] = plain(g, at(wide_sum_[g]));
+    write_slice(static_cast<int>(job_.n));
+  }
+  // The same rows, as many at a time as slices are wide.
+  SOFTMAXLIB_NOINLINE void compute_in_slices() {
+    const Dim& beside = job_.outer[job_.outer_ndim - 1];
+    for (int left = rows_; left > 0; left -= rows_) {
+      rows_ = left < kGroups * kLanes ? left : kGroups * kLanes;
+      groups_ = rows_ / kLanes;
+      if (job_.base[kScale]) has_usual_scales();
+      if (is_short()) compute_slice();
+      else compute_slices();
+      row_ += rows_;
+      for (int k = 0; k < kOperands; ++k) place_.offset[k] += rows_ * beside.stride[k];
+    }
+  }
+  SOFTMAXLIB_NOINLINE void add_up_lanes() {
+    const T* const like = nullptr;
+    const int n = static_cast<int>(job_.n), width = groups_ * kLanes;
+    const Column grad = grad_.column(0), y = y_.column(0);
+    // Lane i of a vector of rows at r, and the one that is added to it in double.
+    const auto lane = [=](int i, int r) SOFTMAXLIB_INLINE_LAMBDA {
+      V group =
+          plus_element<kLog>(V::set1(0), true, load(grad.at(i, like) + r), load(y.at(i, like) + r));
+      for (int j = i + kLanes; j < n; j += kLanes)
+        group =
+            plus_element<kLog>(group, false, load(grad.at(j, like) + r), load(y.at(j, like) + r));
+      return InLanes<V>::of(group);
+    };
+    const auto part = [=](int i, int r) SOFTMAXLIB_INLINE_LAMBDA {
+      const InLanes<V> first = lane(i, r);
+      return kLanes > kParts && i + kParts < n ? first + lane(i + kParts, r) : first;
+    };
+    if constexpr (kLanes > kParts) {
+      double(*const even)[kLanes] = wide_sum_, (*const odd)[kLanes] = wide_error_;
+      constexpr int kOrder[4] = {0, 2, 1, 3};
+      for (const int i : kOrder)
+        for (int r = 0; r < width; r += kLanes) {
+          const int g = r / kLanes;
+          InLanes<V> x = part(i, r);
+          if (i + 4 < n) x = x + part(i + 4, r);
+          if (i == 0) store_lanes(even[g], x);
+          else if (i == 1) store_lanes(odd[g], x);
+          else if (i == 2) store_lanes(even[g], at(even[g]) + x);
+          else store_lanes(even[g], at(even[g]) + (at(odd[g]) + x));
+        }
+    } else {
+      for (int i = 0; i < kParts && i < n; ++i)
+        for (int r = 0; r < width; r += kLanes) {
+          const int g = r / kLanes;
+          InLanes<V> sum = in_all(0, V()), error = sum;
+          if (i > 0) sum = at(wide_sum_[g]), error = at(wide_error_[g]);
+          add(sum, error, part(i, r));
+          const bool is_last = i == kParts - 1 || i == n - 1;
+          store_lanes(wide_sum_[g], is_last ? sum + error : sum);
+          store_lanes(wide_error_[g], error);
+        }
+    }
+  }
+
   bool is_like_out(Operand k) const {
     return Access(job_, k).across && job_.dtype[k] == job_.dtype[kOut];
   }
@@ -478,7 +565,7 @@ class GradientAcross {
     const V d = element(grad, result);
     return Plain::kIsMasked ? of_visible<kLog>(d, result) : d;
   }
-  SOFTMAXLIB_INLINE void write_slice(int count) const {
+  SOFTMAXLIB_NOINLINE void write_slice(int count) const {
     Element::with_plain(
         has_power_, [&](auto made_of) SOFTMAXLIB_INLINE_LAMBDA { write_slice_of(count, made_of); });
   }
@@ -526,7 +613,8 @@ class GradientAcross {
   int64_t out_stride_ = 0;
   Sum sums_[kGroups];
   alignas(64) T group_[kSlice][kGroups * kLanes];
-  Plain plain_[kGroups];
+  alignas(64) double wide_sum_[kWide][kLanes], wide_error_[kWide][kLanes];
+  Plain plain_[kWide];
   bool has_power_ = false;
   alignas(64) T part_[kMostVectors * kLanes], power_[kMostVectors * kLanes];  // scales of rows
   alignas(64) T results_[kRoom * kLanes];

@@ -335,6 +335,12 @@ class ElementGradient {
     if (is_plain_ && !has_power_) f(plain_);
     else f(*this);
   }
+  // The same where it is_plain().
+  bool is_plain() const { return is_plain_; }
+  template <class F>
+  SOFTMAXLIB_INLINE void with_plain(F f) const {
+    with_plain(has_power_, [&](auto made_of) SOFTMAXLIB_INLINE_LAMBDA { f(made_of(plain_)); });
+  }
 
  private:
   static constexpr bool kDouble = sizeof(T) == 8;
@@ -533,9 +539,12 @@ struct GradientPiece {
     }
   }
   // out: n elements, streamed from the first aligned vector on; what is left at the ends: to edge.
+  // Those of another storage have to be plain.
   void write(Storage* out, int64_t n, const ElementGradient<kLog, V>& element,
              Edge<Storage>* edge) const {
-    element.with([&](auto f) SOFTMAXLIB_INLINE_LAMBDA { write_each(out, n, f, edge); });
+    const auto write = [&](auto f) SOFTMAXLIB_INLINE_LAMBDA { write_each(out, n, f, edge); };
+    if constexpr (sizeof(Storage) == sizeof(T)) element.with(write);
+    else element.with_plain(write);
   }
 
  private:

@@ -16,7 +16,8 @@ struct GradientStage {
   uint8_t where[kSize];
 };
 
-// Storage: of all operands, which then are direct, without `where`; or T, and they may be anything.
+// Storage: of all operands, which then are direct, without x and `where`; or T, and they may be
+// anything.
 template <bool kLog, class T, class Storage = T>
 class GradientRow {
  public:
@@ -95,12 +96,24 @@ class GradientRow {
   }
   SOFTMAXLIB_NOINLINE void write_some(int64_t start, int64_t n) const {
     const ElementGradient<kLog, V> element(scale_, in_all(sum_, V()), is_quick_, result_);
+    if constexpr (!kIsOwn)
+      if (!element.is_plain()) return write_through_stage(start);
     if (is_direct())
       return piece(start, n).write(at(kOut) + start, n, element, streams_ ? edge_ : nullptr);
     if constexpr (kIsOwn) {
       piece(start, n).write(stage_->out, n, element, nullptr);
       scatter_elements(*job_, place_, start, n, stage_->out);
     }
+  }
+
+  // A row of halves that is not plain, once.
+  SOFTMAXLIB_NOINLINE void write_through_stage(int64_t start) const {
+    if (start) return;
+    Edge<T> edge;
+    GradientRow<kLog, T> row(*job_, place_, stage_, &edge, true);
+    row.read_beside(nullptr);
+    row.write();
+    edge.flush();
   }
 
   Storage* at(Operand k) const {
