@@ -67,6 +67,16 @@ bool lies_across(const Job& job, Operand k) {
          job.outer[job.outer_ndim - 1].stride[k] == item;
 }
 
+// Whether logarithms of rows that lie side by side are read and written in place, and without
+// options.
+bool logarithms_in_place(const Job& job) {
+  const Finish finish = kFunctionInfo[job.function].finish;
+  const bool is_exp = kFunctionInfo[job.function].element == Element::exp;
+  return is_exp && finish != Finish::ratio && job.plain && !is_half(job.dtype[kX]) &&
+         lies_across(job, kX) &&
+         (job.reduces || (job.dtype[kOut] == job.dtype[kX] && lies_across(job, kOut)));
+}
+
 // Whether batches transpose rows that lie side by side, and their room in the first level cache is
 // too small for as many as a vector takes.
 bool transposes(const Job& job) {
@@ -208,8 +218,10 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
     if (job.rows > 1 && fits && job.n * item <= 8192 && job.rows * job.n >= 4096 && !frugal)
       return {registry::pipelined, "short rows in cache: the next row hides the end of this"};
   }
-  const int64_t most =
-      lies_across(job, kX) ? kVectorsPerGroup * (item == 8 ? 8 : 16) : in_lanes_below - 1;
+  const int64_t group = kVectorsPerGroup * (item == 8 ? 8 : 16);
+  const int64_t most = logarithms_in_place(job) ? kGroupsInLanes * group
+                       : lies_across(job, kX)   ? group
+                                                : in_lanes_below - 1;
   if (batches(job) && many_rows && !plain_softmax && job.rows * kShare >= job.n && job.n <= most)
     return {registry::in_lanes, "rows of a few elements: every lane is a row"};
   if (batches(job) && many_rows && (half || !plain_softmax))

@@ -153,6 +153,8 @@ class Groups : public LaneColumns<V, kLow> {
   virtual void store_results(int g, T* y, int64_t stride) = 0;
   // or to rows that lie side by side.
   virtual void send(int g, Sender<V>& sender, char* y, int rows) const = 0;
+  // or those of groups in all slots, which follow each other.
+  virtual void send_all(Sender<V>& sender, char* y) const = 0;
 
   bool is_alone(int row) const { return alone_[row / kLanes][row % kLanes]; }
 
@@ -188,19 +190,32 @@ class LaneSums : public Groups<typename Function::V, kLow> {
   using T = typename V::elem;
   using Columns::kLanes;
   using Columns::kRoom;
+  static constexpr int kGroup = kVectorsPerGroup * kLanes;
 
   using Columns::Columns;
+
+  // Of rows of several groups: lanes in which a later one exceeds the reference of the first.
+  void note_exceeded(int g, V largest, bool (&alone)[kLanes]) const {
+    const auto limit = [](f64x8 r) { return (r + f64x8::set1(kSlack)) * f64x8::set1(kLn2Hi); };
+    const V most = InLanes<V>::of(load(reference_[g])).map(limit).value();
+    if (!any(gt(largest, most))) return;
+    T x[kLanes], of[kLanes];
+    store(x, largest);
+    store(of, most);
+    for (int i = 0; i < kLanes; ++i) alone[i] |= x[i] > of[i];
+  }
 
   // The references of a group, from the maxima of its rows.
   void set_references(int g) {
     V a = V::set1(static_cast<T>(-INFINITY)), b = a;
     const Arguments argument = arguments(g);
+    const int n = n_ < kGroup ? n_ : kGroup;  // of longer rows the first group's
     int j = 0;
-    for (; j + 2 <= n_; j += 2) {
+    for (; j + 2 <= n; j += 2) {
       a = max(high(argument(j)), a);
       b = max(high(argument(j + 1)), b);
     }
-    if (j < n_) a = max(high(argument(j)), a);
+    if (j < n) a = max(high(argument(j)), a);
     const V top = max(a, b), references = references_of(top);
     const ExpInLanes<V, F> exp(references);
     store(top_[g], top);
@@ -230,6 +245,8 @@ class LaneSums : public Groups<typename Function::V, kLow> {
   // so many after each other, holds its largest argument, and the largest of all stays out of the
   // sum.
   SOFTMAXLIB_NOINLINE HeldSums<V> sum_held(int g) const {
+    if constexpr (F::kFollows && !kLow)
+      if (n_ > kGroup) return sum_groups_held(g);
     const F f(0);
     const int lanes = n_ < kLanes ? n_ : kLanes;
     BatchSums<V> sums = with_reference(g);
@@ -312,6 +329,54 @@ class LaneSums : public Groups<typename Function::V, kLow> {
       if (kLanes == 8 || i + kLanes / 2 >= n_) return InLanes<V>::of(four(i));
       return InLanes<V>::of(four(i)) + InLanes<V>::of(four(i + kLanes / 2));
     }
+  }
+
+  // The same of rows of several groups.
+  SOFTMAXLIB_NOINLINE HeldSums<V> sum_groups_held(int g) const {
+    const F f(0);
+    const Arguments argument = arguments(g);
+    const int n = n_;
+    V held[kLanes];
+    InLanes<V> part[8], lost[8];  // Lanes of isa/sum/sum.hpp, a vector of rows each
+    for (int i = 0; i < 8; ++i) part[i] = lost[i] = in_all(0, V());
+    for (V& none : held) none = V::set1(static_cast<T>(-INFINITY));
+    for (int from = 0; from < n; from += kGroup) {
+      V terms[kLanes];
+      const int lanes = n - from < kLanes ? n - from : kLanes;
+      SOFTMAXLIB_NO_UNROLL
+      for (int i = 0; i < lanes; ++i) {
+        V x[4], t[4];
+        for (int k = 0; k < 4; ++k) {
+          const int j = from + i + k * kLanes;
+          x[k] = hold(held[i], j < n ? argument(j) : V::set1(static_cast<T>(-INFINITY)));
+        }
+        SOFTMAX_ISA::make_terms<4>(f, x, magic(g), floor(g), t);
+        terms[i] = (t[0] + t[1]) + (t[2] + t[3]);
+      }
+      SOFTMAXLIB_NO_UNROLL
+      for (int i = 0; i < 8 && i < lanes; ++i) {
+        InLanes<V> x = widened(terms[i]);
+        if (i + 8 < lanes) x = x + widened(terms[i + 8]);
+        add_to_lane(part[i], lost[i], x);
+      }
+    }
+    BatchSums<V> sums = with_reference(g);
+    fold(part, sums);
+    fold_lost(lost, sums);
+    const auto in_lanes = arguments_in(held);
+    return HeldSums<V>(sums, f, in_lanes, kLanes, in_lanes.largest(kLanes), magic(g), floor(g));
+  }
+  static SOFTMAXLIB_INLINE void add_to_lane(InLanes<f32x16>& sum, InLanes<f32x16>&,
+                                            InLanes<f32x16> x) {
+    sum = sum + x;
+  }
+  static SOFTMAXLIB_INLINE void add_to_lane(InLanes<f64x8>& sum, InLanes<f64x8>& lost,
+                                            InLanes<f64x8> x) {
+    two_sum(sum.all, lost.all, x.all);
+  }
+  static void fold_lost(const InLanes<f32x16> (&)[8], BatchSums<f32x16>&) {}
+  static void fold_lost(const InLanes<f64x8> (&lost)[8], BatchSums<f64x8>& sums) {
+    sums.error = sums.error + fold_eight(lost);
   }
 
   // What lanes i and after have beside what they hold: up to three elements each, a vector apart.
@@ -406,6 +471,8 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
     memset(alone_[g], 0, sizeof(alone_[g]));
     if constexpr (P::kHolds) {
       const HeldSums<V> sums = this->sum_held(g);
+      if constexpr (F::kFollows)
+        if (n_ > Sums::kGroup) this->note_exceeded(g, sums.held.hi, alone_[g]);
       if constexpr (P::kTargets) of_[g].finish(sums, alone_[g], this->elements(g));
       else of_[g].finish(sums, alone_[g]);
     } else {
@@ -442,6 +509,10 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
   }
   void send(int g, Sender<V>& sender, char* y, int rows) const override {
     if constexpr (!P::kReduces) sender.put_strip(y, rows, results(g));
+  }
+  void send_all(Sender<V>& sender, char* y) const override {
+    if constexpr (P::kHolds && F::kFollows && !P::kReduces && !P::kTargets && !kLow)
+      sender.put_strips(y, results(0), results(1), results(2), results(3));
   }
 
  private:

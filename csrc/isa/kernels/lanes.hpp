@@ -55,8 +55,10 @@ class LanesAcross {
         out_(job, kOut),
         columns_apart_(job.inner[0].stride[kX] / kItem),
         where_apart_(job.outer[job.outer_ndim - 1].stride[kWhere]),
-        in_place_(x_.item == kItem && job.inner[0].stride[kX] % kItem == 0 &&
-                  !(groups.kind.holds && !groups.kind.reduces && crowd_each_other(job))),
+        is_long_(job.n > kVectorsPerGroup * kLanes),
+        in_place_(
+            x_.item == kItem && job.inner[0].stride[kX] % kItem == 0 &&
+            (is_long_ || !groups.kind.holds || groups.kind.reduces || !crowd_each_other(job))),
         // Columns at the same place of their pages would take each other's place in cache.
         fetches_y_(!groups.kind.reduces && out_.across && !job.in_place && !job.streaming &&
                    (job.n <= 16 || job.inner[0].stride[kOut] % 4096)),
@@ -64,8 +66,23 @@ class LanesAcross {
         stager_(job),
         sender_(job) {}
 
-  // The steps of a group wait for each other, so those of its neighbours come between them.
   void compute(int64_t row, int64_t stop, void (*alone)(const Job& job, int64_t row)) {
+    first_ = row;
+    if constexpr (!kLow)
+      if (is_long_) return compute_long(row, stop, alone);
+    compute_in_steps(row, stop, alone);
+    sender_.finish();
+  }
+
+ private:
+  using T = typename V::elem;
+  static constexpr int kLanes = V::lanes;
+  static constexpr int64_t kItem = sizeof(T);
+  static constexpr int kSlots = Groups<V, kLow>::kSlots;  // of groups under way
+  static constexpr int64_t kLinesAhead = 512, kLongLinesAhead = 2048;
+
+  // The steps of a group wait for each other, so those of its neighbours come between them.
+  void compute_in_steps(int64_t row, int64_t stop, void (*alone)(const Job& job, int64_t row)) {
     const auto slot = [](int64_t v) { return static_cast<int>(v % kSlots); };
     Cursor now(job_, row), later(job_, row);
     LinesAhead ahead;
@@ -83,15 +100,37 @@ class LanesAcross {
       if (v >= 2 && v - 2 < filled) strips_[slot(v - 2)].is_good = groups_.finish(slot(v - 2));
       if (v >= 3) put(slot(v - 3), alone);
     }
-    sender_.finish();
   }
-
- private:
-  using T = typename V::elem;
-  static constexpr int kLanes = V::lanes;
-  static constexpr int64_t kItem = sizeof(T);
-  static constexpr int kSlots = Groups<V, kLow>::kSlots;  // of groups under way
-  static constexpr int64_t kLinesAhead = 512;
+  SOFTMAXLIB_NOINLINE void put_all(int count, void (*alone)(const Job& job, int64_t row)) {
+    for (int g = 0; g < count; ++g) put(g, alone);
+  }
+  // Rows of several groups have enough to do by themselves. Their results leave some vectors beside
+  // each other at a time.
+  void compute_long(int64_t row, int64_t stop, void (*alone)(const Job& job, int64_t row)) {
+    Cursor now(job_, row), later(job_, row);
+    LinesAhead ahead;
+    later.skip(groups_ahead(later) * kLanes);
+    int64_t fetched = 0;
+    while (row < stop) {
+      int count = 0;
+      bool together = !groups_.kind.reduces;
+      for (; count < kSlots && row < stop; ++count) {
+        if (fetched-- == 0) fetched = fetch_ahead(later, ahead) - 1;
+        const int64_t left = now.left < stop - row ? now.left : stop - row;
+        row += fill_long(count, now, row, left < kLanes ? left : kLanes);
+        Strip& strip = strips_[count];
+        strip.is_good = takes(strip);
+        if (strip.is_good) {
+          groups_.start(count);
+          groups_.make_terms(count, ahead);
+          strip.is_good = groups_.finish(count);
+        }
+        together &= strip.is_good && strip.y == strips_[0].y + count * kLanes * kItem;
+      }
+      if (together && count == kSlots) groups_.send_all(sender_, strips_[0].y);
+      else put_all(count, alone);
+    }
+  }
 
   // Columns at the same place of their pages take each other's place in a first level cache of
   // eight ways, those of x and y together. Where x is read again for results, it is copied.
@@ -137,6 +176,9 @@ class LanesAcross {
     const char* where;
   };
 
+  // Long rows are read in place, and so as many at a time as a vector has lanes; others one by one.
+  bool takes(const Strip& strip) const { return !is_long_ || strip.rows == kLanes; }
+
   // Returns how many rows it is.
   SOFTMAXLIB_INLINE int64_t fill(int g, Cursor& now, int64_t row, int64_t stop) {
     int64_t rows = now.left < stop - row ? now.left : stop - row;
@@ -152,9 +194,26 @@ class LanesAcross {
     now.skip(rows);
     return rows;
   }
+  // The last rows of a run come with some that are computed again, so that they are a vector: but
+  // not where these have other elements by now, or are another task's.
+  SOFTMAXLIB_NOINLINE int64_t fill_long(int g, Cursor& now, int64_t row, int64_t rows) {
+    const int64_t again = kLanes - rows;
+    const bool can = now.first() >= again && row - again >= first_ && !job_.in_place;
+    const int64_t back = can ? again : 0, first = now.first() - back;
+    const Dim& step = now.run.step;
+    strips_[g] = {row - back, now.y - back * step.stride[kOut], static_cast<int>(rows + back), true,
+                  nullptr};
+    if (groups_.kind.targets)
+      groups_.begin(g, now.run, static_cast<int>(first), static_cast<int>(rows + back));
+    const char* const x = now.x - back * step.stride[kX];
+    groups_.read_from(g, reinterpret_cast<const T*>(x), columns_apart_);
+    now.skip(rows);
+    return rows;
+  }
   // How many groups of a run are fetched in one go.
   int64_t groups_ahead(const Cursor& at) const {
-    const int64_t width = kLinesAhead / job_.n > 16 ? kLinesAhead / job_.n : 16;
+    int64_t width = kLinesAhead / job_.n > 16 ? kLinesAhead / job_.n : 16;
+    if (is_long_) width = kLongLinesAhead / job_.n;
     const int64_t left = (at.left + kLanes - 1) / kLanes;
     return width < left ? width : left;
   }
@@ -182,9 +241,10 @@ class LanesAcross {
   SOFTMAXLIB_NOINLINE void put_each(int g, void (*alone)(const Job& job, int64_t row)) {
     const Strip& strip = strips_[g];
     const auto is_alone = [&](int r) { return groups_.is_alone(g * kLanes + r); };
+    const bool all = is_long_ && !(groups_.kind.reduces && takes(strip));
     for (int r = 0; r < strip.rows; ++r)
-      if (is_alone(r)) alone(job_, strip.row + r);
-    if (groups_.kind.reduces) return;
+      if (all || is_alone(r)) alone(job_, strip.row + r);
+    if (all || groups_.kind.reduces) return;
     alignas(64) T results[(kVectorsPerGroup * kLanes + 2) * kLanes];
     groups_.store_results(g, results + kLanes, job_.n);
     const int64_t step = job_.outer[job_.outer_ndim - 1].stride[kOut];
@@ -195,11 +255,12 @@ class LanesAcross {
   const Job& job_;
   const Access x_, out_;
   const int64_t columns_apart_, where_apart_;
-  const bool in_place_, fetches_y_;
+  const bool is_long_, in_place_, fetches_y_;  // is_long_: of several groups, as logarithms are
   Groups<V, kLow>& groups_;
   Stager<V> stager_;
   Sender<V> sender_;
   Strip strips_[kSlots];
+  int64_t first_ = 0;  // row of all
 };
 
 // Brings rows that are contiguous, or lie anyhow, to columns.
@@ -389,19 +450,23 @@ static_assert(kVectorsPerGroup == 4, "kInLanesBelow");
 
 // Whether calls that have no schedule of their own compute rows many at a time, and how.
 enum class Many { kNo, kInLanes, kBatched };
+// reduces: to logarithms of sums.
 template <class V>
-inline Many many_rows(const Job& job) {
+inline Many many_rows(const Job& job, bool reduces) {
   constexpr int64_t kShare = 8;  // as host/schedule.cpp has it
   if (job.n == 0 || job.n > kVectorsPerChunk * V::lanes) return Many::kNo;
-  const int64_t below = Access(job, kX).across ? int64_t{kVectorsPerGroup} * V::lanes
-                                               : kInLanesBelow<typename V::elem>;
+  const Access x(job, kX);
+  constexpr int64_t kGroup = kVectorsPerGroup * V::lanes;
+  int64_t below = x.across ? kGroup : kInLanesBelow<typename V::elem>;
+  if (reduces && x.across && job.plain && job.dtype[kX] == kOwnDtype<typename V::elem>)
+    below = kGroupsInLanes * kGroup + 1;
   return job.n < below && job.rows * kShare >= job.n ? Many::kInLanes : Many::kBatched;
 }
 template <class Kind>
 inline bool run_many(const Job& job, int64_t start, int64_t stop, char* scratch,
                      void (*alone)(const Job& job, int64_t row)) {
   if constexpr (kHasManyRows) {
-    const Many many = many_rows<typename Kind::V>(job);
+    const Many many = many_rows<typename Kind::V>(job, Kind::kReduces);
     if (many == Many::kInLanes) run_any_in_lanes<Kind>(job, start, stop, alone);
     if (many == Many::kBatched) run_any_batches<Kind>(job, start, stop, scratch, alone);
     return many != Many::kNo;

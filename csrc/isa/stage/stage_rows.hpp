@@ -718,6 +718,22 @@ class Sender {
     for (int j = 0; j < n; ++j, to += step) store(reinterpret_cast<T*>(to), result(j));
     if (!is_direct) put_columns(y, rows, copy, kLanes, n);
   }
+  // Strips beside each other, of whole vectors of the arithmetic's own type.
+  template <class... Result>
+  SOFTMAXLIB_INLINE void put_strips(char* y, const Result&... results) {
+    const int64_t stride = job_.inner[0].stride[kOut];
+    const int n = static_cast<int>(job_.n);
+    const bool streams = streams_ && reinterpret_cast<uintptr_t>(y) % 64 == 0 && stride % 64 == 0;
+    for (int j = 0; j < n; ++j, y += stride) {
+      T* to = reinterpret_cast<T*>(y);
+      const auto put = [&](V result) SOFTMAXLIB_INLINE_LAMBDA {
+        if (streams) stream(to, result);
+        else store(to, result);
+        to += kLanes;
+      };
+      (put(results(j)), ...);
+    }
+  }
   // Some elements of rows that lie side by side: strips of a tile, `pitch` apart.
   SOFTMAXLIB_NOINLINE void put_columns(char* y, int rows, const T* columns, int64_t pitch,
                                        int64_t count) const {
