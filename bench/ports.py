@@ -54,7 +54,8 @@ def assembly(isa: str, compiler: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "ports.s"
         command = [compiler, "-std=c++17", "-O2", "-fpeel-loops", "-DNDEBUG"]
-        command += ["--param=max-completely-peel-times=8", "-fno-align-jumps", "-fno-align-labels"]
+        command += ["--param=max-completely-peel-times=8"]
+        command += ["-fno-align-jumps", "-fno-align-labels", "-falign-functions=1"]
         command += ["-ffp-contract=off", "-fno-fast-math"]
         command += ["-fno-exceptions", "-fno-asynchronous-unwind-tables", "-w", *FLAGS[isa]]
         leaf = f'"isa/simd/{isa}.hpp"'

@@ -28,9 +28,11 @@ function(softmaxlib_add_isa name)
       # makes the code larger. bench/ports.py compiles likewise and shows what the loops take.
       list(APPEND flags $<$<CONFIG:Release>:-O2> $<$<CONFIG:Release>:-fpeel-loops>)
       # What would only make the code larger is off: loops over the 16 lanes of a vector of floats,
-      # which run once per batch, stay loops; and of what is jumped to only loops are aligned.
+      # which run once per batch, stay loops; and of what is jumped to or called only loops are
+      # aligned.
       list(APPEND flags $<$<CONFIG:Release>:--param=max-completely-peel-times=8>
-           $<$<CONFIG:Release>:-fno-align-jumps> $<$<CONFIG:Release>:-fno-align-labels>)
+           $<$<CONFIG:Release>:-fno-align-jumps> $<$<CONFIG:Release>:-fno-align-labels>
+           $<$<CONFIG:Release>:-falign-functions=1>)
       # Structs of vectors are copied as they are stored, in whole vectors: a load waits long for two
       # stores that it spans, and GCC's own choice is pieces of 16 bytes.
       if(CMAKE_CXX_COMPILER_VERSION VERSION_GREATER_EQUAL 12)

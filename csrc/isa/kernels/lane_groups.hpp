@@ -262,7 +262,8 @@ class LaneSums : public Groups<typename Function::V, kLow> {
     for (int i = 0; i < kLanes; ++i) held[i] = argument(i);
     const int more = n_ - kLanes < kLanes ? n_ - kLanes : kLanes;
     int i = 0;
-    for (; i + 4 <= more; i += 4) rest_of_lanes<4>(f, g, i, held, rests);
+    if constexpr (F::kFollows)  // terms of several at once
+      for (; i + 4 <= more; i += 4) rest_of_lanes<4>(f, g, i, held, rests);
     for (; i < more; ++i) rest_of_lanes<1>(f, g, i, held, rests);
     add(rests, more, sums);
     return without(arguments_in(held));
