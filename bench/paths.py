@@ -57,10 +57,11 @@ DTYPES = {
         "bfloat16": ml_dtypes.bfloat16,
     }.items()
 }
-AXES = ("last", "middle")
+AXES = ("last", "middle", "wide")  # wide: a middle one with many elements after it
 COLUMNS = (1, 2, 10, 32, 64, 100, 128, 512, 1000, 4096, 32000, 50257, 128256, 1 << 20, 1 << 26)
 ELEMENTS = 1 << 20  # of a path, at least
 INNER = 64  # elements after a middle axis; after one of the longest two
+WIDE, WIDE_COLUMNS = 4096, 4096  # those after a wide one, as of pictures, and its most columns
 MOST_ELEMENTS = 1 << 27  # of a path, so that its arrays and what peers make of them fit in memory
 # Paths whose samples are spread over the same time: at most so many, and so many elements.
 BATCH, BATCH_ELEMENTS = 12, 1 << 25
@@ -82,7 +83,8 @@ class Route:
         rows = max(1, ELEMENTS // self.columns)
         if self.axis == "last":
             return rows, self.columns
-        inner = min(INNER, MOST_ELEMENTS // self.columns)
+        beside = WIDE if self.axis == "wide" else INNER
+        inner = min(beside, MOST_ELEMENTS // self.columns)
         return max(1, rows // inner), self.columns, inner
 
     @property
@@ -95,7 +97,8 @@ def grid() -> list[Route]:
         Route(*values) for values in itertools.product(FUNCTIONS, OPTIONS, DTYPES, AXES, COLUMNS)
     ]
     more = itertools.product(OTHERS, ("none",), DTYPES, AXES, COLUMNS)
-    return paths + [Route(*values) for values in more]
+    paths += [Route(*values) for values in more]
+    return [path for path in paths if path.axis != "wide" or path.columns <= WIDE_COLUMNS]
 
 
 def pairwise(paths: Sequence[Route], seed: int) -> list[Route]:
