@@ -151,9 +151,9 @@ constexpr int32_t kNoReference = -47274;
 
 // Blocks, in elements, are part of the arithmetic: sums are folded along them.
 constexpr int kVectorsPerGroup = 4;
-// Logarithms of rows of up to so many groups are computed a row per lane, where vectors across rows
-// are read and written in place.
-constexpr int kGroupsInLanes = 8;
+// Logarithms of rows of up to so many groups that lie side by side are computed a row per lane:
+// where vectors across rows are read and written in place, and through a tile.
+constexpr int kGroupsInPlace = 8, kGroupsInTile = 4;
 constexpr int kVectorsPerChunk = 64;
 constexpr int kVectorsPerBlock = 1024;
 

@@ -67,14 +67,22 @@ bool lies_across(const Job& job, Operand k) {
          job.outer[job.outer_ndim - 1].stride[k] == item;
 }
 
-// Whether logarithms of rows that lie side by side are read and written in place, and without
-// options.
-bool logarithms_in_place(const Job& job) {
+// How many groups rows may have that are computed a row per lane.
+int groups_in_lanes(const Job& job) {
   const Finish finish = kFunctionInfo[job.function].finish;
-  const bool is_exp = kFunctionInfo[job.function].element == Element::exp;
-  return is_exp && finish != Finish::ratio && job.plain && !is_half(job.dtype[kX]) &&
-         lies_across(job, kX) &&
-         (job.reduces || (job.dtype[kOut] == job.dtype[kX] && lies_across(job, kOut)));
+  const bool is_log =
+      kFunctionInfo[job.function].element == Element::exp && finish != Finish::ratio;
+  if (!is_log || (!job.reduces && !lies_across(job, kOut))) return 1;
+  const bool in_place =
+      job.plain && !is_half(job.dtype[kX]) && (job.reduces || job.dtype[kOut] == job.dtype[kX]);
+  if (in_place) return kGroupsInPlace;
+  const Dim& beside = job.outer[job.outer_ndim - 1];
+  const auto crosses = [&](Operand k, int64_t item) {
+    return !job.base[k] || beside.stride[k] == item || beside.stride[k] == 0;
+  };
+  const bool all = !job.causal && !job.base[kSlope] &&
+                   crosses(kBias, item_size(job.dtype[kBias])) && crosses(kWhere, 1);
+  return all ? kGroupsInTile : 1;
 }
 
 // Whether batches transpose rows that lie side by side, and their room in the first level cache is
@@ -219,9 +227,7 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
       return {registry::pipelined, "short rows in cache: the next row hides the end of this"};
   }
   const int64_t group = kVectorsPerGroup * (item == 8 ? 8 : 16);
-  const int64_t most = logarithms_in_place(job) ? kGroupsInLanes * group
-                       : lies_across(job, kX)   ? group
-                                                : in_lanes_below - 1;
+  const int64_t most = lies_across(job, kX) ? groups_in_lanes(job) * group : in_lanes_below - 1;
   if (batches(job) && many_rows && !plain_softmax && job.rows * kShare >= job.n && job.n <= most)
     return {registry::in_lanes, "rows of a few elements: every lane is a row"};
   if (batches(job) && many_rows && (half || !plain_softmax))

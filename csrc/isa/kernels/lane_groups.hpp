@@ -245,28 +245,42 @@ class LaneSums : public Groups<typename Function::V, kLow> {
   // so many after each other, holds its largest argument, and the largest of all stays out of the
   // sum.
   SOFTMAXLIB_NOINLINE HeldSums<V> sum_held(int g) const {
-    if constexpr (F::kFollows && !kLow)
-      if (n_ > kGroup) return sum_groups_held(g);
     const F f(0);
-    const int lanes = n_ < kLanes ? n_ : kLanes;
+    const int n = n_, lanes = n < kLanes ? n : kLanes;
     BatchSums<V> sums = with_reference(g);
-    const auto without = [&](const Arguments& held) SOFTMAXLIB_INLINE_LAMBDA {
-      const V largest = F::kFollows ? load(top_[g]) : held.largest(lanes);
+    const auto without = [&](const Arguments& held, V largest) SOFTMAXLIB_INLINE_LAMBDA {
       return HeldSums<V>(sums, f, held, lanes, largest, magic(g), floor(g));
     };
+    const auto largest_of = [&](const Arguments& held) SOFTMAXLIB_INLINE_LAMBDA {
+      return F::kFollows && n <= kGroup ? load(top_[g]) : held.largest(lanes);
+    };
     const Arguments argument = arguments(g);
-    if (n_ <= kLanes) return without(argument);
+    if (n <= kLanes) return without(argument, largest_of(argument));
     X held[kLanes];
     Rest rests[kLanes];
+    InLanes<V> part[8], lost[8];  // Lanes of isa/sum/sum.hpp, a vector of rows each
     SOFTMAXLIB_NO_UNROLL
     for (int i = 0; i < kLanes; ++i) held[i] = argument(i);
-    const int more = n_ - kLanes < kLanes ? n_ - kLanes : kLanes;
-    int i = 0;
-    if constexpr (F::kFollows)  // terms of several at once
-      for (; i + 4 <= more; i += 4) rest_of_lanes<4>(f, g, i, held, rests);
-    for (; i < more; ++i) rest_of_lanes<1>(f, g, i, held, rests);
-    add(rests, more, sums);
-    return without(arguments_in(held));
+    for (InLanes<V>& none : part) none = in_all(0, V());
+    for (InLanes<V>& none : lost) none = in_all(0, V());
+    for (int from = 0; from < n; from += kGroup) {
+      const int left = n - from - (from == 0 ? kLanes : 0), more = left < kLanes ? left : kLanes;
+      int i = 0;
+      constexpr int kAtOnce = !F::kFollows ? 1 : sizeof(T) == 8 ? 4 : kInStep;
+      for (; i + kAtOnce <= more; i += kAtOnce) rest_of_lanes<kAtOnce>(f, g, from, i, held, rests);
+      if constexpr (kAtOnce > 1)
+        for (; i < more; ++i) rest_of_lanes<1>(f, g, from, i, held, rests);
+      SOFTMAXLIB_NO_UNROLL
+      for (i = 0; i < 8 && i < more; ++i) {
+        InLanes<V> x = widened(rests[i]);
+        if (i + 8 < more) x = x + widened(rests[i + 8]);
+        add_to_lane(part[i], lost[i], x);
+      }
+    }
+    fold(part, sums);
+    fold_lost(lost, sums);
+    const auto in_lanes = arguments_in(held);
+    return without(in_lanes, largest_of(in_lanes));
   }
 
  private:
@@ -332,41 +346,6 @@ class LaneSums : public Groups<typename Function::V, kLow> {
     }
   }
 
-  // The same of rows of several groups.
-  SOFTMAXLIB_NOINLINE HeldSums<V> sum_groups_held(int g) const {
-    const F f(0);
-    const Arguments argument = arguments(g);
-    const int n = n_;
-    V held[kLanes];
-    InLanes<V> part[8], lost[8];  // Lanes of isa/sum/sum.hpp, a vector of rows each
-    for (int i = 0; i < 8; ++i) part[i] = lost[i] = in_all(0, V());
-    for (V& none : held) none = V::set1(static_cast<T>(-INFINITY));
-    for (int from = 0; from < n; from += kGroup) {
-      V terms[kLanes];
-      const int lanes = n - from < kLanes ? n - from : kLanes;
-      SOFTMAXLIB_NO_UNROLL
-      for (int i = 0; i < lanes; ++i) {
-        V x[4], t[4];
-        for (int k = 0; k < 4; ++k) {
-          const int j = from + i + k * kLanes;
-          x[k] = hold(held[i], j < n ? argument(j) : V::set1(static_cast<T>(-INFINITY)));
-        }
-        SOFTMAX_ISA::make_terms<4>(f, x, magic(g), floor(g), t);
-        terms[i] = (t[0] + t[1]) + (t[2] + t[3]);
-      }
-      SOFTMAXLIB_NO_UNROLL
-      for (int i = 0; i < 8 && i < lanes; ++i) {
-        InLanes<V> x = widened(terms[i]);
-        if (i + 8 < lanes) x = x + widened(terms[i + 8]);
-        add_to_lane(part[i], lost[i], x);
-      }
-    }
-    BatchSums<V> sums = with_reference(g);
-    fold(part, sums);
-    fold_lost(lost, sums);
-    const auto in_lanes = arguments_in(held);
-    return HeldSums<V>(sums, f, in_lanes, kLanes, in_lanes.largest(kLanes), magic(g), floor(g));
-  }
   static SOFTMAXLIB_INLINE void add_to_lane(InLanes<f32x16>& sum, InLanes<f32x16>&,
                                             InLanes<f32x16> x) {
     sum = sum + x;
@@ -380,26 +359,29 @@ class LaneSums : public Groups<typename Function::V, kLow> {
     sums.error = sums.error + fold_eight(lost);
   }
 
-  // What lanes i and after have beside what they hold: up to three elements each, a vector apart.
+  // What lanes i and after have beside what they hold, of the group that begins there: up to four
+  // elements each, a vector apart, of the first group three. Some lanes may have none.
   using Rest = typename std::conditional<F::kWide, InLanes<V>, V>::type;
   template <int N>
-  SOFTMAXLIB_INLINE void rest_of_lanes(const F& f, int g, int i, X* held, Rest* rests) const {
-    V t[3][N];
+  SOFTMAXLIB_INLINE void rest_of_lanes(const F& f, int g, int from, int i, X* held,
+                                       Rest* rests) const {
+    V t[4][N];
     const Arguments argument = arguments(g);
+    for (int k = 0; k < N; ++k) t[0][k] = V::set1(0);
     SOFTMAXLIB_NO_UNROLL
-    for (int q = 0; q < 3; ++q) {
-      const int from = i + (q + 1) * kLanes;
+    for (int q = from == 0; q < 4; ++q) {
+      const int at = from + i + q * kLanes;
       for (int k = 0; k < N; ++k) t[q][k] = V::set1(0);
-      if (from + N <= n_) {
+      if (at + N <= n_) {
         X x[N];
-        for (int k = 0; k < N; ++k) x[k] = hold(held[i + k], argument(from + k));
+        for (int k = 0; k < N; ++k) x[k] = hold(held[i + k], argument(at + k));
         SOFTMAX_ISA::make_terms<N>(f, x, magic(g), floor(g), t[q]);
         continue;
       }
       SOFTMAXLIB_NO_UNROLL
       for (int k = 0; k < N - 1; ++k) {
-        if (from + k >= n_) break;
-        const X x[1] = {hold(held[i + k], argument(from + k))};
+        if (at + k >= n_) break;
+        const X x[1] = {hold(held[i + k], argument(at + k))};
         V one[1];
         SOFTMAX_ISA::make_terms<1>(f, x, magic(g), floor(g), one);
         t[q][k] = one[0];
@@ -407,16 +389,10 @@ class LaneSums : public Groups<typename Function::V, kLow> {
     }
     for (int k = 0; k < N; ++k) {
       if constexpr (F::kWide)
-        rests[i + k] =
-            InLanes<V>::of(t[0][k]) + (InLanes<V>::of(t[1][k]) + InLanes<V>::of(t[2][k]));
-      else rests[i + k] = t[0][k] + (t[1][k] + t[2][k]);
+        rests[i + k] = (InLanes<V>::of(t[0][k]) + InLanes<V>::of(t[1][k])) +
+                       (InLanes<V>::of(t[2][k]) + InLanes<V>::of(t[3][k]));
+      else rests[i + k] = (t[0][k] + t[1][k]) + (t[2][k] + t[3][k]);
     }
-  }
-  static void add(const Rest* rests, int n, BatchSums<f32x16>& sums) {
-    sums.sum = fold_lanes<f32x16>(rests, n);
-  }
-  static void add(const Rest* rests, int n, BatchSums<f64x8>& sums) {
-    for (int i = 0; i < n; ++i) sums.add(widened(rests[i]));
   }
   SOFTMAXLIB_INLINE V magic(int g) const { return F::kFollows ? load(magic_[g]) : V::set1(0); }
   SOFTMAXLIB_INLINE V floor(int g) const { return F::kFollows ? load(floor_[g]) : V::set1(0); }

@@ -56,6 +56,7 @@ class LanesAcross {
         columns_apart_(job.inner[0].stride[kX] / kItem),
         where_apart_(job.outer[job.outer_ndim - 1].stride[kWhere]),
         is_long_(job.n > kVectorsPerGroup * kLanes),
+        fits_(job.n <= kGroupsInTile * kVectorsPerGroup * kLanes),
         in_place_(
             x_.item == kItem && job.inner[0].stride[kX] % kItem == 0 &&
             (is_long_ || !groups.kind.holds || groups.kind.reduces || !crowd_each_other(job))),
@@ -68,9 +69,8 @@ class LanesAcross {
 
   void compute(int64_t row, int64_t stop, void (*alone)(const Job& job, int64_t row)) {
     first_ = row;
-    if constexpr (!kLow)
-      if (is_long_) return compute_long(row, stop, alone);
-    compute_in_steps(row, stop, alone);
+    if (is_long_) compute_long(row, stop, alone);
+    else compute_in_steps(row, stop, alone);
     sender_.finish();
   }
 
@@ -113,13 +113,12 @@ class LanesAcross {
     int64_t fetched = 0;
     while (row < stop) {
       int count = 0;
-      bool together = !groups_.kind.reduces;
-      for (; count < kSlots && row < stop; ++count) {
+      bool together = is_in_place() && !groups_.kind.reduces;
+      for (; count < (is_in_place() ? kSlots : 1) && row < stop; ++count) {
         if (fetched-- == 0) fetched = fetch_ahead(later, ahead) - 1;
         const int64_t left = now.left < stop - row ? now.left : stop - row;
         row += fill_long(count, now, row, left < kLanes ? left : kLanes);
         Strip& strip = strips_[count];
-        strip.is_good = takes(strip);
         if (strip.is_good) {
           groups_.start(count);
           groups_.make_terms(count, ahead);
@@ -174,10 +173,8 @@ class LanesAcross {
     int rows;
     bool is_good;
     const char* where;
+    bool is_ready = true;  // its arguments are there
   };
-
-  // Long rows are read in place, and so as many at a time as a vector has lanes; others one by one.
-  bool takes(const Strip& strip) const { return !is_long_ || strip.rows == kLanes; }
 
   // Returns how many rows it is.
   SOFTMAXLIB_INLINE int64_t fill(int g, Cursor& now, int64_t row, int64_t stop) {
@@ -188,27 +185,54 @@ class LanesAcross {
       strips_[g].where = job_.base[kWhere] + now.run.place.offset[kWhere] +
                          now.first() * now.run.step.stride[kWhere];
     if (groups_.kind.targets) groups_.begin(g, now.run, now.first(), static_cast<int>(rows));
-    if (!kLow && rows == kLanes && in_place_)
+    if (is_in_place() && rows == kLanes)
       groups_.read_from(g, reinterpret_cast<const T*>(now.x), columns_apart_);
     else fetch_across(job_, stager_, now.run, now.first(), strips_[g].rows, groups_, g);
     now.skip(rows);
     return rows;
   }
-  // The last rows of a run come with some that are computed again, so that they are a vector: but
-  // not where these have other elements by now, or are another task's.
+  // The same of rows of several groups, which are read in place, or in the first slot through a
+  // tile. Where they are in place, the last rows of a run come with some that are computed again,
+  // so that they are a vector: but not where these have other elements by now, or are another
+  // task's.
   SOFTMAXLIB_NOINLINE int64_t fill_long(int g, Cursor& now, int64_t row, int64_t rows) {
     const int64_t again = kLanes - rows;
-    const bool can = now.first() >= again && row - again >= first_ && !job_.in_place;
-    const int64_t back = can ? again : 0, first = now.first() - back;
+    const bool can =
+        is_in_place() && now.first() >= again && row - again >= first_ && !job_.in_place;
+    const int64_t back = can ? again : 0;
+    const int first = static_cast<int>(now.first() - back), count = static_cast<int>(rows + back);
     const Dim& step = now.run.step;
-    strips_[g] = {row - back, now.y - back * step.stride[kOut], static_cast<int>(rows + back), true,
-                  nullptr};
-    if (groups_.kind.targets)
-      groups_.begin(g, now.run, static_cast<int>(first), static_cast<int>(rows + back));
+    Strip& strip = strips_[g];
+    strip = {row - back, now.y - back * step.stride[kOut], count, true, nullptr};
+    if (kLow && job_.base[kWhere])
+      strip.where = job_.base[kWhere] + now.run.place.offset[kWhere] + first * step.stride[kWhere];
+    if (groups_.kind.targets) groups_.begin(g, now.run, first, count);
     const char* const x = now.x - back * step.stride[kX];
-    groups_.read_from(g, reinterpret_cast<const T*>(x), columns_apart_);
+    if (is_in_place() && count == kLanes)
+      groups_.read_from(g, reinterpret_cast<const T*>(x), columns_apart_);
+    else strip.is_good = g == 0 && fits_ && fetch_long(now.run, first, count);
+    strip.is_ready = strip.is_good;
     now.skip(rows);
     return rows;
+  }
+  // What has options is not, and their code is not made.
+  bool is_in_place() const { return !kLow && in_place_; }
+  bool fetch_long(const RowRun& run, int first, int rows) {
+    const int n = static_cast<int>(job_.n);
+    T* const hi = groups_.columns(0);
+    if constexpr (kLow) {
+      constexpr int kGroup = kVectorsPerGroup * kLanes;
+      Pair<V> factor;
+      bool usual = !job_.base[kScale] || stager_.factors(run, first, rows, factor);
+      for (int j = 0; usual && j < n; j += kGroup)
+        usual = stager_.fetch_strip(run, factor, first, rows, j, n - j < kGroup ? n - j : kGroup,
+                                    hi + j * kLanes, groups_.low_columns(0) + j * kLanes);
+      return usual;
+    } else {
+      const char* const x = job_.base[kX] + run.place.offset[kX] + first * run.step.stride[kX];
+      stager_.x().convert(x, rows, hi, n, job_.inner[0].stride[kX], kLanes);
+      return true;
+    }
   }
   // How many groups of a run are fetched in one go.
   int64_t groups_ahead(const Cursor& at) const {
@@ -231,7 +255,7 @@ class LanesAcross {
   }
   SOFTMAXLIB_INLINE void put(int g, void (*alone)(const Job& job, int64_t row)) {
     Strip& strip = strips_[g];
-    if (kLow && !strip.is_good && strip.where)
+    if (kLow && !strip.is_good && strip.where && strip.is_ready)
       strip.is_good = groups_.settle(g, job_, strip.where, where_apart_, strip.rows);
     if (SOFTMAXLIB_UNLIKELY(!strip.is_good)) return put_each(g, alone);
     if (groups_.kind.reduces) return;
@@ -241,7 +265,7 @@ class LanesAcross {
   SOFTMAXLIB_NOINLINE void put_each(int g, void (*alone)(const Job& job, int64_t row)) {
     const Strip& strip = strips_[g];
     const auto is_alone = [&](int r) { return groups_.is_alone(g * kLanes + r); };
-    const bool all = is_long_ && !(groups_.kind.reduces && takes(strip));
+    const bool all = is_long_ && !(groups_.kind.reduces && strip.is_ready);
     for (int r = 0; r < strip.rows; ++r)
       if (all || is_alone(r)) alone(job_, strip.row + r);
     if (all || groups_.kind.reduces) return;
@@ -255,7 +279,8 @@ class LanesAcross {
   const Job& job_;
   const Access x_, out_;
   const int64_t columns_apart_, where_apart_;
-  const bool is_long_, in_place_, fetches_y_;  // is_long_: of several groups, as logarithms are
+  const bool is_long_, fits_;  // rows are of several groups, as logarithms are; and fit in a tile
+  const bool in_place_, fetches_y_;
   Groups<V, kLow>& groups_;
   Stager<V> stager_;
   Sender<V> sender_;
@@ -422,9 +447,13 @@ SOFTMAXLIB_NOINLINE void run_in_lanes(const Job& job, Groups<V, kLow>& groups, i
 template <class V, bool kLow>
 SOFTMAXLIB_NOINLINE void run_groups(const Job& job, Groups<V, kLow>& groups, int64_t start,
                                     int64_t stop, void (*alone)(const Job& job, int64_t row)) {
-  if (LanesAcross<V, kLow>::takes(job))
+  if (LanesAcross<V, kLow>::takes(job)) {
     LanesAcross<V, kLow>(job, groups).compute(start, stop, alone);
-  else run_in_lanes(job, groups, start, stop, alone);
+  } else if (job.n <= kVectorsPerGroup * V::lanes) {
+    run_in_lanes(job, groups, start, stop, alone);
+  } else {
+    for (int64_t row = start; row < stop; ++row) alone(job, row);
+  }
 }
 template <class P, bool kLow>
 inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
@@ -458,8 +487,9 @@ inline Many many_rows(const Job& job, bool reduces) {
   const Access x(job, kX);
   constexpr int64_t kGroup = kVectorsPerGroup * V::lanes;
   int64_t below = x.across ? kGroup : kInLanesBelow<typename V::elem>;
+  if (reduces && LanesAcross<V, true>::takes(job)) below = kGroupsInTile * kGroup + 1;
   if (reduces && x.across && job.plain && job.dtype[kX] == kOwnDtype<typename V::elem>)
-    below = kGroupsInLanes * kGroup + 1;
+    below = kGroupsInPlace * kGroup + 1;
   return job.n < below && job.rows * kShare >= job.n ? Many::kInLanes : Many::kBatched;
 }
 template <class Kind>

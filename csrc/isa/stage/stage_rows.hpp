@@ -711,12 +711,17 @@ class Sender {
       for (int j = 0; j < n; ++j, y += stride) stream(reinterpret_cast<T*>(y), result(j));
       return;
     }
-    alignas(64) T copy[kVectorsPerGroup * kLanes * kLanes];
+    constexpr int kGroup = kVectorsPerGroup * kLanes;
+    alignas(64) T copy[kGroup * kLanes];
     const bool is_direct = rows == kLanes && out_.item == sizeof(T);
-    char* to = is_direct ? y : reinterpret_cast<char*>(copy);
-    const int64_t step = is_direct ? stride : kLanes * int64_t{sizeof(T)};
-    for (int j = 0; j < n; ++j, to += step) store(reinterpret_cast<T*>(to), result(j));
-    if (!is_direct) put_columns(y, rows, copy, kLanes, n);
+    const int most = is_direct ? n : kGroup;
+    for (int from = 0; from < n; from += most, y += most * stride) {
+      const int end = n - from < most ? n : from + most;
+      char* to = is_direct ? y : reinterpret_cast<char*>(copy);
+      const int64_t step = is_direct ? stride : kLanes * int64_t{sizeof(T)};
+      for (int j = from; j < end; ++j, to += step) store(reinterpret_cast<T*>(to), result(j));
+      if (!is_direct) put_columns(y, rows, copy, kLanes, end - from);
+    }
   }
   // Strips beside each other, of whole vectors of the arithmetic's own type.
   template <class... Result>
