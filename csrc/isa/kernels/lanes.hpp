@@ -1,7 +1,7 @@
 // Rows of up to a group, as many at a time as a vector has lanes: every lane is a row, so that a
 // row's maximum, sum and logarithm take no shuffles. Rows that are contiguous are transposed on
-// their way in and out; those along an axis that is not the last lie across vectors already. What
-// is computed of a row is one of kernels/kinds.hpp.
+// their way in and out; those along an axis that is not the last lie across vectors already, and of
+// logarithms may have several groups. What is computed of a row is one of kernels/kinds.hpp.
 #pragma once
 
 #include "isa/kernels/lane_groups.hpp"
