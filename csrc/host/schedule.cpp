@@ -72,7 +72,8 @@ int groups_in_lanes(const Job& job) {
   const Finish finish = kFunctionInfo[job.function].finish;
   const bool is_log =
       kFunctionInfo[job.function].element == Element::exp && finish != Finish::ratio;
-  if (!is_log || (!job.reduces && !lies_across(job, kOut))) return 1;
+  const bool fits = (job.dtype[kX] == SOFTMAXLIB_F64) == (job.dtype[kOut] == SOFTMAXLIB_F64);
+  if (!is_log || !fits || (!job.reduces && !lies_across(job, kOut))) return 1;
   const bool in_place =
       job.plain && !is_half(job.dtype[kX]) && (job.reduces || job.dtype[kOut] == job.dtype[kX]);
   if (in_place) return kGroupsInPlace;

@@ -1,6 +1,6 @@
 // Rows of up to a group, of logarithms some groups, a row per lane: what is computed of them, once
-// their elements are columns of vectors. kernels/lanes.hpp brings them there and their results back.
-// The bits are those of isa/sum/sum.hpp.
+// their elements are columns of vectors. kernels/lanes.hpp brings them there and their results
+// back. The bits are those of isa/sum/sum.hpp.
 #pragma once
 
 #include "isa/kernels/batch.hpp"
