@@ -11,7 +11,7 @@ softmax alone.
 
 --quick takes a sample in which every two values of any two properties meet (a pairwise design).
 The full grid takes hours: each path is added to --out when it is measured, and a run that finds the
-file goes on where the last one ended.
+file goes on where the last one ended. --show prints what the file has.
 """
 
 from __future__ import annotations
@@ -336,12 +336,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a pairwise design")
     parser.add_argument("--out", type=Path, help="JSON lines: goes on where the file ends")
+    parser.add_argument("--show", action="store_true", help="what --out has; measure nothing")
     parser.add_argument("--seconds", type=float, default=0.5, help="per path (0.5)")
     parser.add_argument("--seed", type=int, default=2020)
     parser.add_argument("--worst", type=int, default=40, help="so many are listed (40)")
     args = parser.parse_args()
     console = Console()
-    paths = pairwise(grid(), args.seed) if args.quick else grid()
+    if args.show and not (args.out and args.out.exists()):
+        parser.error("--show needs --out with a file of results")
+    paths = [] if args.show else pairwise(grid(), args.seed) if args.quick else grid()
     rows: list[dict[str, Any]] = []
     if args.out and args.out.exists():
         try:

@@ -230,7 +230,8 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
   const int64_t group = kVectorsPerGroup * (item == 8 ? 8 : 16);
   const int64_t most = lies_across(job, kX) ? groups_in_lanes(job) * group : in_lanes_below - 1;
   if (batches(job) && many_rows && !plain_softmax && job.rows * kShare >= job.n && job.n <= most)
-    return {registry::in_lanes, "rows of a few elements: every lane is a row"};
+    return {registry::in_lanes, job.n <= group ? "rows of a few elements: every lane is a row"
+                                               : "logarithms side by side: every lane is a row"};
   if (batches(job) && many_rows && (half || !plain_softmax))
     return {registry::batched, "rows of up to a chunk: many at once, through tiles in cache"};
   // What a row leaves for its second pass should stay in cache: of the last, which others use too,

@@ -328,8 +328,7 @@ class BatchTerms : public RowsOfBatch<typename Function::V, X> {
       store(reference_, references);
       store(magic_, exp.magic());
       store(floor_, exp.floor());
-      const auto limit = [](f64x8 r) { return (r + f64x8::set1(kSlack)) * f64x8::set1(kLn2Hi); };
-      store(limit_, InLanes<V>::of(references).map(limit).value());
+      store(limit_, limits_of(references));
     } else {
       for (int r = 0; r < kLanes; ++r) reference_[r] = magic_[r] = floor_[r] = 0;
     }

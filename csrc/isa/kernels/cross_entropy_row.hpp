@@ -63,9 +63,7 @@ class SoftmaxOf {
   explicit SoftmaxOf(const Rest& rest) : SoftmaxOf(rest, log_rest_of_row<D>(rest)) {}
   SoftmaxOf(const Rest& rest, const LogRest<V>& log_rest)
       : ratio(first(log_rest.ratio)),
-        log_p({rest.held_hi,
-               rest.held_lo,
-               {static_cast<double>(first(log_rest.hi)), static_cast<double>(first(log_rest.lo))}}),
+        log_p(log_sum_of<D>(rest, log_rest)),
         hi_(rest.held_hi),
         lo_(rest.held_lo),
         reference_(rest.reference),

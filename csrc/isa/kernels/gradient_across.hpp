@@ -54,7 +54,8 @@ class GradientAcross {
     }
     has_power_ = scale_.usual.power != 1;
     // Short rows and their tiles fit in the first level cache.
-    most_ = kLanes * (is_group() ? kWide : is_short() ? kMostVectors / job.n : kGroups);
+    is_group_ = is_group();
+    most_ = kLanes * (is_group_ ? kWide : is_short() ? kMostVectors / job.n : kGroups);
   }
 
   void compute(int64_t row, int64_t stop) {
@@ -67,7 +68,7 @@ class GradientAcross {
       rows_ = static_cast<int>(rows);
       groups_ = (rows_ + kLanes - 1) / kLanes;
       if (job_.base[kScale] && !has_usual_scales()) compute_all_alone();
-      else if (is_group() && rows_ >= (is_short() ? kGroups : 1) * kLanes) compute_group();
+      else if (is_group_ && rows_ >= (is_short() ? kGroups : 1) * kLanes) compute_group();
       else if (is_short()) compute_slice();
       else compute_slices();
       row += rows;
@@ -150,6 +151,7 @@ class GradientAcross {
   // Rows that are written a vector of rows after the other, each as soon as it is summed. Halves
   // that are read where they are pay for slices sooner.
   bool is_short() const { return job_.n <= (has_halves_ ? 8 : kMostAlong); }
+  // Whether rows are summed lane by lane.
   bool is_group() const {
     const auto is_own = [this](Operand k) {
       return Access(job_, k).across && job_.dtype[k] == kOwnDtype<T>;
@@ -600,6 +602,7 @@ class GradientAcross {
   const GradientScale scale_;
   const bool may_be_plain_;
   int64_t most_;  // rows of a panel
+  bool is_group_;
   PanelOperand grad_, y_, x_;
   Sender<V> sender_;
   const bool is_across_;

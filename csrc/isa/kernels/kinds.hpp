@@ -54,21 +54,14 @@ struct BatchSums : LaneTotals<V> {
 // Lanes of a row, a vector of rows each, as sum_lanes() folds those of one vector; what is missing
 // to all of them is +0.
 template <class V>
-SOFTMAXLIB_INLINE InLanes<V> widened(V terms) {
-  return InLanes<V>::of(terms);
-}
-template <class V>
-SOFTMAXLIB_INLINE InLanes<V> widened(InLanes<V> terms) {
-  return terms;
-}
-template <class V, class Terms>
-SOFTMAXLIB_NOINLINE InLanes<V> fold_lanes(const Terms* lanes, int count) {
+SOFTMAXLIB_NOINLINE InLanes<V> fold_lanes(const V* lanes, int count) {
+  const auto at = [=](int i) SOFTMAXLIB_INLINE_LAMBDA { return InLanes<V>::of(lanes[i]); };
+  if (count == 1) return at(0);
+  if (count == 2) return at(0) + at(1);
   InLanes<V> eight[8];
-  if (count == 1) return widened(lanes[0]);
-  if (count == 2) return widened(lanes[0]) + widened(lanes[1]);
   for (int i = 0; i < 8; ++i) {
-    eight[i] = i < count ? widened(lanes[i]) : in_all(0, V());
-    if (i + 8 < count) eight[i] = eight[i] + widened(lanes[i + 8]);
+    eight[i] = i < count ? at(i) : in_all(0, V());
+    if (i + 8 < count) eight[i] = eight[i] + at(i + 8);
   }
   return fold_eight(eight);
 }
@@ -146,7 +139,7 @@ struct HeldSums : BatchSums<V> {
     SOFTMAXLIB_NO_UNROLL
     for (; i < lanes; ++i) add(i, Elements<1>());
     held.lo = lo;
-    this->add(fold_lanes<V>(terms, lanes));
+    this->add(fold_lanes(terms, lanes));
   }
 };
 

@@ -196,8 +196,7 @@ class LaneSums : public Groups<typename Function::V, kLow> {
 
   // Of rows of several groups: lanes in which a later one exceeds the reference of the first.
   void note_exceeded(int g, V largest, bool (&alone)[kLanes]) const {
-    const auto limit = [](f64x8 r) { return (r + f64x8::set1(kSlack)) * f64x8::set1(kLn2Hi); };
-    const V most = InLanes<V>::of(load(reference_[g])).map(limit).value();
+    const V most = limits_of(load(reference_[g]));
     if (!any(gt(largest, most))) return;
     T x[kLanes], of[kLanes];
     store(x, largest);
@@ -346,6 +345,8 @@ class LaneSums : public Groups<typename Function::V, kLow> {
     }
   }
 
+  static SOFTMAXLIB_INLINE InLanes<V> widened(V terms) { return InLanes<V>::of(terms); }
+  static SOFTMAXLIB_INLINE InLanes<V> widened(InLanes<V> terms) { return terms; }
   static SOFTMAXLIB_INLINE void add_to_lane(InLanes<f32x16>& sum, InLanes<f32x16>&,
                                             InLanes<f32x16> x) {
     sum = sum + x;

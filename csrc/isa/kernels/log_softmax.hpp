@@ -56,9 +56,8 @@ struct LogSum {
   double held_hi, held_lo;  // M, less the row's shift
   Pair<double> log_rest;    // log1p(rest)
 };
-template <class D>
-inline LogSum log_sum_of(const RowRest<LogExp<D>>& rest) {
-  const auto log_rest = log_rest_of_row<D>(rest);
+template <class D, class V = typename Row<D>::V>
+inline LogSum log_sum_of(const RowRest<LogExp<D>>& rest, const LogRest<V>& log_rest) {
   return {rest.held_hi,
           rest.held_lo,
           {static_cast<double>(first(log_rest.hi)), static_cast<double>(first(log_rest.lo))}};
@@ -91,7 +90,10 @@ inline void with_rest(Row<D> row, bool three_pass, Finish finish, Invalid invali
 template <class D, class Finish, class Invalid>
 inline void with_log_sum(const Row<D>& row, bool three_pass, Finish finish, Invalid invalid) {
   with_rest(
-      row, three_pass, [&](const Row<D>& r, const auto& rest) { finish(r, log_sum_of<D>(rest)); },
+      row, three_pass,
+      [&](const Row<D>& r, const auto& rest) {
+        finish(r, log_sum_of<D>(rest, log_rest_of_row<D>(rest)));
+      },
       invalid);
 }
 

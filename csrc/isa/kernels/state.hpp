@@ -138,7 +138,7 @@ struct LogSoftmaxState {
   }
   template <class D>
   static void write(const Row<D>& row, const Sum<D>& rest) {
-    write_log_softmax(row, log_sum_of<D>(rest));
+    write_log_softmax(row, log_sum_of<D>(rest, log_rest_of_row<D>(rest)));
   }
   template <class D>
   static double logarithm(const Sum<D>& rest, double shift) {

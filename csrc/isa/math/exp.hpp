@@ -286,6 +286,13 @@ SOFTMAXLIB_NOINLINE int reference_of(typename V::elem top) {
   return static_cast<int>(first(references_of(V::set1(top))));
 }
 
+// limit_of() of every lane's reference.
+template <class V>
+inline V limits_of(V references) {
+  const auto limit = [](f64x8 r) { return (r + f64x8::set1(kSlack)) * f64x8::set1(kLn2Hi); };
+  return InLanes<V>::of(references).map(limit).value();
+}
+
 // Exp with a reference per lane; the same bits as Exp(reference) gives for that lane. The floor may
 // be off by a few units in the last place, which changes nothing: from half a step of k above it
 // downwards all results are 0.

@@ -199,11 +199,7 @@ class alignas(64) ColumnSums {
   const ColumnTotals<V>& total() const { return all_; }
 
  private:
-  void set_limit() {
-    limit_ = InLanes<V>::of(reference())
-                 .map([](f64x8 r) { return (r + f64x8::set1(kSlack)) * f64x8::set1(kLn2Hi); })
-                 .value();
-  }
+  void set_limit() { limit_ = limits_of(reference()); }
 
   SOFTMAXLIB_NOINLINE bool raise_some(V top) {
     T tops[V::lanes], limits[V::lanes];
