@@ -124,7 +124,7 @@ class LanesAcross {
           groups_.make_terms(count, ahead);
           strip.is_good = groups_.finish(count);
         }
-        together &= strip.is_good && strip.y == strips_[0].y + count * kLanes * kItem;
+        together = together && strip.is_good && strip.y == strips_[0].y + count * kLanes * kItem;
       }
       if (together && count == kSlots) groups_.send_all(sender_, strips_[0].y);
       else put_all(count, alone);
