@@ -63,7 +63,7 @@ def softmax_backward(
 
     Notes
     -----
-    The error is at most 4 ULP of ``y (|grad| + sum |y grad|)`` in float32, 8 ULP in float64, 0.5 +
+    The error is at most 5 ULP of ``y (|grad| + sum |y grad|)`` in float32, 8 ULP in float64, 0.5 +
     2^-10 ULP in float16 and bfloat16. Exactly 0 where y is 0, whatever grad holds there. The same
     bits on every instruction set, number of threads and layout.
     """
@@ -207,7 +207,7 @@ def stablemax_backward(
 
     Notes
     -----
-    The error is at most 4 ULP of ``y (|grad| + sum |y grad|) / (1 + |x|)`` in float32, 8 ULP in
+    The error is at most 5 ULP of ``y (|grad| + sum |y grad|) / (1 + |x|)`` in float32, 8 ULP in
     float64, 0.5 + 2^-10 ULP in float16 and bfloat16. Exactly 0 where y is 0, whatever grad holds
     there. The same bits on every instruction set, number of threads and layout.
     """

@@ -53,6 +53,31 @@ def test_formula(name, dtype, n):
     assert_close(got, name, grad, x, y)
 
 
+def search_short_rows(name, dtype, rows, seed):
+    """Many rows whose sums round as badly as chance makes them: terms of one sign and size."""
+    rng = np.random.default_rng(seed)
+    for n in (2, 3, 5, 8, 9, 12, 16, 17, 24, 32, 33, 64, 100):
+        for spread in (2.0**-10, 0.1, 1, 5):
+            x = (spread * rng.standard_normal((rows, n))).astype(dtype)
+            grad = np.abs(rng.standard_normal((rows, n))).astype(dtype)
+            y = forward(name, x)
+            assert_close(backward(name, grad, x, y), name, grad, x, y)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "stablemax", "log_stablemax"])
+def test_error_of_many_short_rows(name, dtype):
+    search_short_rows(name, dtype, 300, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_error_of_very_many_short_rows(name, dtype):
+    for seed in range(20):
+        search_short_rows(name, dtype, 10_000, 100 + seed)
+
+
 LARGEST = np.finfo(np.float64).max
 
 

@@ -115,6 +115,8 @@ struct Mixed {
   static constexpr LeafOp kList[] = {
       OP("widen_low", Kind::kF64, put(y, widen_low(a))),
       OP("widen_high", Kind::kF64, put(y, widen_high(a))),
+      OP("store_quads<1>", Kind::kF32, (put(y, c), store_quads<1>(static_cast<float*>(y), a, b))),
+      OP("store_quads<2>", Kind::kF32, (put(y, c), store_quads<2>(static_cast<float*>(y), a, b))),
       BITS("lookup", lookup(load_table8(static_cast<const uint32_t*>(pb)), bits(a))),
       BITS("Int::set1", V::Int::set1(0x80000001u) ^ bits(a)),
   };
@@ -124,6 +126,10 @@ struct Mixed64 {
   using V = f64x8;
   static constexpr LeafOp kList[] = {
       OP("narrow", Kind::kF32, put(y, narrow(a, b))),
+      OP("store_quads, first", Kind::kF64,
+         (put(y, c), store_quads(static_cast<double*>(y), a, b, true))),
+      OP("store_quads, more", Kind::kF64,
+         (put(y, c), store_quads(static_cast<double*>(y), a, b, false))),
       BITS("Int::set1", V::Int::set1(0x8000000100000001u) ^ bits(a)),
   };
 };

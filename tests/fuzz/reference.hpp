@@ -450,7 +450,9 @@ inline RowGradient gradient_of(softmaxlib_function function, softmaxlib_dtype dt
   return result;
 }
 inline Real gradient_ulps(softmaxlib_function function, softmaxlib_dtype dtype) {
-  return dtype == SOFTMAXLIB_F64 ? 8 : function == SOFTMAXLIB_LOGSUMEXP ? 1 : 4;
+  if (dtype == SOFTMAXLIB_F64) return 8;
+  if (function == SOFTMAXLIB_LOGSUMEXP) return 1;
+  return function == SOFTMAXLIB_SOFTMAX || function == SOFTMAXLIB_STABLEMAX ? 5 : 4;
 }
 
 // ---- The order of a row's elements, and what is drawn from it.

@@ -13,9 +13,11 @@ template <bool kLog, class T, class Storage>
 void gradient_along(const Job& job, int64_t start, int64_t stop) {
   constexpr int64_t kLanes = vector_of<T>::type::lanes;
   if constexpr (kHasManyRows) {
-    const bool in_place = job.n % kLanes == 0 && !job.streaming;
     if (job.n <= kVectorsPerChunk * kLanes) {
-      if (in_place) GradientTiles<kLog, T, Storage>(job).compute(start, stop);
+      // Beside exponentials it does not show that halves are converted first.
+      const bool in_place = !kLog && job.n % kLanes == 0 && !job.streaming;
+      using InPlace = GradientTiles<kLog, T, typename std::conditional<kLog, T, Storage>::type>;
+      if (in_place) InPlace(job).compute(start, stop);
       else GradientTiles<kLog, T>(job).compute(start, stop);
       return stream_fence();
     }

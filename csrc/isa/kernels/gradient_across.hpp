@@ -10,9 +10,10 @@ namespace {
 
 // A panel of rows at a time: whole vectors of rows, or less than one vector. Of a panel a slice at
 // a time: as many elements as a vector has lanes, one element of all its rows after the other,
-// since so they lie in memory. Short rows are one slice; those of up to a group, where they are
-// read and written in place, are summed lane by lane, which needs no room for lanes and so lets a
-// panel be wide.
+// since so they lie in memory. Short rows are one slice, of which a vector of rows is summed and
+// written before the next. Where their columns would take each other's place in the first level
+// cache, and where rows are of up to a group, all rows of a panel are summed first, a few elements
+// of each at a time, which needs no room for a slice and so lets a panel be wide.
 template <bool kLog, class T>
 class GradientAcross {
  public:
@@ -20,6 +21,7 @@ class GradientAcross {
   using Element = ElementGradient<kLog, V>;
   using Plain = typename Element::Plain;
   static constexpr int kLanes = V::lanes;
+  static constexpr bool kIsFloat = sizeof(T) == 4;
 
   static bool takes(const Job& job) {
     const GradientKind kind(job.function);
@@ -59,13 +61,17 @@ class GradientAcross {
   }
 
   void compute(int64_t row, int64_t stop) {
+    const int64_t first = row;
     for (RowRun run(job_, row); row < stop;) {
       int64_t rows = run.rows < stop - row ? run.rows : stop - row;
       if (rows > most_) rows = most_;
       if (rows > kLanes) rows -= rows % kLanes;
+      const int64_t again = rows_again(run, rows, row - first);
       place_ = run.place;
-      row_ = row;
-      rows_ = static_cast<int>(rows);
+      if (SOFTMAXLIB_UNLIKELY(again != 0))
+        for (int k = 0; k < kOperands; ++k) place_.offset[k] -= again * run.step.stride[k];
+      row_ = row - again;
+      rows_ = static_cast<int>(rows + again);
       groups_ = (rows_ + kLanes - 1) / kLanes;
       if (job_.base[kScale] && !has_usual_scales()) compute_all_alone();
       else if (is_group_ && rows_ >= (is_short() ? kGroups : 1) * kLanes) compute_group();
@@ -79,14 +85,23 @@ class GradientAcross {
 
  private:
   // Rows that follow each other are taken up to so many elements; longer ones are faster in tiles.
-  static constexpr int64_t kMostAlong = kLanes == 16 ? 12 : 8;
+  static constexpr int64_t kMostAlong = kIsFloat ? 7 : 8, kMostShort = kLanes;
   static constexpr int kGroups = 8;  // vectors of rows in a panel
-  static constexpr int kWide = 32;   // the same, where rows are summed lane by lane
+  static constexpr int kWide = 32;   // the same, where all are summed before one is written
   static constexpr int kParts = 8;   // a sum has eight partial ones: Lanes of isa/sum/sum.hpp
   static constexpr int64_t kSlice = kLanes, kRoom = kGroups * kSlice;
   static constexpr int64_t kMostVectors = kRoom / 2;  // of short rows
   static constexpr int64_t kGroup = kVectorsPerGroup * kLanes, kChunk = kVectorsPerChunk * kLanes;
   static constexpr int64_t kVector = kLanes * int64_t{sizeof(T)};
+
+  // Rows at the end of a run that are less than a vector come with so many that are computed again,
+  // so that they are one: but not where these have other elements by now, or are another task's
+  // (`before`: how many of this one there are).
+  int64_t rows_again(const RowRun& run, int64_t rows, int64_t before) const {
+    const int64_t again = kLanes - rows;
+    const int64_t in_run = job_.outer[job_.outer_ndim - 1].size - run.rows;
+    return again > 0 && again <= in_run && again <= before && !job_.in_place ? again : 0;
+  }
 
   // Elements of a vector of rows, so many bytes from each other.
   struct Column {
@@ -148,25 +163,28 @@ class GradientAcross {
   SOFTMAXLIB_INLINE Plain plain(int g, Sum sum) const {
     return Plain(sum, load(part_ + g * kLanes), load(power_ + g * kLanes));
   }
-  // Rows that are written a vector of rows after the other, each as soon as it is summed. Halves
-  // that are read where they are pay for slices sooner.
-  bool is_short() const { return job_.n <= (has_halves_ ? 8 : kMostAlong); }
-  // Whether rows are summed lane by lane.
+  // Whether a vector of rows is written as soon as it is summed. Halves that are read where they
+  // are pay for slices sooner.
+  bool is_short() const { return job_.n <= (has_halves_ ? 8 : kMostShort); }
+  // Whether all rows of a panel are summed before one is written.
   bool is_group() const {
     const auto is_own = [this](Operand k) {
       return Access(job_, k).across && job_.dtype[k] == kOwnDtype<T>;
     };
     return job_.n <= kGroup && may_be_plain_ && !job_.base[kWhere] && job_.n >= 4 &&
            is_own(kGrad) && is_own(kResult) && is_own(kOut) &&
-           lines_in_a_set() <= (job_.streaming ? 16 : 8);
+           lines_in_a_set(at_a_time()) <= (job_.streaming ? 16 : 8) &&
+           !(is_short() && lines_in_a_set(3 * job_.n) <= 8);  // of a vector of rows and its results
   }
-  // Of the lines that add_up_lanes() reads at a time, how many have the same place in their pages,
-  // and so in a first level cache, if that has eight ways.
-  int64_t lines_in_a_set() const {
+  // How many lines add_up_lanes() reads at a time.
+  int64_t at_a_time() const {
+    return 2 * ((job_.n + kLanes - 1) / kLanes) * (kLanes > kParts ? 4 : 1);
+  }
+  // Of so many lines, how many have the same place in their pages, and so in a first level cache,
+  // if that has eight ways.
+  int64_t lines_in_a_set(int64_t lines) const {
     const int64_t stride = job_.inner[0].stride[kGrad], lowest = stride & -stride;
-    const int64_t vectors = (job_.n + kLanes - 1) / kLanes;
-    const int64_t at_a_time = 2 * vectors * (kLanes > kParts ? 4 : 1);
-    return at_a_time * (lowest < 4096 ? lowest : 4096) / 4096;
+    return lines * (lowest < 4096 ? lowest : 4096) / 4096;
   }
   // Whether an operand is read or written where it is.
   bool is_in_place(const Access& access) const {
@@ -217,10 +235,13 @@ class GradientAcross {
   }
   // What an element adds to a sum, quickly or with care.
   template <bool kQuick>
-  static SOFTMAXLIB_INLINE InLanes<V> term(V g, V result) {
-    if (kQuick) return InLanes<V>::of(plus_element<kLog>(V::set1(0), true, g, result));
-    const InLanes<V> x = InLanes<V>::of(of_visible<kLog>(g, result));
-    return kLog ? x : x * InLanes<V>::of(result);
+  static SOFTMAXLIB_INLINE auto term(V g, V result) {
+    if constexpr (kQuick) {
+      return plus_element<kLog>(V::set1(0), true, g, result);
+    } else {
+      const InLanes<V> x = InLanes<V>::of(of_visible<kLog>(g, result));
+      return kLog ? x : x * InLanes<V>::of(result);
+    }
   }
   // What the elements of a slice, of which term(j) is one, add to partial sum i.
   template <class Term>
@@ -281,52 +302,87 @@ class GradientAcross {
     if (kHasLost) error = error + fold_eight_of(s.lost);
   }
 
-  // A sum of up to a slice of terms. Zero more: a sum of doubles is never -0, as in longer rows.
-  template <bool kQuick, class Term>
-  static SOFTMAXLIB_INLINE InLanes<V> sum_of(int n, Term term_of) {
-    const InLanes<V> zero = in_all(0, V());
-    if (kQuick && n <= 2) return n == 1 ? term_of(0) + zero : term_of(0) + term_of(1) + zero;
-    const int parts = n < kParts ? n : kParts;
+  // A careful sum of a short row.
+  SOFTMAXLIB_INLINE InLanes<V> careful_sum(Column g, Column y) const {
     Sum s;
-    for (int i = 0; i < parts; ++i) store_lanes(s.part[i], part_of(i, n, term_of));
-    for (int i = parts; i < kParts; ++i) store_lanes(s.part[i], zero);
-    if (kQuick && sizeof(T) == 4) return fold_eight_of(s.part);
-    InLanes<V> total = zero, error = zero;
-    fold<false>(s, parts, total, error);
+    s.start();
+    for (int start = 0; start < job_.n; start += kLanes) {
+      const int left = static_cast<int>(job_.n) - start, count = left < kLanes ? left : kLanes;
+      const auto term_of = [=](int j) SOFTMAXLIB_INLINE_LAMBDA {
+        return term<false>(g[start + j], y[start + j]);
+      };
+      for (int i = 0; i < kParts && i < count; ++i)
+        s.add(i, start == 0, part_of(i, count, term_of));
+      for (int i = count; start == 0 && i < kParts; ++i) s.add(i, true, in_all(0, V()));
+    }
+    s.end_chunk();
+    return s.value();
+  }
+  // The sum of a row of up to a group, whose lanes these are.
+  template <class Lane>
+  static SOFTMAXLIB_INLINE InLanes<V> sum_of_group(Lane lane) {
+    Sum s;
+    for (int i = 0; i < kParts; ++i) store_lanes(s.part[i], part_of(i, kLanes, lane));
+    if (kIsFloat) return fold_eight_of(s.part);
+    InLanes<V> total = in_all(0, V()), error = total;
+    fold<false>(s, kParts, total, error);
     return total + error;
   }
-  template <bool kQuick>
-  static SOFTMAXLIB_INLINE InLanes<V> sum_of_slice(Column g, Column y, int n) {
-    return sum_of<kQuick>(n,
-                          [=](int j) SOFTMAXLIB_INLINE_LAMBDA { return term<kQuick>(g[j], y[j]); });
+  // Short rows are summed so (gradient_element.hpp). add(sum, is_first, j) is element j and, but
+  // for the first, sum.
+  bool is_brief() const { return job_.n <= 16; }
+  template <class Add>
+  static SOFTMAXLIB_INLINE V brief_group(int i, int n, Add add) {
+    V sum = add(V::set1(0), true, i);
+    for (int j = i + 4; j < n; j += 4) sum = add(sum, false, j);
+    return sum;
+  }
+  template <class Group>
+  static SOFTMAXLIB_INLINE auto brief_sum(int n, Group group) {
+    V of[4];
+    for (int i = 0; i < 4; ++i) of[i] = i < n ? group(i) : V::set1(0);
+    return Element::own((of[0] + of[2]) + (of[1] + of[3]));
+  }
+  // The sum of a short row.
+  static SOFTMAXLIB_INLINE auto sum_of_slice(Column g, Column y, int n) {
+    const auto add = [=](V sum, bool is_first, int j) SOFTMAXLIB_INLINE_LAMBDA {
+      return plus_element<kLog>(sum, is_first, g[j], y[j]);
+    };
+    return brief_sum(n, [=](int i) SOFTMAXLIB_INLINE_LAMBDA { return brief_group(i, n, add); });
   }
   void compute_slice() {
     const int n = static_cast<int>(job_.n);
     fetch(0, n);
-    const bool fetches = is_direct() && n > 1;
+    const bool few = n <= (kLog ? 1 : 3) && may_be_plain_ && rows_ >= kLanes;
     bool all = true;
     for (int g = 0; g < groups_; ++g) {
       const Column grad = grad_.column(g), y = y_.column(g);
-      if (fetches) fetch_next(g);
-      if constexpr (sizeof(T) == 4)  // nothing to add up
-        if (n == 1 && rows_ >= kLanes &&
-            write_if_plain(g, plus_element<kLog>(V::set1(0), true, grad[0], y[0])))
-          continue;
-      const InLanes<V> sum = in_rows(sum_of_slice<true>(grad, y, n));
-      if (!write_if_plain(g, sum)) all &= finish(g, sum);
+      if (few && write_few(g)) continue;
+      const auto sum = in_rows(sum_of_slice(grad, y, n));
+      if (!write_if_plain(g, sum)) all &= finish(g, in_double(sum));
     }
     if (all) return send(n);
     if (!is_direct()) compute_all_alone();
   }
-  // The rows after a vector of these, which often follow them, closer than the hardware sees: where
-  // results go too, since few stores at a time wait for memory.
-  SOFTMAXLIB_INLINE void fetch_next(int g) const {
-    const Column grad = grad_.column(g), y = y_.column(g), to = {to_ + g * kVector, out_stride_};
-    for (int64_t j = job_.n; j < 2 * job_.n; ++j) {
-      prefetch(grad.first + j * grad.step);
-      prefetch(y.first + j * y.step);
-      prefetch(to.first + j * to.step);
-    }
+  // Rows that fit in registers are read once.
+  bool write_few(int g) const {
+    if constexpr (kLog) return write_few_of<1>(g);  // of more, exponentials cost more than reading
+    if (job_.n == 1) return write_few_of<1>(g);
+    return job_.n == 2 ? write_few_of<2>(g) : write_few_of<3>(g);
+  }
+  template <int kCount>
+  SOFTMAXLIB_INLINE bool write_few_of(int g) const {
+    const Column grad = grad_.column(g), y = y_.column(g);
+    V of_grad[kCount], of_y[kCount];
+    for (int j = 0; j < kCount; ++j) of_grad[j] = grad[j], of_y[j] = y[j];
+    const auto sum = brief_sum(
+        kCount, [&](int j) SOFTMAXLIB_INLINE_LAMBDA { return term<true>(of_grad[j], of_y[j]); });
+    if (SOFTMAXLIB_UNLIKELY(!Element::is_good(sum))) return false;
+    const typename Element::WithPower element(plain(g, sum));
+    char* to = to_ + g * kVector;
+    for (int j = 0; j < kCount; ++j, to += out_stride_)
+      store(reinterpret_cast<T*>(to), plain_result(element, of_grad[j], of_y[j]));
+    return true;
   }
   template <class Sum>
   SOFTMAXLIB_INLINE bool write_if_plain(int g, Sum sum) const {
@@ -343,9 +399,7 @@ class GradientAcross {
   // A vector of rows that are not as usual; false where they were computed alone.
   SOFTMAXLIB_NOINLINE bool finish(int g, InLanes<V> sum) {
     const bool quick = Element::is_good(sum);
-    if (!quick)
-      sum = trusted(sum,
-                    sum_of_slice<false>(grad_.column(g), y_.column(g), static_cast<int>(job_.n)));
+    if (!quick) sum = trusted(sum, careful_sum(grad_.column(g), y_.column(g)));
     if (job_.base[kScale] || !all_in_unit(sum)) {
       if (is_direct()) compute_alone(g);
       return false;
@@ -356,13 +410,25 @@ class GradientAcross {
 
   // Rows of up to a group: lane by lane, in the order in which their sums are folded, of all rows.
   void compute_group() {
-    fetch(0, static_cast<int>(job_.n));
-    add_up_lanes();
+    const int n = static_cast<int>(job_.n);
+    fetch(0, n);
     bool quick = true;
-    for (int g = 0; g < groups_; ++g) quick &= Element::is_good(at(wide_sum_[g]));
+    const auto use = [&](int g, auto sum) SOFTMAXLIB_INLINE_LAMBDA {
+      quick &= Element::is_good(sum);
+      plain_[g] = plain(g, sum);
+    };
+    if (is_brief()) {
+      add_up_groups();
+      for (int g = 0; g < groups_; ++g)
+        use(g, brief_sum(4, [&](int i) SOFTMAXLIB_INLINE_LAMBDA {
+              return load(brief_group_[i] + g * kLanes);
+            }));
+    } else {
+      add_up_lanes();
+      for (int g = 0; g < groups_; ++g) use(g, at(wide_sum_[g]));
+    }
     if (SOFTMAXLIB_UNLIKELY(!quick)) return compute_in_slices();
-    for (int g = 0; g < groups_; ++g) plain_[g] = plain(g, at(wide_sum_[g]));
-    write_slice(static_cast<int>(job_.n));
+    write_slice(n);
   }
   // The same rows, as many at a time as slices are wide.
   SOFTMAXLIB_NOINLINE void compute_in_slices() {
@@ -377,6 +443,30 @@ class GradientAcross {
       for (int k = 0; k < kOperands; ++k) place_.offset[k] += rows_ * beside.stride[k];
     }
   }
+  // The groups of short rows.
+  SOFTMAXLIB_NOINLINE void add_up_groups() {
+    const T* const like = nullptr;
+    const int n = static_cast<int>(job_.n), width = groups_ * kLanes;
+    const Column grad = grad_.column(0), y = y_.column(0);
+    for (int i = 0; i < 4; ++i) {
+      T* const to = brief_group_[i];
+      const auto add = [&](auto more) SOFTMAXLIB_INLINE_LAMBDA {
+        for (int r = 0; r < width; r += kLanes)
+          store(to + r, brief_group(i, i + 4 * more + 1,
+                                    [=](V sum, bool is_first, int j) SOFTMAXLIB_INLINE_LAMBDA {
+                                      return plus_element<kLog>(sum, is_first,
+                                                                load(grad.at(j, like) + r),
+                                                                load(y.at(j, like) + r));
+                                    }));
+      };
+      const int more = (n - 1 - i) / 4;
+      if (more == 0) add(Elements<0>());
+      else if (more == 1) add(Elements<1>());
+      else if (more == 2) add(Elements<2>());
+      else add(Elements<3>());
+    }
+  }
+  // Of longer ones.
   SOFTMAXLIB_NOINLINE void add_up_lanes() {
     const T* const like = nullptr;
     const int n = static_cast<int>(job_.n), width = groups_ * kLanes;
@@ -390,32 +480,28 @@ class GradientAcross {
             plus_element<kLog>(group, false, load(grad.at(j, like) + r), load(y.at(j, like) + r));
       return InLanes<V>::of(group);
     };
-    const auto part = [=](int i, int r) SOFTMAXLIB_INLINE_LAMBDA {
-      const InLanes<V> first = lane(i, r);
-      return kLanes > kParts && i + kParts < n ? first + lane(i + kParts, r) : first;
-    };
-    if constexpr (kLanes > kParts) {
+    if constexpr (kIsFloat) {
       double(*const even)[kLanes] = wide_sum_, (*const odd)[kLanes] = wide_error_;
       constexpr int kOrder[4] = {0, 2, 1, 3};
+      const auto part = [=](int i, int r)
+                            SOFTMAXLIB_INLINE_LAMBDA { return lane(i, r) + lane(i + kParts, r); };
       for (const int i : kOrder)
         for (int r = 0; r < width; r += kLanes) {
           const int g = r / kLanes;
-          InLanes<V> x = part(i, r);
-          if (i + 4 < n) x = x + part(i + 4, r);
+          const InLanes<V> x = part(i, r) + part(i + 4, r);
           if (i == 0) store_lanes(even[g], x);
           else if (i == 1) store_lanes(odd[g], x);
           else if (i == 2) store_lanes(even[g], at(even[g]) + x);
           else store_lanes(even[g], at(even[g]) + (at(odd[g]) + x));
         }
     } else {
-      for (int i = 0; i < kParts && i < n; ++i)
+      for (int i = 0; i < kParts; ++i)
         for (int r = 0; r < width; r += kLanes) {
           const int g = r / kLanes;
           InLanes<V> sum = in_all(0, V()), error = sum;
           if (i > 0) sum = at(wide_sum_[g]), error = at(wide_error_[g]);
-          add(sum, error, part(i, r));
-          const bool is_last = i == kParts - 1 || i == n - 1;
-          store_lanes(wide_sum_[g], is_last ? sum + error : sum);
+          add(sum, error, lane(i, r));
+          store_lanes(wide_sum_[g], i == kParts - 1 ? sum + error : sum);
           store_lanes(wide_error_[g], error);
         }
     }
@@ -477,11 +563,15 @@ class GradientAcross {
     if (kQuick && job_.n <= kGroup) {
       for (int64_t start = 0; start < job_.n; start += kSlice) {
         fetch(start, count_from(start));
-        add_to_group(start == 0, count_from(start));
+        add_to_group(start, count_from(start));
       }
-      for (int g = 0; g < groups_; ++g)
-        sum[g] = in_rows(sum_of<true>(
-            count_from(0), [&](int j) SOFTMAXLIB_INLINE_LAMBDA { return of_group(g, j); }));
+      for (int g = 0; g < groups_; ++g) {
+        const auto own = [&](int i)
+                             SOFTMAXLIB_INLINE_LAMBDA { return load(group_[i] + g * kLanes); };
+        const auto lane = [&](int i) SOFTMAXLIB_INLINE_LAMBDA { return of_group(g, i); };
+        const int n = static_cast<int>(job_.n);
+        sum[g] = in_rows(is_brief() ? in_double(brief_sum(n, own)) : sum_of_group(lane));
+      }
       return;
     }
     for (int g = 0; g < groups_; ++g) sums_[g].start();
@@ -491,7 +581,7 @@ class GradientAcross {
       const int64_t end = start + count, in_group = start % kGroup;
       fetch(start, count);
       if (kQuick) {
-        add_to_group(in_group == 0, count);
+        add_to_group(start, count);
         if (end % kGroup != 0 && end != job_.n) continue;
         add_to_sums(is_first, in_group ? int{kSlice} : count, of_group);
       } else {
@@ -507,13 +597,16 @@ class GradientAcross {
     }
     for (int g = 0; g < groups_; ++g) sum[g] = in_rows(sums_[g].value());
   }
-  // Elements j of the slices of a group are added in the arithmetic's own type.
-  SOFTMAXLIB_INLINE void add_to_group(bool is_first, int count) {
+  // Elements j of the slices of a group are added in the arithmetic's own type, and of a short row
+  // every fourth.
+  SOFTMAXLIB_INLINE void add_to_group(int64_t start, int count) {
+    const bool is_brief = this->is_brief();
     with_storage(storage(), V(), [&](const auto* like) SOFTMAXLIB_INLINE_LAMBDA {
       const Column grad = grad_.column(0), y = y_.column(0);
       const int width = groups_ * kLanes;
       for (int j = 0; j < count; ++j) {
-        T* const to = group_[j];
+        T* const to = group_[is_brief ? j % 4 : j];
+        const bool is_first = is_brief ? start + j < 4 : start % kGroup == 0;
         const auto *of_grad = grad.at(j, like), *of_y = y.at(j, like);
         for (int i = 0; i < width; i += kLanes)
           store(to + i, plus_element<kLog>(is_first ? V::set1(0) : load(to + i), is_first,
@@ -535,6 +628,9 @@ class GradientAcross {
   // 1 for lanes without a row.
   SOFTMAXLIB_INLINE InLanes<V> in_rows(InLanes<V> sum) const {
     return SOFTMAXLIB_LIKELY(rows_ >= kLanes) ? sum : in_few_rows(sum);
+  }
+  SOFTMAXLIB_INLINE f32x16 in_rows(f32x16 sum) const {
+    return SOFTMAXLIB_LIKELY(rows_ >= kLanes) ? sum : in_few_rows(in_double(sum)).value();
   }
   SOFTMAXLIB_NOINLINE InLanes<V> in_few_rows(InLanes<V> sum) const {
     double each[kLanes];
@@ -617,6 +713,7 @@ class GradientAcross {
   Sum sums_[kGroups];
   alignas(64) T group_[kSlice][kGroups * kLanes];
   alignas(64) double wide_sum_[kWide][kLanes], wide_error_[kWide][kLanes];
+  alignas(64) T brief_group_[4][kWide * kLanes];
   Plain plain_[kWide];
   bool has_power_ = false;
   alignas(64) T part_[kMostVectors * kLanes], power_[kMostVectors * kLanes];  // scales of rows

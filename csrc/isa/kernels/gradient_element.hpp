@@ -12,15 +12,16 @@
 //
 // Sums add groups of four elements in the arithmetic's own type. The groups are added in double,
 // or, where that is the type, with what each addition rounds away. So an error is of a few
-// roundings however long a row is. A sum that may have left the type's range is taken again,
+// roundings however long a row is. Rows of up to 16 elements, which are four groups, are summed in
+// the arithmetic's own type altogether. A sum that may have left the type's range is taken again,
 // element by element and in double. From there on gradients of softmax and log_softmax with a usual
 // scale are computed in the type, of float with the sum in two parts, so that what cancels does so
 // exactly; all others in double, rounded once.
 //
 // Rows that lie side by side in memory, and those of a few elements, are computed a row per lane
 // (gradient_across.hpp), short ones some at a time through tiles (gradient_tiles.hpp), others one
-// after the other (gradient_row.hpp). All have the same bits: quick_sum() of a row is the
-// definition.
+// after the other (gradient_row.hpp). All have the same bits: quick_sum() and brief_sum() of a row
+// are the definition.
 #pragma once
 
 #include "isa/kernels/batch.hpp"
@@ -283,6 +284,9 @@ class ElementGradient {
     return all_trusted<kLog>(sum) && all_in_unit(sum);
   }
   static SOFTMAXLIB_INLINE bool is_good(f32x16 sum) { return all(is_trusted<kLog>(sum)); }
+  // A sum of the arithmetic's own type.
+  static SOFTMAXLIB_INLINE f32x16 own(f32x16 sum) { return sum; }
+  static SOFTMAXLIB_INLINE InLanes<f64x8> own(f64x8 sum) { return {sum}; }
 
   // Of softmax and log_softmax, where the scale is usual and the sum trusted: what cancels does so
   // exactly. hi, lo: what is subtracted, in two parts: of softmax the sum times `part`, of
@@ -298,7 +302,7 @@ class ElementGradient {
     template <class Sum>
     SOFTMAXLIB_INLINE Plain(Sum sum, V by_part, V by_power) : part(by_part), power(by_power) {
       if constexpr (kLog) set_parts(sum, hi, lo);
-      else set_parts(wide(sum) * wide(part), hi, lo);
+      else set_product(sum, part, hi, lo);
     }
     SOFTMAXLIB_INLINE V operator()(V g, V result) const {
       if constexpr (kLog) return number(less_product(g, result, hi, lo) * part);
@@ -345,8 +349,6 @@ class ElementGradient {
  private:
   static constexpr bool kDouble = sizeof(T) == 8;
 
-  static SOFTMAXLIB_INLINE InLanes<V> wide(V v) { return InLanes<V>::of(v); }
-  static SOFTMAXLIB_INLINE InLanes<V> wide(InLanes<V> v) { return v; }
   // Of floats: two floats, or the one that it is; of logarithms in units of an exponential.
   static constexpr float kUnit = 0x1p-60f;
   static_assert(Exp<f32x16, Use::kExact>::kBias == 60, "kUnit");
@@ -358,6 +360,13 @@ class ElementGradient {
   static SOFTMAXLIB_INLINE void set_parts(f32x16 sum, f32x16& hi, f32x16& lo) {
     hi = kLog ? sum * V::set1(kUnit) : sum;
     lo = V::set1(0);
+  }
+  static SOFTMAXLIB_INLINE void set_product(InLanes<V> sum, V part, V& hi, V& lo) {
+    set_parts(sum * InLanes<V>::of(part), hi, lo);
+  }
+  static SOFTMAXLIB_INLINE void set_product(f32x16 sum, f32x16 part, f32x16& hi, f32x16& lo) {
+    hi = sum * part;
+    lo = fms(sum, part, hi);
   }
   // Of doubles the sum itself. With a logarithm it is a product, of which the unit of the
   // exponential goes to whichever factor it does not carry below the range.
@@ -506,16 +515,37 @@ struct GradientPiece {
     return lanes;
   }
 
-  // The same of a row of so many vectors, less than a group or just one; the last is partly filled.
+  // The same of a row of so many vectors, two to four; the last is partly filled.
   template <int kVectors>
   SOFTMAXLIB_INLINE Lanes<V> quick_sum(int64_t n) const {
     V group = V::set1(0);
     for (int j = 0; j < kVectors - 1; ++j) group = plus_vector(group, j == 0, j * kLanes, kLanes);
     const int64_t last = (kVectors - 1) * kLanes;
-    group = plus_vector(group, kVectors == 1, last, static_cast<int>(n - last));
+    group = plus_vector(group, false, last, static_cast<int>(n - last));
     Lanes<V> lanes;
     lanes.add(widen_sum(group));
     return lanes;
+  }
+  // Of a short row: four groups, each of every fourth element, then (0 + 2) + (1 + 3).
+  static bool is_brief(int64_t n) { return n <= 16; }
+  // The groups of a row to p, or where n is 16, but a row 8, of two rows.
+  template <int kRows = 1>
+  SOFTMAXLIB_INLINE void store_groups(int64_t n, T* p) const {
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const int count = n - i < kLanes ? static_cast<int>(n - i) : kLanes;
+      V g = load_some(grad, i, count, 0), result = load_some(y, i, count, kNone);
+      if constexpr (kLog) {
+        g = of_visible<kLog>(g, result);
+        result = V::set1(1);
+      }
+      if constexpr (sizeof(T) == 4) store_quads<kRows>(p, g, result);
+      else store_quads(p, g, result, i == 0);
+    }
+  }
+  SOFTMAXLIB_NOINLINE double brief_sum(int64_t n) const {
+    T of[4];
+    store_groups(n, of);
+    return static_cast<double>((of[0] + of[2]) + (of[1] + of[3]));
   }
 
   // The results of up to a vector of elements.

@@ -79,6 +79,11 @@ class GradientRow {
   SOFTMAXLIB_NOINLINE void sum_up(const GradientRow* before, bool quick) {
     Total total;
     total.reference = 0;
+    if (quick && !scale_.kind.reduces && Piece::is_brief(job_->n)) {
+      sum_ = piece(0, job_->n).brief_sum(job_->n);
+      if (before) before->write_chunk(0);
+      return;
+    }
     for (int64_t start = 0; start < job_->n; start += kChunk) {
       const int64_t n = job_->n - start < kChunk ? job_->n - start : kChunk;
       if (!scale_.kind.reduces)

@@ -176,8 +176,8 @@ class GradientTiles {
     const int64_t n = job_.n;
     const int count = rows_;
     with_vectors(n, [&](auto vectors) SOFTMAXLIB_INLINE_LAMBDA {
-      for (int r = 0; r < count; ++r) {
-        if constexpr (vectors == 0) lanes_.keep(r, rows[r].quick_sum(n));
+      for (int r = 0; r < count && vectors != 1; ++r) {
+        if constexpr (vectors < 2) lanes_.keep(r, rows[r].quick_sum(n));
         else lanes_.keep(r, rows[r].template quick_sum<vectors>(n));
       }
     });
@@ -185,6 +185,30 @@ class GradientTiles {
     one.sum = f64x8::set1(1);
     for (int r = count; r < kLanes; ++r) lanes_.keep(r, one);
     return lanes_.totals().value();
+  }
+  // Whether two rows are one vector, and how many elements of these there are from row r on.
+  bool is_in_pairs() const { return kIsOwn && kLanes == 16 && job_.n == 8 && is_dense_; }
+  int64_t in_pair(int r) const { return r + 1 < rows_ ? 16 : 8; }
+  // Each of these for all elements of its row.
+  static SOFTMAXLIB_INLINE V pair_of(const T* x) {
+    constexpr T kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return select(gt(V::set1(8), load(kLane)), V::set1(x[0]), V::set1(x[1]));
+  }
+  SOFTMAXLIB_INLINE V brief_sums() const {
+    const Pieces rows = pieces();
+    const int64_t n = job_.n;
+    const int count = rows_;
+    alignas(64) T group[kLanes][4];
+    if (is_in_pairs())
+      for (int r = 0; r < count; r += 2)
+        rows[r].template store_groups<sizeof(T) == 4 ? 2 : 1>(in_pair(r), group[r]);
+    else
+      for (int r = 0; r < count; ++r) rows[r].store_groups(n, group[r]);
+    for (int r = count; r < kLanes; ++r)
+      for (T& one : group[r]) one = 1;  // lanes without a row
+    V column[4];
+    load_columns(group[0], 4, column);
+    return (column[0] + column[2]) + (column[1] + column[3]);
   }
   SOFTMAXLIB_NOINLINE InLanes<V> trusted(InLanes<V> sums) {
     double each[kLanes];
@@ -203,7 +227,18 @@ class GradientTiles {
 
   // And what follows from them.
   void compute_rows(const RowRun& run, int64_t row, const GradientScale& of_all) {
-    const InLanes<V> sums = kind_.reduces ? in_all(0, V()) : this->sums();
+    InLanes<V> sums = in_all(0, V());
+    Plain plain;
+    bool is_plain = false;
+    const auto use = [&](auto sum) SOFTMAXLIB_INLINE_LAMBDA {
+      is_plain = may_be_plain_ && has_usual_scales_ && Element::is_good(sum);
+      plain = Plain(sum, load(part_), load(power_));
+      sums = in_double(sum);
+    };
+    if (!kind_.reduces) {
+      if (Piece::is_brief(job_.n)) use(Element::own(brief_sums()));
+      else use(this->sums());
+    }
     T* const results = results_ + kLanes;
     const int64_t step = run.step.stride[kOut];
     char* const y = job_.base[kOut] + run.place.offset[kOut] + first_ * step;
@@ -212,10 +247,9 @@ class GradientTiles {
     const auto out = [=](int64_t r) SOFTMAXLIB_INLINE_LAMBDA {
       return reinterpret_cast<Storage*>(to + r * to_step);
     };
-    const bool is_plain = may_be_plain_ && has_usual_scales_ && Element::is_good(sums);
     const bool all =
         is_plain || (kIsOwn ? write_each(run, row, of_all, sums, out) : each_alone(row));
-    if (is_plain) write_plain(sums, out);
+    if (is_plain) write_plain(plain, out);
     if (is_direct_) return;
     if (all && is_dense_ && sender_.takes_rows())
       return sender_.put_adjacent(y, results, rows_ * job_.n);
@@ -225,22 +259,30 @@ class GradientTiles {
       if (all || !alone_[r]) sender_.put(y + r * step, results + r * spacing_, 1);
   }
   template <class Out>
-  SOFTMAXLIB_INLINE void write_plain(InLanes<V> sums, Out out) const {
-    const Plain of_all(sums, load(part_), load(power_));
+  SOFTMAXLIB_INLINE void write_plain(const Plain& of_all, Out out) const {
     T hi[kLanes], lo[kLanes];
     store(hi, of_all.hi);
     store(lo, of_all.lo);
     const Pieces rows = pieces();
     const int64_t n = job_.n, exact_from = is_direct_ ? exact_from_ - first_ : kLanes;
     const int count = rows_;
-    Element::with_plain(has_power_, [&](auto made_of) SOFTMAXLIB_INLINE_LAMBDA {
+    const auto of_row = [&](int r) SOFTMAXLIB_INLINE_LAMBDA {
+      return Plain(V::set1(hi[r]), V::set1(lo[r]), V::set1(part_[r]), V::set1(power_[r]));
+    };
+    if (!kLog && has_power_) {
+      for (int r = 0; r < count; ++r)
+        write<0>(rows[r], n, out(r), typename Element::WithPower(of_row(r)), r >= exact_from);
+    } else if (is_in_pairs()) {
+      for (int r = 0; r < count; r += 2)
+        write<1>(rows[r], in_pair(r), out(r),
+                 Plain(pair_of(hi + r), pair_of(lo + r), pair_of(part_ + r), V::set1(1)),
+                 r + 1 == count);
+    } else {
       with_vectors(n, [&](auto vectors) SOFTMAXLIB_INLINE_LAMBDA {
-        for (int r = 0; r < count; ++r) {
-          const Plain of(V::set1(hi[r]), V::set1(lo[r]), V::set1(part_[r]), V::set1(power_[r]));
-          write<vectors>(rows[r], n, out(r), made_of(of), r >= exact_from);
-        }
+        for (int r = 0; r < count; ++r)
+          write<vectors>(rows[r], n, out(r), of_row(r), r >= exact_from);
       });
-    });
+    }
   }
   // exact: behind the row's end nothing may be written. kVectors: as above.
   template <int kVectors, class F>

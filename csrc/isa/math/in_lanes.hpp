@@ -55,6 +55,15 @@ inline InLanes<f32x16> operator/(InLanes<f32x16> a, InLanes<f32x16> b) {
 }
 inline InLanes<f64x8> operator/(InLanes<f64x8> a, InLanes<f64x8> b) { return {a.all / b.all}; }
 
+template <class V>
+SOFTMAXLIB_INLINE InLanes<V> in_double(V v) {
+  return InLanes<V>::of(v);
+}
+template <class V>
+SOFTMAXLIB_INLINE InLanes<V> in_double(InLanes<V> v) {
+  return v;
+}
+
 inline double first(InLanes<f32x16> v) { return first(v.low); }
 inline double first(InLanes<f64x8> v) { return first(v.all); }
 

@@ -370,6 +370,24 @@ SOFTMAXLIB_INLINE void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
 }
 
+// The quads of a b, added one after the other; the first to `sum` or, where that is NULL, to none.
+SOFTMAXLIB_INLINE __m128 fold_quads(__m256 a, __m256 b, const __m128* sum) {
+  const __m128 first = _mm256_castps256_ps128(a), by = _mm256_castps256_ps128(b);
+  return _mm_fmadd_ps(_mm256_extractf128_ps(a, 1), _mm256_extractf128_ps(b, 1),
+                      sum ? _mm_fmadd_ps(first, by, *sum) : _mm_mul_ps(first, by));
+}
+template <int kRows>
+SOFTMAXLIB_INLINE void store_quads(float* p, f32x16 a, f32x16 b) {
+  const __m128 two = fold_quads(a.a, b.a, nullptr);
+  if (kRows == 2) _mm_storeu_ps(p, two);
+  _mm_storeu_ps(p + 4 * (kRows - 1), fold_quads(a.b, b.b, kRows == 2 ? nullptr : &two));
+}
+SOFTMAXLIB_INLINE void store_quads(double* p, f64x8 a, f64x8 b, bool is_first) {
+  const __m256d first =
+      is_first ? _mm256_mul_pd(a.a, b.a) : _mm256_fmadd_pd(a.a, b.a, _mm256_loadu_pd(p));
+  _mm256_storeu_pd(p, _mm256_fmadd_pd(a.b, b.b, first));
+}
+
 // The halves of four registers as 4 x 4 matrices.
 SOFTMAXLIB_INLINE void transpose_halves(__m256 (&v)[4]) {
   const __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(v[0], v[1]));

@@ -248,6 +248,35 @@ SOFTMAXLIB_INLINE void prefetch(const void* p) {
   _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0);
 }
 
+template <int kQuad>
+struct Quad {
+  constexpr operator int() const { return kQuad; }
+};
+// The quads of a b, added one after the other.
+template <int kRows>
+SOFTMAXLIB_INLINE void store_quads(float* p, f32x16 a, f32x16 b) {
+  const auto product = [&](auto quad) {
+    return _mm_mul_ps(_mm512_extractf32x4_ps(a.v, quad), _mm512_extractf32x4_ps(b.v, quad));
+  };
+  const auto plus = [&](__m128 sum, auto quad) {
+    return _mm_fmadd_ps(_mm512_extractf32x4_ps(a.v, quad), _mm512_extractf32x4_ps(b.v, quad), sum);
+  };
+  const __m128 two = plus(product(Quad<0>()), Quad<1>());
+  if (kRows == 2) {
+    _mm_storeu_ps(p, two);
+    _mm_storeu_ps(p + 4, plus(product(Quad<2>()), Quad<3>()));
+  } else {
+    _mm_storeu_ps(p, plus(plus(two, Quad<2>()), Quad<3>()));
+  }
+}
+SOFTMAXLIB_INLINE void store_quads(double* p, f64x8 a, f64x8 b, bool is_first) {
+  const __m256d low = _mm512_castpd512_pd256(a.v), by = _mm512_castpd512_pd256(b.v);
+  const __m256d first =
+      is_first ? _mm256_mul_pd(low, by) : _mm256_fmadd_pd(low, by, _mm256_loadu_pd(p));
+  _mm256_storeu_pd(
+      p, _mm256_fmadd_pd(_mm512_extractf64x4_pd(a.v, 1), _mm512_extractf64x4_pd(b.v, 1), first));
+}
+
 // The quarters of four vectors as 4 x 4 matrices.
 inline void transpose_quarters(__m512 (&v)[4]) {
   const __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(v[0], v[1]));

@@ -356,6 +356,25 @@ inline void stream(S* p, const typename vector_of<S>::type& v) {
 inline void stream_fence() {}
 inline void prefetch(const void*) {}
 
+template <class T>
+SOFTMAXLIB_NOINLINE void add_quad(T* sum, const T* a, const T* b, bool is_first) {
+  T x[4];
+  memcpy(x, a, sizeof(x));
+  if (is_first)
+    for (int i = 0; i < 4; ++i) x[i] *= b[i];
+  else fma_lanes(x, b, sum, 4);
+  memcpy(sum, x, sizeof(x));
+}
+template <int kRows>
+inline void store_quads(float* p, const f32x16& a, const f32x16& b) {
+  for (int i = 0; i < 16; i += 4)
+    add_quad(p + i * kRows / 16 * 4, a.lane + i, b.lane + i, i % (16 / kRows) == 0);
+}
+inline void store_quads(double* p, const f64x8& a, const f64x8& b, bool is_first) {
+  add_quad(p, a.lane, b.lane, is_first);
+  add_quad(p, a.lane + 4, b.lane + 4, false);
+}
+
 template <class V, int N>
 SOFTMAXLIB_NOINLINE void load_columns(const typename V::elem* p, int64_t stride, V (&column)[N]) {
   for (int r = 0; r < V::lanes; ++r) {
