@@ -9,7 +9,7 @@ namespace softmaxlib {
 namespace {
 
 // A parallel call pays from about this many elements per task on.
-constexpr int64_t kElementsPerTask = 65536;
+constexpr int64_t kElementsPerTask = 32768;
 
 // Rows that lie side by side come into tiles of at most so many bytes.
 constexpr int64_t kTileBytes = int64_t{1} << 28;
