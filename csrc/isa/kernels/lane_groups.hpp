@@ -457,6 +457,7 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
       of_[g].finish(this->sum(g), alone_[g]);
       if constexpr (P::kOneIsOne) {
         if (n_ == 1) set_to_one(g);
+        if (counts_) memset(may_be_one_[g], 0, sizeof(may_be_one_[g]));
         if (counts_ && any(eq(load(seen_[g]), V::set1(1)))) check_ones(g, load(seen_[g]));
       }
     }
@@ -466,8 +467,14 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
     const int64_t stride = job.inner[0].stride[kWhere];
     for (int r = 0; r < rows && r < kLanes; ++r, where += step) {
       if (!alone_[g][r]) continue;
-      bool sees = false;
-      for (int j = 0; j < n_ && !sees; ++j) sees = where[j * stride] != 0;
+      int sees = 0, last = 0;
+      for (int j = 0; j < n_ && sees < 2; ++j)
+        if (where[j * stride]) ++sees, last = j;
+      if constexpr (P::kOneIsOne)
+        if (sees == 1 && may_be_one_[g][r]) {
+          column(hi_, g, last)[r] = of_[g].scale[r] = 1;
+          alone_[g][r] = false;
+        }
       if (sees || !of_[g].see_nothing(r)) continue;
       if constexpr (P::kOneIsOne)  // that of one element may be 1 by now
         column(hi_, g, 0)[r] = 0;
@@ -511,8 +518,8 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
     for (int j = 0, n = n_; j < n; ++j) store(to + j * kLanes, result(j));
   }
 
-  // A row that sees one element, which then is 1: whether others are -inf or not seen is for it to
-  // say where p times the rounded 1 / p is not.
+  // A row that sees one element, which then is 1: whether others are -inf or not seen has to be
+  // looked up where p times the rounded 1 / p is not.
   SOFTMAXLIB_NOINLINE void check_ones(int g, V seen) {
     V top = V::set1(0);
     const auto result = results(g);
@@ -521,7 +528,10 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
     store(counts, seen);
     store(largest, top);
     SOFTMAXLIB_NO_UNROLL
-    for (int i = 0; i < kLanes; ++i) alone_[g][i] |= counts[i] == 1 && largest[i] != 1;
+    for (int i = 0; i < kLanes; ++i) {
+      may_be_one_[g][i] = counts[i] == 1 && largest[i] != 1 && !alone_[g][i];
+      alone_[g][i] |= may_be_one_[g][i];
+    }
   }
 
   SOFTMAXLIB_NOINLINE V count(int g) const {
@@ -539,7 +549,8 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
   }
 
   const bool counts_;
-  alignas(64) T seen_[kRoom / 4][kLanes];  // how many elements of a row are not -inf
+  alignas(64) T seen_[kRoom / 4][kLanes];    // how many elements of a row are not -inf
+  bool may_be_one_[kRoom / 4][kLanes] = {};  // only one is not, and nothing else is wrong
   P of_[kRoom / 4];
 };
 
