@@ -31,6 +31,9 @@ def with_plain_calls(
 def with_plain_gradients(
     evaluate: _Evaluate, chosen_isa: ContextVar[int], chosen_threads: ContextVar[int]
 ) -> _Evaluate: ...
+def with_plain_losses(
+    evaluate: _Evaluate, chosen_isa: ContextVar[int], chosen_threads: ContextVar[int]
+) -> _Evaluate: ...
 def run(
     function: int,
     x: NDArray[Any],

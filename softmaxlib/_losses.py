@@ -144,6 +144,38 @@ def cross_entropy(
     >>> grad[0]
     array([-4.1399375e-08,  4.1399375e-08], dtype=float32)
     """
+    return _cross_entropy(
+        logits,
+        target,
+        axis,
+        activation,
+        label_smoothing,
+        weight,
+        ignore_index,
+        reduction,
+        temperature,
+        where,
+        return_grad,
+        out,
+        grad_out,
+    )
+
+
+def _evaluate(
+    logits: Any,
+    target: Any,
+    axis: Any,
+    activation: Any,
+    label_smoothing: Any,
+    weight: Any,
+    ignore_index: Any,
+    reduction: Any,
+    temperature: Any,
+    where: Any,
+    return_grad: Any,
+    out: Any,
+    grad_out: Any,
+) -> Any:
     x, x_code = as_input("logits", logits, has_where=True)
     along = one_axis("logits", axis, x.ndim)
     if not isinstance(activation, str) or activation not in ("softmax", "stablemax"):
@@ -231,6 +263,10 @@ def cross_entropy(
     if grad is not grad_out and not np.may_share_memory(grad, grad_out):
         grad_out[...] = grad
     return loss, grad_out
+
+
+# As in _api: plain arrays without options the compiled module computes itself.
+_cross_entropy = _core.with_plain_losses(_evaluate, _runtime.chosen_isa, _runtime.chosen_threads)
 
 
 def take_log_softmax(

@@ -14,7 +14,7 @@ import pytest
 from oracle import DTYPES, FUNCTIONS, expected, ulp_error, within_contract
 
 import softmaxlib as sml
-from softmaxlib import _api, _core, _gradients, _runtime
+from softmaxlib import _api, _core, _gradients, _losses, _runtime
 
 try:
     from numpy.exceptions import AxisError
@@ -1075,6 +1075,116 @@ def test_which_gradients_are_plain(function):
     assert not gradient_twice(function, logits(6, 8, dtype="f8"), y)
     with sml.threads(2):
         assert gradient_twice(function, logits(512, 256), sml.softmax(logits(512, 256)))
+
+
+def loss_twice(x, target, **options):
+    """Compare cross_entropy with its Python code; return whether it was plain."""
+    reached = []
+
+    def python_code(*arguments):
+        reached.append(arguments)
+        return _losses._evaluate(*arguments)
+
+    through = _core.with_plain_losses(python_code, _runtime.chosen_isa, _runtime.chosen_threads)
+    defaults = {
+        "axis": -1,
+        "activation": "softmax",
+        "label_smoothing": 0.0,
+        "weight": None,
+        "ignore_index": -100,
+        "reduction": "mean",
+        "temperature": 1.0,
+        "where": None,
+        "return_grad": False,
+        "out": None,
+        "grad_out": None,
+    }
+    arguments = (x, target, *(defaults | options).values())
+    outcomes = [
+        parts(lambda: sml.cross_entropy(x, target, **options)),
+        parts(lambda: _losses._evaluate(*arguments)),
+        parts(lambda: through(*arguments)),
+    ]
+    assert outcomes[0] == outcomes[1] == outcomes[2]
+    return not reached
+
+
+def parts(call):
+    """The outcome of a call that may return a tuple."""
+    result = []
+
+    def first():
+        found = call()
+        result.extend(found if isinstance(found, tuple) else (found,))
+        return result[0]
+
+    return [outcome(first), *(outcome(lambda one=one: one) for one in result[1:])]
+
+
+@pytest.mark.parametrize("activation", ["softmax", "stablemax"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("return_grad", [False, True])
+def test_plain_losses_equal_all_others(activation, reduction, return_grad, isa):
+    options = {"activation": activation, "reduction": reduction, "return_grad": return_grad}
+    target = np.array([0, 7, 3, -100, 2, 5])
+    for name in INPUTS:
+        for axis in (-1, 0, 1, None, *ODD_AXES):
+            loss_twice(INPUTS[name](), target, axis=axis, **options)
+    sml.softmax(np.ones(1, BF16))  # bfloat16 is known from here on
+    for dtype in ("f2", "f4", "f8", BF16):
+        assert loss_twice(logits(6, 8, dtype=dtype), target, **options)
+        assert loss_twice(logits(6, 8, dtype=dtype), target % 8, ignore_index=7, **options)
+        assert loss_twice(logits(2, 3, 8, dtype=dtype), target.reshape(2, 3), **options)
+        assert loss_twice(logits(8, dtype=dtype), np.array(3), **options)
+        assert loss_twice(logits(6, 8, dtype=dtype), target, temperature=0.5, **options)
+    with sml.threads(2):
+        assert loss_twice(logits(512, 256), np.arange(512) % 256, **options)
+
+
+def test_which_losses_are_plain():
+    x, target = logits(6, 8), np.array([0, 7, 3, -100, 2, 5])
+    for options in (
+        {"axis": 0},
+        {"axis": np.int64(-1)},
+        {"axis": None},
+        {"activation": "max"},
+        {"activation": None},
+        {"label_smoothing": 0.1},
+        {"label_smoothing": -0.0},
+        {"label_smoothing": 0},
+        {"label_smoothing": 2.0},
+        {"weight": np.ones(8)},
+        {"ignore_index": 2**70},
+        {"ignore_index": 1.5},
+        {"ignore_index": True},
+        {"reduction": "average"},
+        {"reduction": None},
+        {"temperature": 2},
+        {"temperature": 0.0},
+        {"temperature": np.ones((6, 1))},
+        {"where": np.ones((6, 8), bool)},
+        {"return_grad": 1},
+        {"out": np.zeros((), np.float32)},
+        {"grad_out": np.zeros((6, 8), np.float32)},
+        {"grad_out": np.zeros((6, 8), np.float32), "return_grad": True},
+    ):
+        assert not loss_twice(x, target, **options), options
+    for wrong in (
+        target.astype(np.int32),
+        target.astype(">i8"),
+        target.astype(np.uint64),
+        target[::-1],
+        target[:5],
+        list(target),
+        target.reshape(6, 1),
+        sml.softmax(x),
+        np.array([0, 8, 3, -100, 2, 5]),
+        np.array([0, -1, 3, -100, 2, 5]),
+    ):
+        assert not loss_twice(x, wrong), wrong
+    assert not loss_twice(x[:, ::2], target % 4)
+    assert not loss_twice(x[:0], target[:0])
+    assert not loss_twice(x.tolist(), target)
 
 
 @pytest.mark.parametrize("function", GRADIENTS)

@@ -619,14 +619,17 @@ int32_t chosen(PyObject* variable, int32_t otherwise) {
   return number ? static_cast<int32_t>(number) : otherwise;
 }
 
+bool is_text(PyObject* object, const char* text) {
+  return PyUnicode_CheckExact(object) && PyUnicode_CompareWithASCIIString(object, text) == 0;
+}
+
 // Those of _api._evaluate.
 struct Arguments {
   PyObject *function, *x, *axis, *temperature, *bias, *where, *dtype, *out, *algorithm, *keepdims;
 
   // But for the temperature and the mask.
   bool options_are_defaults() const {
-    return bias == Py_None && dtype == Py_None && PyUnicode_CheckExact(algorithm) &&
-           PyUnicode_CompareWithASCIIString(algorithm, "auto") == 0;
+    return bias == Py_None && dtype == Py_None && is_text(algorithm, "auto");
   }
 };
 
@@ -791,6 +794,96 @@ py::object call_gradient_plainly(PyObject* held, const GradientArguments& args) 
   return result;
 }
 
+// Those of _losses._evaluate.
+struct LossArguments {
+  PyObject *logits, *target, *axis, *activation, *label_smoothing, *weight, *ignore_index,
+      *reduction, *temperature, *where, *return_grad, *out, *grad_out;
+
+  // But for the temperature, the reduction and what is returned.
+  bool options_are_defaults() const {
+    return weight == Py_None && where == Py_None && out == Py_None && grad_out == Py_None &&
+           PyFloat_CheckExact(label_smoothing) &&
+           softmaxlib::bits_of(PyFloat_AS_DOUBLE(label_smoothing)) == 0;
+  }
+};
+
+// Whether these are classes: contiguous native int64, one for each row along the last axis.
+bool are_plain_classes(PyObject* object, int ndim, const py::ssize_t* shape) {
+  if (Py_TYPE(object) != Numpy::get().PyArray_Type_) return false;
+  const auto target = py::reinterpret_borrow<py::array>(object);
+  constexpr int kPlain = Numpy::NPY_ARRAY_C_CONTIGUOUS_ | Numpy::NPY_ARRAY_ALIGNED_;
+  const py::dtype dtype = target.dtype();
+  return (target.flags() & kPlain) == kPlain && dtype.kind() == 'i' && dtype.itemsize() == 8 &&
+         dtype.byteorder() == '=' && target.ndim() == ndim - 1 &&
+         std::equal(shape, shape + ndim - 1, target.shape());
+}
+
+// What it returns, likewise, for classes of rows along the last axis.
+py::object call_loss_plainly(PyObject* held, const LossArguments& args) {
+  const int32_t dtype = plain_dtype(args.logits);
+  if (dtype < 0 || !args.options_are_defaults() || !PyBool_Check(args.return_grad)) return {};
+  const auto x = py::reinterpret_borrow<py::array>(args.logits);
+  const auto ndim = static_cast<int>(x.ndim());
+  const py::ssize_t size = x.size();
+  if (ndim == 0 || ndim > kMaxNdim || size == 0) return {};
+  const int32_t axis = plain_axis(args.axis, ndim);
+  if (axis != ndim - 1 || !are_plain_classes(args.target, ndim, x.shape())) return {};
+  const bool stable = is_text(args.activation, "stablemax");
+  if (!stable && !is_text(args.activation, "softmax")) return {};
+
+  softmaxlib_loss_options loss = SOFTMAXLIB_LOSS_OPTIONS_INIT;
+  int overflow = 0;
+  if (!PyLong_CheckExact(args.ignore_index)) return {};
+  loss.ignore_index = PyLong_AsLongLongAndOverflow(args.ignore_index, &overflow);
+  if (is_text(args.reduction, "mean")) loss.reduction = SOFTMAXLIB_REDUCTION_MEAN;
+  else if (is_text(args.reduction, "sum")) loss.reduction = SOFTMAXLIB_REDUCTION_SUM;
+  else if (!is_text(args.reduction, "none")) return {};
+  softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
+  options.temperature = plain_temperature(args.temperature);
+  if (overflow || options.temperature == 0 ||
+      !choose(PyTuple_GET_ITEM(held, kChosenIsa), PyTuple_GET_ITEM(held, kChosenThreads), options))
+    return {};
+  if (options.num_threads > 1) {
+    options.parallel_for = parallel_for;
+    options.parallel_context = &options.num_threads;
+  }
+
+  int64_t shape[kMaxNdim];
+  std::copy_n(x.shape(), ndim, shape);
+  const bool reduces = loss.reduction != SOFTMAXLIB_REDUCTION_NONE;
+  const auto rows = static_cast<size_t>(size / x.shape(ndim - 1));
+  const std::unique_ptr<double[]> terms(reduces ? new (std::nothrow) double[rows] : nullptr);
+  if (reduces && !terms) return {};
+  py::object result = new_array(x.dtype(), reduces ? 0 : ndim - 1, x.shape()), grad;
+  if (args.return_grad == Py_True) grad = new_array(x.dtype(), ndim, x.shape());
+  const auto view = [&](PyObject* array, int32_t of, int dimensions) {
+    return softmaxlib_array{py::detail::array_proxy(array)->data, of, dimensions, shape, nullptr};
+  };
+  const softmaxlib_array from = view(args.logits, dtype, ndim),
+                         classes = view(args.target, SOFTMAXLIB_I64, ndim - 1),
+                         to = view(result.ptr(), dtype, reduces ? 0 : ndim - 1);
+  const softmaxlib_array of_rows = {terms.get(), SOFTMAXLIB_F64, ndim - 1, shape, nullptr};
+  const bool returns_grad = args.return_grad == Py_True;
+  const softmaxlib_array grad_to =
+      returns_grad ? view(grad.ptr(), dtype, ndim) : softmaxlib_array{};
+  loss.total = reduces ? &to : nullptr;
+  softmaxlib_report report = {sizeof report, SOFTMAXLIB_ISA_AUTO, 0, 0, 0, nullptr};
+  options.report = &report;
+  const auto call = [&] {
+    return softmaxlib_cross_entropy(stable ? SOFTMAXLIB_STABLEMAX : SOFTMAXLIB_SOFTMAX, &from,
+                                    &classes, reduces ? &of_rows : &to,
+                                    returns_grad ? &grad_to : nullptr, axis, &loss, &options);
+  };
+  PyObject *const result_back = result.release().ptr(), *const grad_back = grad.release().ptr();
+  const softmaxlib_status status = size <= kFewElements ? call() : without_gil(call);
+  result = py::reinterpret_steal<py::object>(result_back);
+  grad = py::reinterpret_steal<py::object>(grad_back);
+  if (status != SOFTMAXLIB_OK) return {};  // Python says what is wrong, and where
+  last_report = report;
+  if (to.ndim == 0) result = owned(PyObject_GetItem(result.ptr(), py::tuple().ptr()));
+  return grad ? py::object(py::make_tuple(result, grad)) : result;
+}
+
 // A plain call, or else Python's.
 template <class Arguments, py::object (*kPlainly)(PyObject*, const Arguments&)>
 PyObject* call_plainly_or_evaluate(PyObject* held, PyObject* const* args, Py_ssize_t nargs) {
@@ -948,6 +1041,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("last_report", &last_report_tuple);
   m.def("with_plain_calls", &with_short_cut<Arguments, call_plainly>, "evaluate"_a, "chosen_isa"_a,
         "chosen_threads"_a);
+  m.def("with_plain_losses", &with_short_cut<LossArguments, call_loss_plainly>, "evaluate"_a,
+        "chosen_isa"_a, "chosen_threads"_a);
   m.def("with_plain_gradients", &with_short_cut<GradientArguments, call_gradient_plainly>,
         "evaluate"_a, "chosen_isa"_a, "chosen_threads"_a);
   py::class_<Known>(m, "Known")
