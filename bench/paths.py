@@ -46,8 +46,10 @@ Array = np.ndarray[Any, Any]
 Call = Callable[[], object]
 
 FUNCTIONS = ("softmax", "log_softmax", "logsumexp", "stablemax", "log_stablemax")
-OTHERS = ("softmax_backward", "log_softmax_backward", "cross_entropy", "take_log_softmax")
+GRADIENTS = ("softmax_backward", "log_softmax_backward")
+LOSSES = ("cross_entropy", "take_log_softmax")
 OPTIONS = ("none", "temperature", "temperatures", "bias", "column bias", "where", "all")
+OF_GRADIENTS = ("none", "temperature", "temperatures", "where")  # a bias does not change them
 DTYPES = {
     name: np.dtype(kind)
     for name, kind in {
@@ -96,8 +98,9 @@ def grid() -> list[Route]:
     paths = [
         Route(*values) for values in itertools.product(FUNCTIONS, OPTIONS, DTYPES, AXES, COLUMNS)
     ]
-    more = itertools.product(OTHERS, ("none",), DTYPES, AXES, COLUMNS)
-    paths += [Route(*values) for values in more]
+    for functions, options in ((GRADIENTS, OF_GRADIENTS), (LOSSES, ("none",))):
+        more = itertools.product(functions, options, DTYPES, AXES, COLUMNS)
+        paths += [Route(*values) for values in more]
     return [path for path in paths if path.axis != "wide" or path.columns <= WIDE_COLUMNS]
 
 
@@ -163,9 +166,9 @@ def ours(path: Route, of: dict[str, Array]) -> Call:
         return lambda: sml.cross_entropy(x, of["target"], axis=axis, return_grad=True)
     if path.function == "take_log_softmax":
         return lambda: sml.take_log_softmax(x, of["target"], axis=axis)
-    y = getattr(sml, path.function.removesuffix("_backward"))(x, axis=axis)
+    y = getattr(sml, path.function.removesuffix("_backward"))(x, axis=axis, **options)
     backward = getattr(sml, path.function)
-    return lambda: backward(of["grad"], y, axis=axis)
+    return lambda: backward(of["grad"], y, axis=axis, **options)
 
 
 def tensor(x: Array) -> Any:
@@ -217,8 +220,16 @@ def in_torch(path: Route, of: dict[str, Array]) -> Call:
     if not path.function.endswith("_backward"):
         return calls[path.function]
     name = path.function.removesuffix("_backward")
-    y, backward = getattr(torch, name)(x, axis), getattr(torch, f"_{path.function}_data")
-    return lambda: backward(given["grad"], y, axis, x.dtype)
+    y, backward = getattr(torch, name)(arguments(), axis), getattr(torch, f"_{path.function}_data")
+
+    def gradient() -> Any:
+        grad = given["grad"]
+        if hidden is not None and name == "log_softmax":  # what comes in there counts for nothing
+            grad = grad.masked_fill(hidden, 0)
+        d = backward(grad, y, axis, x.dtype)
+        return d if temperature is None else d / temperature
+
+    return gradient
 
 
 def peers(path: Route, of: dict[str, Array]) -> dict[str, Callable[[], Call]]:
@@ -326,7 +337,7 @@ def show(console: Console, rows: Sequence[dict[str, Any]], worst: int) -> None:
         f"{len(judged) - len(won) - len(lost)} cannot be told; the {min(worst, len(judged))} worst "
         "are listed. The axis is 1 of all shapes."
     )
-    for function in (*FUNCTIONS, *OTHERS):
+    for function in (*FUNCTIONS, *GRADIENTS, *LOSSES):
         of = [peer[1]["value"] for row, peer in judged if row["function"] == function]
         if of:
             console.print(f"  {function}: median {np.median(of):.2f} of the fastest peer's time")
