@@ -229,6 +229,21 @@ def test_gap_of_17(isa):
             assert ulp_error(got[1], exact, np.float32) <= 2
 
 
+@pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
+def test_logsumexp_far_below_its_elements(isa, dtype):
+    """As a result that was rounded to a half may be: by 64 of 20,000."""
+    x = np.array([[60.0, 20, 5, -40, 0, -np.inf], [39.5, 40.5, 46, 47, 80, 85]]).astype(dtype)
+    y = np.array([5.0, 0]).astype(dtype)
+    for size in (1.0, -0.5, 2.0**-14, 0.0):
+        grad = np.full(2, size).astype(dtype)
+        got = sml.logsumexp_backward(grad, x, y)
+        with np.errstate(over="ignore"):
+            want = (grad[:, None] * np.exp((x - y[:, None]).astype(np.longdouble))).astype(dtype)
+        finite = np.isfinite(want)
+        assert (got[~finite] == want[~finite]).all()
+        assert ulp_error(got[finite], want[finite].astype(np.longdouble), dtype).max() <= 1
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "stablemax", "log_stablemax"])
 def test_gradients_of_every_size(isa, name, dtype):

@@ -94,6 +94,19 @@ SOFTMAXLIB_INLINE InLanes<f64x8> exp_wide(Pair<f64x8> x) {
   return {Exp<f64x8, Use::kExact>(0)(x) * f64x8::set1(exp_unit<f64x8>())};
 }
 
+// `usual`, but e^x in double where x is so large that the exponential leaves the range of float: a
+// row's largest element may be far above its result, where that was rounded to a half. Beyond kMost
+// whatever is multiplied by it leaves that range, too.
+SOFTMAXLIB_NOINLINE InLanes<f32x16> exp_of_large(Pair<f32x16> x, InLanes<f32x16> usual) {
+  constexpr double kLarge = 40, kMost = 600;
+  const auto of = [=](f64x8 hi, f64x8 lo, f64x8 otherwise) {
+    const Pair<f64x8> z = {min(hi, f64x8::set1(kMost)), lo};
+    return select(gt(hi, f64x8::set1(kLarge)), exp_wide(z).all, otherwise);
+  };
+  return {of(widen_low(x.hi), widen_low(x.lo), usual.low),
+          of(widen_high(x.hi), widen_high(x.lo), usual.high)};
+}
+
 // g - e^x total; e^x as a pair, so that near 1 what it lacks is not lost.
 SOFTMAXLIB_INLINE InLanes<f32x16> less_exp(f32x16 g, f32x16 x, InLanes<f32x16> total) {
   const Pair<f32x16> e = Exp<f32x16, Use::kExact>(0)(Pair<f32x16>{x, f32x16::set1(0)});
@@ -118,7 +131,9 @@ struct RowGradient {
       : of_double(gradient, a.factor, a.exponent - Exp<f64x8>::kBias), factor(gradient) {}
 
   SOFTMAXLIB_INLINE InLanes<f32x16> times_exp(Pair<f32x16> z, double scale) const {
-    return exp_wide(z) * in_all(factor, f32x16()) * in_all(scale, f32x16());
+    InLanes<f32x16> e = exp_wide(z);
+    if (SOFTMAXLIB_UNLIKELY(any(gt(z.hi, f32x16::set1(40))))) e = exp_of_large(z, e);
+    return e * in_all(factor, f32x16()) * in_all(scale, f32x16());
   }
   SOFTMAXLIB_INLINE InLanes<f64x8> times_exp(Pair<f64x8> z, double) const {
     const f64x8 e = Exp<f64x8>(0)(z);
