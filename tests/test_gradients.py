@@ -229,6 +229,21 @@ def test_gap_of_17(isa):
             assert ulp_error(got[1], exact, np.float32) <= 2
 
 
+@pytest.mark.parametrize("temperature", [0.24, 0.01, 1e-5, 1e-60])
+def test_log_softmax_of_tiny_probabilities(isa, temperature):
+    """Whose products with a sum are subnormal, and with the temperature are not."""
+    rng = np.random.default_rng(7)
+    for incoming in (1.0, 2.0**-30, 1e100):
+        y = np.concatenate([np.zeros((8, 1)), rng.uniform(-744, -690, (8, 20))], axis=1)
+        grad = np.zeros_like(y)
+        grad[:, 0] = incoming * rng.standard_normal(8)
+        grad[4:, 1:] = 1e-310 * rng.standard_normal((4, 20))
+        for place in (np.ascontiguousarray, np.asfortranarray):
+            grad, y = place(grad), place(y)
+            got = sml.log_softmax_backward(grad, y, temperature=temperature)
+            assert_close(got, "log_softmax", grad, y, y, temperature=temperature)
+
+
 @pytest.mark.parametrize("dtype", DTYPES[:3], ids=str)
 def test_logsumexp_far_below_its_elements(isa, dtype):
     """As a result that was rounded to a half may be: by 64 of 20,000."""

@@ -421,6 +421,8 @@ class ElementGradient {
       return RowGradient(low_of(sum_), affine).times_exp(under, affine.rounded()).value();
     }
     g = in_unit(g, s.unit);
+    if constexpr (kLog && kDouble)
+      if (!s.kind.stable) return less_product_scaled(g, result);
     const double early = !kDouble || kLog || s.kind.stable ? 1 : s.early;
     InLanes<V> d;
     if constexpr (kLog) d = less_exp(g, result);
@@ -428,6 +430,16 @@ class ElementGradient {
     if (s.kind.stable) return StableSlope<V>(s)(d, InLanes<V>::of(z)).value();
     d = d * in_all(s.factor.value / early, V());
     return kDouble ? (d * in_all(s.factor.more, V())).value() : d.value();
+  }
+  // (g - e^result sum) scale. Where scale is above 1 and both are small enough, the power of two in
+  // it goes to them first: their difference may be below the range of normal numbers, the result in
+  // it.
+  V less_product_scaled(V g, V result) const {
+    const GradientScale& s = *scale_;
+    const V size = magnitude(g).hi + magnitude(sum_.all).hi;
+    const V early = select(gt(V::set1(0x1p900 / s.early), size), V::set1(s.early), V::set1(1));
+    const V d = less_product(g * early, result, plain_.hi * early, plain_.lo);
+    return d * (V::set1(s.factor.value) / early) * V::set1(s.factor.more);
   }
   static double low_of(InLanes<f32x16> x) { return first(x.low); }
   static double low_of(InLanes<f64x8> x) { return first(x.all); }

@@ -249,25 +249,18 @@ SOFTMAXLIB_INLINE void prefetch(const void* p) {
 }
 
 template <int kQuad>
-struct Quad {
-  constexpr operator int() const { return kQuad; }
-};
+SOFTMAXLIB_INLINE __m128 quad_of(f32x16 a) {
+  return _mm512_extractf32x4_ps(a.v, kQuad);
+}
 // The quads of a b, added one after the other.
 template <int kRows>
 SOFTMAXLIB_INLINE void store_quads(float* p, f32x16 a, f32x16 b) {
-  const auto product = [&](auto quad) {
-    return _mm_mul_ps(_mm512_extractf32x4_ps(a.v, quad), _mm512_extractf32x4_ps(b.v, quad));
-  };
-  const auto plus = [&](__m128 sum, auto quad) {
-    return _mm_fmadd_ps(_mm512_extractf32x4_ps(a.v, quad), _mm512_extractf32x4_ps(b.v, quad), sum);
-  };
-  const __m128 two = plus(product(Quad<0>()), Quad<1>());
-  if (kRows == 2) {
-    _mm_storeu_ps(p, two);
-    _mm_storeu_ps(p + 4, plus(product(Quad<2>()), Quad<3>()));
-  } else {
-    _mm_storeu_ps(p, plus(plus(two, Quad<2>()), Quad<3>()));
-  }
+  const __m128 two =
+      _mm_fmadd_ps(quad_of<1>(a), quad_of<1>(b), _mm_mul_ps(quad_of<0>(a), quad_of<0>(b)));
+  if (kRows == 2) _mm_storeu_ps(p, two);
+  const __m128 third = kRows == 2 ? _mm_mul_ps(quad_of<2>(a), quad_of<2>(b))
+                                  : _mm_fmadd_ps(quad_of<2>(a), quad_of<2>(b), two);
+  _mm_storeu_ps(p + 4 * (kRows - 1), _mm_fmadd_ps(quad_of<3>(a), quad_of<3>(b), third));
 }
 SOFTMAXLIB_INLINE void store_quads(double* p, f64x8 a, f64x8 b, bool is_first) {
   const __m256d low = _mm512_castpd512_pd256(a.v), by = _mm512_castpd512_pd256(b.v);
