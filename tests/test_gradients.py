@@ -259,6 +259,48 @@ def test_logsumexp_far_below_its_elements(isa, dtype):
         assert ulp_error(got[finite], want[finite].astype(np.longdouble), dtype).max() <= 1
 
 
+def test_logsumexp_far_below_its_elements_in_float64(isa):
+    x = np.array([[599.0, 601, 660, 668, 700, 720, 1000, 1400, 1499, 1600]])
+    for incoming in (1e-200, -1e-300, 5e-324, 1.0, 0.0):
+        for temperature in (1.0, 0.5):
+            got = sml.logsumexp_backward(
+                np.array([incoming]), x * temperature, np.zeros(1), temperature=temperature
+            )
+            want = [
+                mpmath.mpf(incoming) * mpmath.exp(mpmath.mpf(z)) / temperature
+                for z in x[0].tolist()
+            ]
+            for value, exact in zip(got[0].tolist(), want, strict=True):
+                if abs(exact) > 1.7e308:
+                    assert value == np.copysign(np.inf, incoming)
+                else:
+                    assert abs(value - exact) <= 8 * np.spacing(abs(float(exact)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "stablemax", "log_stablemax"])
+def test_rows_side_by_side_of_any_width(isa, name, dtype):
+    """Whole vectors of rows, what is left of a run, in place, by tasks: as rows by themselves."""
+    for n in (1, 2, 3, 4, 7, 8, 9, 16, 17, 33):
+        for width in (1, 7, 15, 16, 17, 49, 520):
+            x, rng = sample((2, n, width), dtype)
+            grad = rng.standard_normal(x.shape).astype(dtype)
+            y = forward(name, x, axis=1)
+            want = np.moveaxis(
+                backward(name, *(np.moveaxis(a, 1, -1).copy() for a in (grad, x, y))), -1, 1
+            )
+            np.testing.assert_array_equal(backward(name, grad, x, y, axis=1), want)
+            for place in (grad, y):
+                given = [a.copy() for a in (grad, x, y)]
+                out = given[0] if place is grad else given[2]
+                np.testing.assert_array_equal(backward(name, *given, axis=1, out=out), want)
+    with sml.threads(2):
+        x, rng = sample((3, 10, 5003), dtype)
+        grad, y = rng.standard_normal(x.shape).astype(dtype), forward(name, x, axis=1)
+        got = backward(name, grad, x, y, axis=1)
+    np.testing.assert_array_equal(backward(name, grad, x, y, axis=1), got)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "stablemax", "log_stablemax"])
 def test_gradients_of_every_size(isa, name, dtype):

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <limits>
 #include <memory>
 #include <mutex>
@@ -648,16 +649,46 @@ bool is_plain_mask(PyObject* object, int ndim, const py::ssize_t* shape) {
          mask.ndim() == ndim && std::equal(shape, shape + ndim, mask.shape());
 }
 
+// What the function that with_plain_calls makes has at hand.
+enum Held { kEvaluate, kChosenIsa, kChosenThreads };
+
 // ISA and threads of a call; false: Python has to find them out.
-bool choose(PyObject* isa, PyObject* threads, softmaxlib_options& options) {
-  options.isa = chosen(isa, known.isa);
+bool choose(PyObject* held, softmaxlib_options& options) {
+  options.isa = chosen(PyTuple_GET_ITEM(held, kChosenIsa), known.isa);
   options.num_threads =
-      chosen(threads, known.process_threads ? known.process_threads : known.default_threads);
+      chosen(PyTuple_GET_ITEM(held, kChosenThreads),
+             known.process_threads ? known.process_threads : known.default_threads);
   return options.isa >= 0 && options.num_threads != 0;
 }
 
-// What the function that with_plain_calls makes has at hand.
-enum Held { kEvaluate, kChosenIsa, kChosenThreads };
+// The same and the temperature, of a call that run_plainly() makes.
+bool choose_all(PyObject* held, PyObject* temperature, softmaxlib_options& options) {
+  options.temperature = plain_temperature(temperature);
+  if (options.temperature == 0 || !choose(held, options)) return false;
+  if (options.num_threads > 1) {
+    options.parallel_for = parallel_for;
+    options.parallel_context = &options.num_threads;
+  }
+  return true;
+}
+
+// Runs a call on so many elements, whose report is the last one if it succeeds. Its results have no
+// owner meanwhile: a daemon thread that is unwound at exit must not free them.
+template <class Work>
+softmaxlib_status run_plainly(softmaxlib_options& options, py::ssize_t size,
+                              std::initializer_list<py::object*> results, Work call) {
+  softmaxlib_report report = {sizeof report, SOFTMAXLIB_ISA_AUTO, 0, 0, 0, nullptr};
+  options.report = &report;
+  PyObject* held_back[2] = {};
+  size_t count = 0;
+  for (py::object* result : results) held_back[count++] = result->release().ptr();
+  const softmaxlib_status status = size <= kFewElements ? call() : without_gil(call);
+  count = 0;
+  for (py::object* result : results)
+    *result = py::reinterpret_steal<py::object>(held_back[count++]);
+  if (status == SOFTMAXLIB_OK) last_report = report;
+  return status;
+}
 
 // An axis from 0, or kAll; kNotPlain: anything but None and an int in range.
 constexpr int32_t kAll = -1, kNotPlain = -2;
@@ -702,8 +733,7 @@ py::object call_plainly(PyObject* held, const Arguments& args) {
   if (options.temperature == 0) return {};
   const bool has_mask = args.where != Py_None;
   if (has_mask && (args.out != Py_None || !is_plain_mask(args.where, ndim, x.shape()))) return {};
-  if (!choose(PyTuple_GET_ITEM(held, kChosenIsa), PyTuple_GET_ITEM(held, kChosenThreads), options))
-    return {};
+  if (!choose(held, options)) return {};
 
   // The shapes of x (another thread may reshape it while the GIL is released), of the result, and
   // of that without the axes of length 1 that keepdims keeps.
@@ -759,14 +789,7 @@ py::object call_gradient_plainly(PyObject* held, const GradientArguments& args) 
   if (grad.ndim() != ndim || !std::equal(y.shape(), y.shape() + ndim, grad.shape())) return {};
   const int32_t axis = plain_axis(args.axis, ndim);
   softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
-  options.temperature = plain_temperature(args.temperature);
-  if (axis == kNotPlain || options.temperature == 0 ||
-      !choose(PyTuple_GET_ITEM(held, kChosenIsa), PyTuple_GET_ITEM(held, kChosenThreads), options))
-    return {};
-  if (options.num_threads > 1) {
-    options.parallel_for = parallel_for;
-    options.parallel_context = &options.num_threads;
-  }
+  if (axis == kNotPlain || !choose_all(held, args.temperature, options)) return {};
   int64_t shape[kMaxNdim];
   std::copy_n(y.shape(), ndim, shape);
   const auto out = py::reinterpret_borrow<py::object>(args.out);
@@ -779,18 +802,11 @@ py::object call_gradient_plainly(PyObject* held, const GradientArguments& args) 
     return softmaxlib_array{py::detail::array_proxy(array)->data, dtype, ndim, shape, nullptr};
   };
   const softmaxlib_array from = view(args.grad), of = view(args.y), to = view(result.ptr());
-  softmaxlib_report report = {sizeof report, SOFTMAXLIB_ISA_AUTO, 0, 0, 0, nullptr};
-  options.report = &report;
   const auto function = static_cast<softmaxlib_function>(PyLong_AsLong(args.function));
-  const auto call = [&] {
+  check(run_plainly(options, size, {&result}, [&] {
     return softmaxlib_backward(function, &from, &of, &of, &to, axis == kAll ? 0 : 1, &axis,
                                &options);
-  };
-  PyObject* const held_back = result.release().ptr();  // as in call_plainly
-  const softmaxlib_status status = size <= kFewElements ? call() : without_gil(call);
-  result = py::reinterpret_steal<py::object>(held_back);
-  check(status);
-  last_report = report;
+  }));
   return result;
 }
 
@@ -839,14 +855,7 @@ py::object call_loss_plainly(PyObject* held, const LossArguments& args) {
   else if (is_text(args.reduction, "sum")) loss.reduction = SOFTMAXLIB_REDUCTION_SUM;
   else if (!is_text(args.reduction, "none")) return {};
   softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
-  options.temperature = plain_temperature(args.temperature);
-  if (overflow || options.temperature == 0 ||
-      !choose(PyTuple_GET_ITEM(held, kChosenIsa), PyTuple_GET_ITEM(held, kChosenThreads), options))
-    return {};
-  if (options.num_threads > 1) {
-    options.parallel_for = parallel_for;
-    options.parallel_context = &options.num_threads;
-  }
+  if (overflow || !choose_all(held, args.temperature, options)) return {};
 
   int64_t shape[kMaxNdim];
   std::copy_n(x.shape(), ndim, shape);
@@ -854,8 +863,9 @@ py::object call_loss_plainly(PyObject* held, const LossArguments& args) {
   const auto rows = static_cast<size_t>(size / x.shape(ndim - 1));
   const std::unique_ptr<double[]> terms(reduces ? new (std::nothrow) double[rows] : nullptr);
   if (reduces && !terms) return {};
+  const bool returns_grad = args.return_grad == Py_True;
   py::object result = new_array(x.dtype(), reduces ? 0 : ndim - 1, x.shape()), grad;
-  if (args.return_grad == Py_True) grad = new_array(x.dtype(), ndim, x.shape());
+  if (returns_grad) grad = new_array(x.dtype(), ndim, x.shape());
   const auto view = [&](PyObject* array, int32_t of, int dimensions) {
     return softmaxlib_array{py::detail::array_proxy(array)->data, of, dimensions, shape, nullptr};
   };
@@ -863,23 +873,15 @@ py::object call_loss_plainly(PyObject* held, const LossArguments& args) {
                          classes = view(args.target, SOFTMAXLIB_I64, ndim - 1),
                          to = view(result.ptr(), dtype, reduces ? 0 : ndim - 1);
   const softmaxlib_array of_rows = {terms.get(), SOFTMAXLIB_F64, ndim - 1, shape, nullptr};
-  const bool returns_grad = args.return_grad == Py_True;
   const softmaxlib_array grad_to =
       returns_grad ? view(grad.ptr(), dtype, ndim) : softmaxlib_array{};
   loss.total = reduces ? &to : nullptr;
-  softmaxlib_report report = {sizeof report, SOFTMAXLIB_ISA_AUTO, 0, 0, 0, nullptr};
-  options.report = &report;
-  const auto call = [&] {
+  const softmaxlib_status status = run_plainly(options, size, {&result, &grad}, [&] {
     return softmaxlib_cross_entropy(stable ? SOFTMAXLIB_STABLEMAX : SOFTMAXLIB_SOFTMAX, &from,
                                     &classes, reduces ? &of_rows : &to,
                                     returns_grad ? &grad_to : nullptr, axis, &loss, &options);
-  };
-  PyObject *const result_back = result.release().ptr(), *const grad_back = grad.release().ptr();
-  const softmaxlib_status status = size <= kFewElements ? call() : without_gil(call);
-  result = py::reinterpret_steal<py::object>(result_back);
-  grad = py::reinterpret_steal<py::object>(grad_back);
+  });
   if (status != SOFTMAXLIB_OK) return {};  // Python says what is wrong, and where
-  last_report = report;
   if (to.ndim == 0) result = owned(PyObject_GetItem(result.ptr(), py::tuple().ptr()));
   return grad ? py::object(py::make_tuple(result, grad)) : result;
 }

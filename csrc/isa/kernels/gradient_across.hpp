@@ -176,7 +176,7 @@ class GradientAcross {
            lines_in_a_set(at_a_time()) <= (job_.streaming ? 16 : 8) &&
            !(is_short() && lines_in_a_set(3 * job_.n) <= 8);  // of a vector of rows and its results
   }
-  // How many lines add_up_lanes() reads at a time.
+  // How many lines are read at a time while all rows are summed.
   int64_t at_a_time() const {
     return 2 * ((job_.n + kLanes - 1) / kLanes) * (kLanes > kParts ? 4 : 1);
   }
@@ -302,35 +302,23 @@ class GradientAcross {
     if (kHasLost) error = error + fold_eight_of(s.lost);
   }
 
-  // A careful sum of a short row.
-  SOFTMAXLIB_INLINE InLanes<V> careful_sum(Column g, Column y) const {
+  // The sum of a row of up to a slice, of which term_of(j) is an element, or of up to a group, of
+  // which it is a lane.
+  template <class Term>
+  static SOFTMAXLIB_INLINE InLanes<V> sum_of(int n, Term term_of) {
+    const InLanes<V> zero = in_all(0, V());
+    const int parts = n < kParts ? n : kParts;
     Sum s;
-    s.start();
-    for (int start = 0; start < job_.n; start += kLanes) {
-      const int left = static_cast<int>(job_.n) - start, count = left < kLanes ? left : kLanes;
-      const auto term_of = [=](int j) SOFTMAXLIB_INLINE_LAMBDA {
-        return term<false>(g[start + j], y[start + j]);
-      };
-      for (int i = 0; i < kParts && i < count; ++i)
-        s.add(i, start == 0, part_of(i, count, term_of));
-      for (int i = count; start == 0 && i < kParts; ++i) s.add(i, true, in_all(0, V()));
-    }
-    s.end_chunk();
-    return s.value();
-  }
-  // The sum of a row of up to a group, whose lanes these are.
-  template <class Lane>
-  static SOFTMAXLIB_INLINE InLanes<V> sum_of_group(Lane lane) {
-    Sum s;
-    for (int i = 0; i < kParts; ++i) store_lanes(s.part[i], part_of(i, kLanes, lane));
-    if (kIsFloat) return fold_eight_of(s.part);
-    InLanes<V> total = in_all(0, V()), error = total;
-    fold<false>(s, kParts, total, error);
+    SOFTMAXLIB_NO_UNROLL
+    for (int i = 0; i < parts; ++i) store_lanes(s.part[i], part_of(i, n, term_of));
+    SOFTMAXLIB_NO_UNROLL
+    for (int i = parts; i < kParts; ++i) store_lanes(s.part[i], zero);
+    InLanes<V> total = zero, error = zero;
+    fold<false>(s, parts, total, error);
     return total + error;
   }
-  // Short rows are summed so (gradient_element.hpp). add(sum, is_first, j) is element j and, but
-  // for the first, sum.
-  bool is_brief() const { return job_.n <= 16; }
+  // The groups of a short row, and their sum. add(sum, is_first, j) is element j and, but for the
+  // first, sum.
   template <class Add>
   static SOFTMAXLIB_INLINE V brief_group(int i, int n, Add add) {
     V sum = add(V::set1(0), true, i);
@@ -341,7 +329,7 @@ class GradientAcross {
   static SOFTMAXLIB_INLINE auto brief_sum(int n, Group group) {
     V of[4];
     for (int i = 0; i < 4; ++i) of[i] = i < n ? group(i) : V::set1(0);
-    return Element::own((of[0] + of[2]) + (of[1] + of[3]));
+    return Element::own(sum_of_groups(of));
   }
   // The sum of a short row.
   static SOFTMAXLIB_INLINE auto sum_of_slice(Column g, Column y, int n) {
@@ -399,7 +387,11 @@ class GradientAcross {
   // A vector of rows that are not as usual; false where they were computed alone.
   SOFTMAXLIB_NOINLINE bool finish(int g, InLanes<V> sum) {
     const bool quick = Element::is_good(sum);
-    if (!quick) sum = trusted(sum, careful_sum(grad_.column(g), y_.column(g)));
+    if (!quick)
+      sum =
+          trusted(sum, sum_of(static_cast<int>(job_.n),
+                              [grad = grad_.column(g), y = y_.column(g)](int j)
+                                  SOFTMAXLIB_INLINE_LAMBDA { return term<false>(grad[j], y[j]); }));
     if (job_.base[kScale] || !all_in_unit(sum)) {
       if (is_direct()) compute_alone(g);
       return false;
@@ -417,7 +409,7 @@ class GradientAcross {
       quick &= Element::is_good(sum);
       plain_[g] = plain(g, sum);
     };
-    if (is_brief()) {
+    if (is_brief(job_.n)) {
       add_up_groups();
       for (int g = 0; g < groups_; ++g)
         use(g, brief_sum(4, [&](int i) SOFTMAXLIB_INLINE_LAMBDA {
@@ -570,7 +562,7 @@ class GradientAcross {
                              SOFTMAXLIB_INLINE_LAMBDA { return load(group_[i] + g * kLanes); };
         const auto lane = [&](int i) SOFTMAXLIB_INLINE_LAMBDA { return of_group(g, i); };
         const int n = static_cast<int>(job_.n);
-        sum[g] = in_rows(is_brief() ? in_double(brief_sum(n, own)) : sum_of_group(lane));
+        sum[g] = in_rows(is_brief(job_.n) ? in_double(brief_sum(n, own)) : sum_of(kLanes, lane));
       }
       return;
     }
@@ -600,13 +592,13 @@ class GradientAcross {
   // Elements j of the slices of a group are added in the arithmetic's own type, and of a short row
   // every fourth.
   SOFTMAXLIB_INLINE void add_to_group(int64_t start, int count) {
-    const bool is_brief = this->is_brief();
+    const bool brief = is_brief(job_.n);
     with_storage(storage(), V(), [&](const auto* like) SOFTMAXLIB_INLINE_LAMBDA {
       const Column grad = grad_.column(0), y = y_.column(0);
       const int width = groups_ * kLanes;
       for (int j = 0; j < count; ++j) {
-        T* const to = group_[is_brief ? j % 4 : j];
-        const bool is_first = is_brief ? start + j < 4 : start % kGroup == 0;
+        T* const to = group_[brief ? j % 4 : j];
+        const bool is_first = brief ? start + j < 4 : start % kGroup == 0;
         const auto *of_grad = grad.at(j, like), *of_y = y.at(j, like);
         for (int i = 0; i < width; i += kLanes)
           store(to + i, plus_element<kLog>(is_first ? V::set1(0) : load(to + i), is_first,

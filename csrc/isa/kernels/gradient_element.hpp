@@ -124,20 +124,37 @@ SOFTMAXLIB_INLINE InLanes<f32x16> less_exp(f32x16 g, f32x16 x, InLanes<f32x16> t
 // e^z times the gradient that comes in, which is one of the row, and the scale. Where e^z alone is
 // below the range of double their product may be in it.
 struct RowGradient {
+  double gradient, factor;
+  int exponent;
   WideProduct of_double;
-  double factor;
 
-  RowGradient(double gradient, const Affine& a)
-      : of_double(gradient, a.factor, a.exponent - Exp<f64x8>::kBias), factor(gradient) {}
+  RowGradient(double incoming, const Affine& a)
+      : gradient(incoming),
+        factor(a.factor),
+        exponent(a.exponent - Exp<f64x8>::kBias),
+        of_double(gradient, factor, exponent) {}
 
   SOFTMAXLIB_INLINE InLanes<f32x16> times_exp(Pair<f32x16> z, double scale) const {
     InLanes<f32x16> e = exp_wide(z);
     if (SOFTMAXLIB_UNLIKELY(any(gt(z.hi, f32x16::set1(40))))) e = exp_of_large(z, e);
-    return e * in_all(factor, f32x16()) * in_all(scale, f32x16());
+    return e * in_all(gradient, f32x16()) * in_all(scale, f32x16());
   }
   SOFTMAXLIB_INLINE InLanes<f64x8> times_exp(Pair<f64x8> z, double) const {
     const f64x8 e = Exp<f64x8>(0)(z);
-    return {e * f64x8::set1(of_double.value) * f64x8::set1(of_double.more)};
+    const f64x8 usual = e * f64x8::set1(of_double.value) * f64x8::set1(of_double.more);
+    if (SOFTMAXLIB_LIKELY(!any(gt(z.hi, f64x8::set1(kLarge))))) return {usual};
+    return {select(gt(z.hi, f64x8::set1(kLarge)), times_large_exp(z), usual)};
+  }
+
+ private:
+  static constexpr double kLarge = 600, kMost = 1490;
+  static constexpr int kReference = 1200;
+  // Where e^z alone is beyond the range of double: under a reference of its own. From kMost on the
+  // product is beyond it, too.
+  SOFTMAXLIB_NOINLINE f64x8 times_large_exp(Pair<f64x8> z) const {
+    const WideProduct of(gradient, factor, exponent + kReference);
+    const f64x8 e = Exp<f64x8>(kReference)(Pair<f64x8>{min(z.hi, f64x8::set1(kMost)), z.lo});
+    return e * f64x8::set1(of.value) * f64x8::set1(of.more);
   }
 };
 
@@ -489,6 +506,14 @@ SOFTMAXLIB_INLINE V plus_element(V group, bool is_first, V g, V result) {
   }
 }
 
+// Whether a row is so short that its sum is one of four groups, each of every fourth element; and
+// that sum.
+inline bool is_brief(int64_t n) { return n <= 16; }
+template <class X>
+SOFTMAXLIB_INLINE X sum_of_groups(const X (&of)[4]) {
+  return (of[0] + of[2]) + (of[1] + of[3]);
+}
+
 // Part of a row, all of whose operands are contiguous and of one storage. kOver: up to a vector may
 // be read beyond it.
 template <bool kLog, class Vector, bool kOver, class Storage = typename Vector::elem>
@@ -553,9 +578,8 @@ struct GradientPiece {
     lanes.add(widen_sum(group));
     return lanes;
   }
-  // Of a short row: four groups, each of every fourth element, then (0 + 2) + (1 + 3).
-  static bool is_brief(int64_t n) { return n <= 16; }
-  // The groups of a row to p, or where n is 16, but a row 8, of two rows.
+  // The four groups of a short row to p. kRows: 2: of two rows of eight floats each, which are n
+  // elements.
   template <int kRows = 1>
   SOFTMAXLIB_INLINE void store_groups(int64_t n, T* p) const {
     for (int64_t i = 0; i < n; i += kLanes) {
@@ -572,7 +596,7 @@ struct GradientPiece {
   SOFTMAXLIB_NOINLINE double brief_sum(int64_t n) const {
     T of[4];
     store_groups(n, of);
-    return static_cast<double>((of[0] + of[2]) + (of[1] + of[3]));
+    return static_cast<double>(sum_of_groups(of));
   }
 
   // The results of up to a vector of elements.

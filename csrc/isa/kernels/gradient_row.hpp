@@ -79,7 +79,7 @@ class GradientRow {
   SOFTMAXLIB_NOINLINE void sum_up(const GradientRow* before, bool quick) {
     Total total;
     total.reference = 0;
-    if (quick && !scale_.kind.reduces && Piece::is_brief(job_->n)) {
+    if (quick && !scale_.kind.reduces && is_brief(job_->n)) {
       sum_ = piece(0, job_->n).brief_sum(job_->n);
       if (before) before->write_chunk(0);
       return;

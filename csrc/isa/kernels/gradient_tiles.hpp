@@ -208,7 +208,7 @@ class GradientTiles {
       for (T& one : group[r]) one = 1;  // lanes without a row
     V column[4];
     load_columns(group[0], 4, column);
-    return (column[0] + column[2]) + (column[1] + column[3]);
+    return sum_of_groups(column);
   }
   SOFTMAXLIB_NOINLINE InLanes<V> trusted(InLanes<V> sums) {
     double each[kLanes];
@@ -236,7 +236,7 @@ class GradientTiles {
       sums = in_double(sum);
     };
     if (!kind_.reduces) {
-      if (Piece::is_brief(job_.n)) use(Element::own(brief_sums()));
+      if (is_brief(job_.n)) use(Element::own(brief_sums()));
       else use(this->sums());
     }
     T* const results = results_ + kLanes;

@@ -271,8 +271,8 @@ class LaneSums : public Groups<typename Function::V, kLow> {
         for (; i < more; ++i) rest_of_lanes<1>(f, g, from, i, held, rests);
       SOFTMAXLIB_NO_UNROLL
       for (i = 0; i < 8 && i < more; ++i) {
-        InLanes<V> x = widened(rests[i]);
-        if (i + 8 < more) x = x + widened(rests[i + 8]);
+        InLanes<V> x = in_double(rests[i]);
+        if (i + 8 < more) x = x + in_double(rests[i + 8]);
         add_to_lane(part[i], lost[i], x);
       }
     }
@@ -345,8 +345,6 @@ class LaneSums : public Groups<typename Function::V, kLow> {
     }
   }
 
-  static SOFTMAXLIB_INLINE InLanes<V> widened(V terms) { return InLanes<V>::of(terms); }
-  static SOFTMAXLIB_INLINE InLanes<V> widened(InLanes<V> terms) { return terms; }
   static SOFTMAXLIB_INLINE void add_to_lane(InLanes<f32x16>& sum, InLanes<f32x16>&,
                                             InLanes<f32x16> x) {
     sum = sum + x;
