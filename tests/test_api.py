@@ -892,9 +892,12 @@ def test_plain_calls_equal_all_others(function, name, isa):
 
 OPTIONS = {
     "temperature": [1, True, np.float64(1), np.float32(2), 0.0, -0.0, -1.0, np.nan, np.inf, None]
-    + ["1", [1.0]],
-    "bias": [0.0, logits(8), "x"],
-    "where": [True, np.arange(8) > 3, 1, np.ones((6, 8), np.uint8), np.ones((8, 6), bool).T]
+    + ["1", [1.0], np.ones((1, 1)), np.ones((6, 1), np.float16), np.ones((6, 1), np.int64)]
+    + [np.zeros((6, 1)), np.full((6, 1), np.nan, np.float32), np.ones((6, 8)), np.ones(7)]
+    + [np.ones((12, 1))[::2], np.ones((1, 6, 1)), np.ones((6, 1)).astype(">f8")],
+    "bias": [0.0, "x", logits(6, 16)[:, ::2], logits(7), logits(1, 6, 8), np.ones((6, 8), bool)]
+    + [np.ones((6, 8), np.int32)],
+    "where": [True, 1, np.ones((6, 8), np.uint8), np.ones((8, 6), bool).T, np.ones((1, 6, 8), bool)]
     + [np.ones((6, 16), bool)[:, ::2], np.ones((8, 6), bool), [[True] * 8] * 6],
     "dtype": ["f4", np.float64, np.float16, BF16, ">f4", "i4"],
     "algorithm": ["two_pass", "AUTO", "", None, b"auto", np.str_("auto")],
@@ -903,8 +906,12 @@ OPTIONS = {
 
 # Of rows of 8 elements: what plain calls take beside the defaults.
 PLAIN_OPTIONS = {
-    "temperature": [0.7, 2.0, 1e300, 1e-310, 5e-324],
-    "where": [np.arange(48).reshape(6, 8) % 5 > 1, np.arange(48).reshape(6, 8) > 11],
+    "temperature": [0.7, 2.0, 1e300, 1e-310, 5e-324, np.arange(1.0, 7).reshape(6, 1)]
+    + [np.geomspace(1e-30, 1e30, 6, dtype=np.float32)[:, None]],
+    "bias": [logits(8), logits(6, 1), logits(6, 8), logits(6, 8, dtype="f8"), logits(1, dtype=BF16)]
+    + [logits(6, 8, dtype="f2"), np.full((6, 8), -np.inf, np.float32)],
+    "where": [np.arange(48).reshape(6, 8) % 5 > 1, np.arange(48).reshape(6, 8) > 11]
+    + [np.arange(8) > 3, np.arange(6)[:, None] > 2, np.zeros((), bool), np.ones(1, bool)],
 }
 
 
@@ -915,11 +922,38 @@ def test_plain_calls_take_options_as_all_others(function, axis, dtype):
     def arrays():
         return logits(6, 8, dtype=dtype), None
 
-    for temperature in PLAIN_OPTIONS["temperature"]:
+    for temperature in [*PLAIN_OPTIONS["temperature"], np.geomspace(0.1, 8, 8)]:
         twice(arrays, function, axis, temperature=temperature)
         for mask in PLAIN_OPTIONS["where"]:
             twice(arrays, function, axis, temperature=temperature, where=mask)
             twice(lambda: (logits(6, 8), logits(6, 8, seed=1)), function, axis, where=mask)
+    for bias in PLAIN_OPTIONS["bias"]:
+        twice(arrays, function, axis, bias=bias)
+        twice(arrays, function, axis, bias=bias, temperature=0.7, where=np.arange(8) > 3)
+
+
+@EVERY
+@pytest.mark.parametrize("option", PLAIN_OPTIONS)
+def test_plain_calls_write_nothing_that_they_read(function, option):
+    """Where out shares memory with an option, the result is that of arrays apart."""
+    if option == "where":
+        memory = np.zeros(48 * 4 + 48, np.uint8)
+        given = memory[96:144].view(bool).reshape(6, 8)
+        given[:] = np.arange(48).reshape(6, 8) % 3 > 0
+        outs = [memory[:192].view(np.float32)]
+    else:
+        memory = np.linspace(0.5, 2, 96, dtype=np.float32)
+        given = (
+            memory[40:46].reshape(6, 1) if option == "temperature" else memory[40:88].reshape(6, 8)
+        )
+        outs = [memory[:48], memory[40:88], memory[45:93]]
+    x = logits(6, 8)
+    expected = call(function, x, **{option: given.copy()})
+    before = memory.copy()
+    for out in outs:
+        memory[:] = before
+        out = out.reshape(6, 8)[:, 0] if function in REDUCING else out.reshape(6, 8)
+        assert np.array_equal(call(function, x, out=out, **{option: given}), expected)
 
 
 @EVERY
@@ -1006,7 +1040,7 @@ def test_which_calls_are_plain(function):
         for value in values:
             assert is_plain(function, x, **{option: value}), (option, value)
             out = logits(6) if function in REDUCING else logits(6, 8)
-            assert is_plain(function, x, out=out, **{option: value}) == (option != "where")
+            assert is_plain(function, x, out=out, **{option: value})
     for name in (
         "apart",
         "just after",
@@ -1055,11 +1089,12 @@ def test_plain_gradients_equal_all_others(function, name, isa):
 @pytest.mark.parametrize("function", GRADIENTS)
 def test_which_gradients_are_plain(function):
     grad, y = logits(6, 8), sml.softmax(logits(6, 8, seed=1))
-    for temperature in PLAIN_OPTIONS["temperature"]:
-        assert gradient_twice(function, grad, y, temperature=temperature)
-    for temperature in OPTIONS["temperature"]:
-        assert not gradient_twice(function, grad, y, temperature=temperature)
-    assert not gradient_twice(function, grad, y, where=np.ones((6, 8), bool))
+    for option in ("temperature", "where"):
+        for value in PLAIN_OPTIONS[option]:
+            assert gradient_twice(function, grad, y, **{option: value})
+            assert gradient_twice(function, grad, y, **{option: value}, out=np.zeros_like(y))
+        for value in OPTIONS[option]:
+            assert not gradient_twice(function, grad, y, **{option: value})
     assert gradient_twice(function, grad, y, out=np.zeros_like(y))
     read_only = np.zeros_like(y)
     read_only.flags.writeable = False

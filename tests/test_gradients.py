@@ -402,6 +402,31 @@ def test_hidden_results_take_no_part(isa, name, dtype):
             np.testing.assert_array_equal(got.T, want)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_a_single_hidden_result_takes_no_part(isa, name, dtype):
+    """Where a mask need not be looked at, as y is 0 there already, one element may not be."""
+    for rows, n in ((1500, 1), (700, 3), (515, 33), (70, 600), (3, 40000)):
+        x, rng = sample((rows, n), dtype)
+        where = rng.random(x.shape) < 0.7
+        along = np.broadcast_to(rng.random(n) < 0.5, x.shape)
+        for mask, given in ((where, where), (along, along[:1])):
+            y = forward(name, x, where=mask)
+            grad = rng.standard_normal(y.shape).astype(dtype)
+            want = backward(name, grad, x, y, where=given)
+            assert (want[~mask].view(np.uint8) == 0).all()
+            for bad in (np.nan, 0.5, -0.0):
+                places = np.argwhere(~mask)
+                for i in (0, -1, rng.integers(len(places))) if len(places) else ():
+                    wrong = y.copy()
+                    wrong[tuple(places[i])] = bad
+                    got = backward(name, grad, x, wrong, where=given)
+                    np.testing.assert_array_equal(got.view(np.uint8), want.view(np.uint8))
+                    operands = [np.ascontiguousarray(a.T) for a in (grad, x, wrong)]
+                    got = backward(name, *operands, axis=0, where=np.ascontiguousarray(given.T))
+                    np.testing.assert_array_equal(got.T, want)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_same_bits_everywhere(name):
     for dtype in DTYPES:

@@ -628,10 +628,8 @@ bool is_text(PyObject* object, const char* text) {
 struct Arguments {
   PyObject *function, *x, *axis, *temperature, *bias, *where, *dtype, *out, *algorithm, *keepdims;
 
-  // But for the temperature and the mask.
-  bool options_are_defaults() const {
-    return bias == Py_None && dtype == Py_None && is_text(algorithm, "auto");
-  }
+  // But for those that go with every element or row.
+  bool options_are_defaults() const { return dtype == Py_None && is_text(algorithm, "auto"); }
 };
 
 // A valid temperature for all rows; 0: something else.
@@ -641,13 +639,64 @@ double plain_temperature(PyObject* object) {
   return softmaxlib::is_positive_finite(temperature) ? temperature : 0;
 }
 
-// Whether a mask has an element for each of x, contiguous.
-bool is_plain_mask(PyObject* object, int ndim, const py::ssize_t* shape) {
-  if (Py_TYPE(object) != Numpy::get().PyArray_Type_) return false;
+// The dtype of a C-contiguous numpy.ndarray of bool; -1: something else.
+int32_t plain_mask(PyObject* object) {
+  if (Py_TYPE(object) != Numpy::get().PyArray_Type_) return -1;
   const auto mask = py::reinterpret_borrow<py::array>(object);
-  return (mask.flags() & Numpy::NPY_ARRAY_C_CONTIGUOUS_) && mask.dtype().num() == kNumpyBool &&
-         mask.ndim() == ndim && std::equal(shape, shape + ndim, mask.shape());
+  const bool is_mask =
+      (mask.flags() & Numpy::NPY_ARRAY_C_CONTIGUOUS_) && mask.dtype().num() == kNumpyBool;
+  return is_mask ? SOFTMAXLIB_BOOL : -1;
 }
+
+// What elements and rows have beside x, as contiguous arrays of any shape. The library broadcasts
+// them; where it refuses one, Python says why.
+class PlainOptions {
+ public:
+  // False: Python has to look at one of these.
+  bool set(PyObject* temperature, PyObject* bias, PyObject* where, int ndim,
+           softmaxlib_options& options) {
+    options.temperature = plain_temperature(temperature);
+    if (options.temperature == 0) {
+      const int32_t dtype = plain_dtype(temperature);
+      if (dtype != SOFTMAXLIB_F32 && dtype != SOFTMAXLIB_F64) return false;
+      if (py::reinterpret_borrow<py::array>(temperature).size() == 1) return false;  // that of all
+      options.temperature = 1;
+      if (!(options.temperatures = view(temperature, dtype, ndim))) return false;
+    }
+    if (bias != Py_None && !(options.bias = view(bias, plain_dtype(bias), ndim))) return false;
+    return where == Py_None || (options.where = view(where, plain_mask(where), ndim));
+  }
+  bool any() const { return count_ > 0; }
+  bool is_apart_from(const py::object& out) const {
+    const auto to = py::reinterpret_borrow<py::array>(out);
+    const auto* const first = static_cast<const char*>(to.data());
+    return std::all_of(arrays_, arrays_ + count_, [&](const Array& array) {
+      const auto* const data = static_cast<const char*>(array.view.data);
+      return data + array.bytes <= first || first + to.nbytes() <= data;
+    });
+  }
+
+ private:
+  struct Array {
+    softmaxlib_array view;
+    int64_t shape[kMaxNdim];
+    py::ssize_t bytes;
+  };
+  const softmaxlib_array* view(PyObject* object, int32_t dtype, int most) {
+    if (dtype < 0) return nullptr;
+    const auto source = py::reinterpret_borrow<py::array>(object);
+    const auto ndim = static_cast<int>(source.ndim());
+    if (ndim > most) return nullptr;
+    Array& array = arrays_[count_++];
+    std::copy_n(source.shape(), ndim, array.shape);
+    array.bytes = source.nbytes();
+    array.view = {const_cast<void*>(source.data()), dtype, ndim, array.shape, nullptr};
+    return &array.view;
+  }
+
+  Array arrays_[3];
+  int count_ = 0;
+};
 
 // What the function that with_plain_calls makes has at hand.
 enum Held { kEvaluate, kChosenIsa, kChosenThreads };
@@ -661,10 +710,9 @@ bool choose(PyObject* held, softmaxlib_options& options) {
   return options.isa >= 0 && options.num_threads != 0;
 }
 
-// The same and the temperature, of a call that run_plainly() makes.
-bool choose_all(PyObject* held, PyObject* temperature, softmaxlib_options& options) {
-  options.temperature = plain_temperature(temperature);
-  if (options.temperature == 0 || !choose(held, options)) return false;
+// The same of a call that run_plainly() makes.
+bool choose_all(PyObject* held, softmaxlib_options& options) {
+  if (!choose(held, options)) return false;
   if (options.num_threads > 1) {
     options.parallel_for = parallel_for;
     options.parallel_context = &options.num_threads;
@@ -716,8 +764,8 @@ py::object new_array(py::dtype dtype, int ndim, const py::ssize_t* shape) {
                                            nullptr, nullptr, 0, nullptr));
 }
 
-// What _api._evaluate returns, for a plain array without options. No object: a call that needs
-// more care, or an error message.
+// What _api._evaluate returns, for plain arrays. No object: a call that needs more care, or an
+// error message.
 py::object call_plainly(PyObject* held, const Arguments& args) {
   const int32_t dtype = plain_dtype(args.x);
   if (dtype < 0 || !args.options_are_defaults() || !PyBool_Check(args.keepdims)) return {};
@@ -729,10 +777,8 @@ py::object call_plainly(PyObject* held, const Arguments& args) {
   if (axis == kNotPlain) return {};
 
   softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
-  options.temperature = plain_temperature(args.temperature);
-  if (options.temperature == 0) return {};
-  const bool has_mask = args.where != Py_None;
-  if (has_mask && (args.out != Py_None || !is_plain_mask(args.where, ndim, x.shape()))) return {};
+  PlainOptions given;
+  if (!given.set(args.temperature, args.bias, args.where, ndim, options)) return {};
   if (!choose(held, options)) return {};
 
   // The shapes of x (another thread may reshape it while the GIL is released), of the result, and
@@ -750,23 +796,21 @@ py::object call_plainly(PyObject* held, const Arguments& args) {
   }
 
   const auto out = py::reinterpret_borrow<py::object>(args.out);
-  if (!out.is_none() && !takes_result(out, x, dtype, reduces, result_ndim, shape)) return {};
+  if (!out.is_none() &&
+      !(takes_result(out, x, dtype, reduces, result_ndim, shape) && given.is_apart_from(out)))
+    return {};
   py::object result = out.is_none() ? new_array(x.dtype(), result_ndim, shape) : out;
   void* to = py::detail::array_proxy(result.ptr())->data;
 
   const softmaxlib_array from_array = {const_cast<void*>(x.data()), dtype, ndim, x_shape, nullptr};
   const softmaxlib_array to_array = {to, dtype, rows_ndim, rows_shape, nullptr};
-  softmaxlib_array mask = {nullptr, SOFTMAXLIB_BOOL, ndim, x_shape, nullptr};
-  if (has_mask) {
-    mask.data = py::detail::array_proxy(args.where)->data;
-    options.where = &mask;
-  }
   Run call(function, &from_array, &to_array, axis == kAll ? 0 : 1, &axis, options);
   // The result has no owner meanwhile: a daemon thread that is unwound at exit must not free it.
   PyObject* const held_back = result.release().ptr();
   const softmaxlib_status status =
       size <= kFewElements ? call() : without_gil([&] { return call(); });
   result = py::reinterpret_steal<py::object>(held_back);
+  if (status != SOFTMAXLIB_OK && given.any()) return {};
   call.finish(status);
   const bool is_scalar = out.is_none() && result_ndim == 0;
   return is_scalar ? owned(PyObject_GetItem(result.ptr(), py::tuple().ptr())) : result;
@@ -780,7 +824,7 @@ struct GradientArguments {
 // What it returns, likewise, for the functions whose gradient needs no x.
 py::object call_gradient_plainly(PyObject* held, const GradientArguments& args) {
   const int32_t dtype = plain_dtype(args.y);
-  if (dtype < 0 || plain_dtype(args.grad) != dtype || args.where != Py_None) return {};
+  if (dtype < 0 || plain_dtype(args.grad) != dtype) return {};
   const auto grad = py::reinterpret_borrow<py::array>(args.grad);
   const auto y = py::reinterpret_borrow<py::array>(args.y);
   const auto ndim = static_cast<int>(y.ndim());
@@ -789,24 +833,28 @@ py::object call_gradient_plainly(PyObject* held, const GradientArguments& args) 
   if (grad.ndim() != ndim || !std::equal(y.shape(), y.shape() + ndim, grad.shape())) return {};
   const int32_t axis = plain_axis(args.axis, ndim);
   softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
-  if (axis == kNotPlain || !choose_all(held, args.temperature, options)) return {};
+  PlainOptions given;
+  if (axis == kNotPlain || !choose_all(held, options)) return {};
+  if (!given.set(args.temperature, Py_None, args.where, ndim, options)) return {};
   int64_t shape[kMaxNdim];
   std::copy_n(y.shape(), ndim, shape);
   const auto out = py::reinterpret_borrow<py::object>(args.out);
   const auto takes = [&](const py::array& from) {
     return takes_result(out, from, dtype, false, ndim, y.shape());
   };
-  if (!out.is_none() && !(takes(grad) && takes(y))) return {};
+  if (!out.is_none() && !(takes(grad) && takes(y) && given.is_apart_from(out))) return {};
   py::object result = out.is_none() ? new_array(y.dtype(), ndim, y.shape()) : out;
   const auto view = [&](PyObject* array) {
     return softmaxlib_array{py::detail::array_proxy(array)->data, dtype, ndim, shape, nullptr};
   };
   const softmaxlib_array from = view(args.grad), of = view(args.y), to = view(result.ptr());
   const auto function = static_cast<softmaxlib_function>(PyLong_AsLong(args.function));
-  check(run_plainly(options, size, {&result}, [&] {
+  const softmaxlib_status status = run_plainly(options, size, {&result}, [&] {
     return softmaxlib_backward(function, &from, &of, &of, &to, axis == kAll ? 0 : 1, &axis,
                                &options);
-  }));
+  });
+  if (status != SOFTMAXLIB_OK && given.any()) return {};
+  check(status);
   return result;
 }
 
@@ -855,7 +903,8 @@ py::object call_loss_plainly(PyObject* held, const LossArguments& args) {
   else if (is_text(args.reduction, "sum")) loss.reduction = SOFTMAXLIB_REDUCTION_SUM;
   else if (!is_text(args.reduction, "none")) return {};
   softmaxlib_options options = SOFTMAXLIB_OPTIONS_INIT;
-  if (overflow || !choose_all(held, args.temperature, options)) return {};
+  options.temperature = plain_temperature(args.temperature);
+  if (overflow || options.temperature == 0 || !choose_all(held, options)) return {};
 
   int64_t shape[kMaxNdim];
   std::copy_n(x.shape(), ndim, shape);

@@ -26,10 +26,76 @@ void gradient_along(const Job& job, int64_t start, int64_t stop) {
   stream_fence();
 }
 
+// What `where` hides has a probability of 0 already where y came from a function that had the same
+// mask. Then nothing is left to hide, and the rows are those of a call without it.
 template <bool kLog, class T>
-void gradient_rows(const Job& job, int64_t start, int64_t stop, char*) {
-  const DefaultFloatingPoint environment;
-  if (start == stop || job.n == 0) return;
+class HiddenAlready {
+ public:
+  using V = typename vector_of<T>::type;
+
+  explicit HiddenAlready(const Job& job) : job_(job) {
+    const Access y(job, kResult);
+    if (!job.base[kWhere] || GradientKind(job.function).reduces || !y.fits) return;
+    item_ = y.item, is_along_ = y.along && is_contiguous(job, kWhere, 1);
+    is_across_ = y.across && job.outer[job.outer_ndim - 1].stride[kWhere] == 1;
+  }
+  bool can_tell() const { return is_along_ || is_across_; }
+  bool is_across() const { return !is_along_; }
+  // Of rows [row, stop).
+  SOFTMAXLIB_NOINLINE bool operator()(int64_t row, int64_t stop) const {
+    bool all = true;
+    for (RowRun run(job_, row); all && row < stop;) {
+      const int64_t rows = run.rows < stop - row ? run.rows : stop - row, n = job_.n;
+      const char* const y = job_.base[kResult] + run.place.offset[kResult];
+      const char* const where = job_.base[kWhere] + run.place.offset[kWhere];
+      const int64_t y_step = run.step.stride[kResult], where_step = run.step.stride[kWhere];
+      const Dim& along = job_.inner[0];
+      if (!is_along_)
+        all = are_hidden(y, where, rows, n, along.stride[kResult], along.stride[kWhere]);
+      else if (y_step == n * item_ && where_step == n)
+        all = are_hidden(y, where, rows * n, 1, 0, 0);
+      else all = are_hidden(y, where, n, rows, y_step, where_step);
+      row += rows;
+      run.advance(rows);
+    }
+    return all;
+  }
+
+ private:
+  // n elements, and as many again some bytes from there.
+  bool are_hidden(const char* y, const char* where, int64_t n, int64_t times, int64_t y_step,
+                  int64_t where_step) const {
+    bool all = true;
+    with_storage(job_.dtype[kResult], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      using Storage = decltype(storage);
+      constexpr T kNone = static_cast<T>(kLog ? -INFINITY : 0);
+      const V none = V::set1(kNone);
+      typename V::Seen seen;
+      const auto look = [&](V elements, const uint8_t* mask) SOFTMAXLIB_INLINE_LAMBDA {
+        see_differences(seen, bits(select(load_mask(mask, none), none, elements)), bits(none));
+      };
+      for (; times > 0; --times, y += y_step, where += where_step) {
+        const auto* const elements = reinterpret_cast<Storage>(y);
+        const auto* const mask = reinterpret_cast<const uint8_t*>(where);
+        int64_t i = 0;
+        for (; i + V::lanes <= n; i += V::lanes) look(load(elements + i), mask + i);
+        if (i < n && n >= V::lanes) look(load(elements + n - V::lanes), mask + n - V::lanes);
+        else
+          for (; i < n; ++i)
+            if (!mask[i]) see_differences(seen, bits(load_n(elements + i, 1, kNone)), bits(none));
+      }
+      all = !any_from_bit<0>(seen);
+    });
+    return all;
+  }
+
+  const Job& job_;
+  int64_t item_ = 0;
+  bool is_along_ = false, is_across_ = false;
+};
+
+template <bool kLog, class T>
+SOFTMAXLIB_NOINLINE void gradient_of_rows(const Job& job, int64_t start, int64_t stop) {
   if constexpr (kHasManyRows) {
     if (GradientAcross<kLog, T>::takes(job)) {
       GradientAcross<kLog, T>(job).compute(start, stop);
@@ -46,6 +112,31 @@ void gradient_rows(const Job& job, int64_t start, int64_t stop, char*) {
     }
   }
   gradient_along<kLog, T, T>(job, start, stop);
+}
+
+template <bool kLog, class T>
+void gradient_rows(const Job& job, int64_t start, int64_t stop, char*) {
+  const DefaultFloatingPoint environment;
+  if (start == stop || job.n == 0) return;
+  if constexpr (kHasManyRows) {
+    const HiddenAlready<kLog, T> hidden(job);
+    if (hidden.can_tell()) {
+      // So many rows as stay in cache until they are computed.
+      constexpr int64_t kElements = 32768, kPanel = 128;
+      const int64_t most = kElements / job.n;
+      const int64_t rows = most > kPanel        ? most / kPanel * kPanel
+                           : hidden.is_across() ? kPanel
+                                                : most + 1;
+      Job seen = job;
+      seen.base[kWhere] = nullptr;
+      for (int64_t stop_here; start < stop; start = stop_here) {
+        stop_here = rows < stop - start ? start + rows : stop;
+        gradient_of_rows<kLog, T>(hidden(start, stop_here) ? seen : job, start, stop_here);
+      }
+      return;
+    }
+  }
+  gradient_of_rows<kLog, T>(job, start, stop);
 }
 
 }  // namespace

@@ -181,24 +181,63 @@ struct UsualScale {
     power = power_of_two(exponent);
   }
 };
-// Those of rows that have their own, the first at `first`; false where one is not usual. has_power:
-// whether one has a power other than 1.
+// The vector at lane i of sixteen.
+SOFTMAXLIB_INLINE f32x16 narrow_pair(const f64x8 (&x)[2], int, f32x16) {
+  return narrow(x[0], x[1]);
+}
+SOFTMAXLIB_INLINE f64x8 narrow_pair(const f64x8 (&x)[2], int i, f64x8) { return x[i / 8]; }
+
+// Up to sixteen numbers, `stride` bytes apart, in double; behind them the first again.
+SOFTMAXLIB_INLINE void load_numbers(softmaxlib_dtype dtype, const char* p, int64_t stride, int rows,
+                                    f64x8* to) {
+  if (dtype == SOFTMAXLIB_F32 && stride == sizeof(float) && rows == 16) {
+    const f32x16 all = load(reinterpret_cast<const float*>(p));
+    to[0] = widen_low(all), to[1] = widen_high(all);
+    return;
+  }
+  double each[16];
+  gather_any(dtype, p, stride, rows, each);
+  for (int i = rows; i < 16; ++i) each[i] = each[0];
+  to[0] = load(each), to[1] = load(each + 8);
+}
+// A UsualScale in each lane; whether all are.
+SOFTMAXLIB_INLINE bool usual_scales(bool is_log, f64x8 scale, f64x8& part, f64x8& power,
+                                    bool& has_power) {
+  constexpr uint64_t kExponent = 0x7ff0000000000000, kOne = 0x3ff0000000000000;
+  constexpr uint64_t kFirstOfExponent = 0x0010000000000000;
+  using Int = f64x8::Int;
+  const f64x8 one = f64x8::set1(1), most = f64x8::set1(is_log ? 4 : 0x1p20);
+  const auto is_above = gt(scale, one);
+  part = scale, power = one;
+  if (!is_log && any(is_above)) {
+    const Int exponent = bits(scale) & Int::set1(kExponent);
+    const Int fraction = bits(scale) - exponent;  // part is at least 1/2 and below 1
+    part = select(is_above, from_bits(fraction + Int::set1(kOne - kFirstOfExponent)), scale);
+    power = select(is_above, from_bits(exponent + Int::set1(kFirstOfExponent)), one);
+    has_power = true;
+  }
+  return all(eq(min(max(scale, f64x8::set1(0x1p-20)), most), scale));  // a NaN is not
+}
+// Those of rows that have their own, the first at `first`; false where one is not usual. Whole
+// vectors are written. has_power: whether one may have a power other than 1.
 template <class T>
 SOFTMAXLIB_NOINLINE bool fetch_usual_scales(const Job& job, bool is_log, const char* first,
                                             int64_t stride, int rows, T* part, T* power,
                                             bool& has_power) {
-  double own[16];
+  using V = typename vector_of<T>::type;
   bool usual = true;
   has_power = false;
   for (int r = 0; r < rows; r += 16) {
-    const int some = rows - r < 16 ? rows - r : 16;
-    gather_any(job.dtype[kScale], first + r * stride, stride, some, own);
-    for (int i = 0; i < some; ++i) {
-      const UsualScale of(is_log, job.divides ? job.scale / own[i] : own[i] / job.temperature);
-      part[r + i] = static_cast<T>(of.part);
-      power[r + i] = static_cast<T>(of.power);
-      usual &= of.is_usual;
-      has_power |= of.power != 1;
+    f64x8 own[2], parts[2], powers[2];
+    load_numbers(job.dtype[kScale], first + r * stride, stride, rows - r < 16 ? rows - r : 16, own);
+    for (int i = 0; i < 2; ++i) {
+      const f64x8 scale =
+          job.divides ? f64x8::set1(job.scale) / own[i] : own[i] / f64x8::set1(job.temperature);
+      usual &= usual_scales(is_log, scale, parts[i], powers[i], has_power);
+    }
+    for (int i = 0; i < 16 && r + i < rows; i += V::lanes) {
+      store(part + r + i, narrow_pair(parts, i, V()));
+      store(power + r + i, narrow_pair(powers, i, V()));
     }
   }
   return usual;
