@@ -349,8 +349,9 @@ class GradientAcross {
       const auto sum = in_rows(sum_of_slice(grad, y, n));
       if (!write_if_plain(g, sum)) all &= finish(g, in_double(sum));
     }
-    if (all) return send(n);
-    if (!is_direct()) compute_all_alone();
+    if (all) send(n);
+    else if (!is_direct()) compute_all_alone();
+    if (SOFTMAXLIB_UNLIKELY(has_alone_)) compute_those_alone();
   }
   // Rows that fit in registers are read once.
   bool write_few(int g) const {
@@ -384,8 +385,19 @@ class GradientAcross {
     });
     return true;
   }
+  // Sums, but 1 for rows without a probability other than 0: theirs are 0 and may not be trusted as
+  // they are, but their results are 0 whatever is taken for them.
+  InLanes<V> with_ones(int g, InLanes<V> sum) const {
+    const Column y = y_.column(g);
+    const V one = V::set1(1);
+    V some = of_visible<kLog>(one, y[0]);
+    for (int64_t j = 1; j < job_.n; ++j) some = max(some, of_visible<kLog>(one, y[j]));
+    return sum + InLanes<V>::of(one - some);
+  }
   // A vector of rows that are not as usual; false where they were computed alone.
   SOFTMAXLIB_NOINLINE bool finish(int g, InLanes<V> sum) {
+    if (write_if_plain(g, with_ones(g, sum))) return true;
+    if (can_be_again()) return write_if_plain(g, without_those_alone(g, sum));
     const bool quick = Element::is_good(sum);
     if (!quick)
       sum =
@@ -398,6 +410,26 @@ class GradientAcross {
     }
     write_any(g, job_.n, Element(scale_, sum, quick));
     return true;
+  }
+  // Where rows have scales of their own all are written as if their sums could be trusted, and
+  // those whose sum cannot are computed again, alone, once all are sent: but not in place.
+  bool can_be_again() const { return job_.base[kScale] && !job_.in_place && may_be_plain_; }
+  SOFTMAXLIB_NOINLINE InLanes<V> without_those_alone(int g, InLanes<V> sum) {
+    double each[kLanes];
+    store_lanes(each, sum);
+    for (int i = 0; i < kLanes; ++i) {
+      is_alone_[g * kLanes + i] = !Element::is_good(in_all(each[i], V()));
+      if (is_alone_[g * kLanes + i]) each[i] = 1;
+    }
+    has_alone_ = true;
+    return at(each);
+  }
+  SOFTMAXLIB_NOINLINE void compute_those_alone() {
+    sender_.finish();
+    for (int r = 0; r < rows_; ++r)
+      if (is_alone_[r]) gradient_of_row<kLog, T>(job_, row_ + r);
+    memset(is_alone_, 0, sizeof(is_alone_));
+    has_alone_ = false;
   }
 
   // Rows of up to a group: lane by lane, in the order in which their sums are folded, of all rows.
@@ -510,6 +542,10 @@ class GradientAcross {
     add_up<true>(sum);
     bool quick = true;
     for (int g = 0; g < groups_; ++g) quick &= Element::is_good(sum[g]);
+    if (SOFTMAXLIB_UNLIKELY(!quick && can_be_again())) {
+      for (int g = 0; g < groups_; ++g) sum[g] = without_those_alone(g, sum[g]);
+      quick = true;
+    }
     if (SOFTMAXLIB_UNLIKELY(!quick || !may_be_plain_)) return write_others(sum, quick);
     for (int g = 0; g < groups_; ++g) plain_[g] = plain(g, sum[g]);
     for (int64_t start = 0; start < job_.n; start += kSlice) {
@@ -518,6 +554,7 @@ class GradientAcross {
       send(count_from(start));
     }
     in_halves_ = false;
+    if (SOFTMAXLIB_UNLIKELY(has_alone_)) compute_those_alone();
   }
   // Where elements need more than these sums.
   SOFTMAXLIB_NOINLINE void write_others(InLanes<V>* sum, bool quick) {
@@ -707,7 +744,8 @@ class GradientAcross {
   alignas(64) double wide_sum_[kWide][kLanes], wide_error_[kWide][kLanes];
   alignas(64) T brief_group_[4][kWide * kLanes];
   Plain plain_[kWide];
-  bool has_power_ = false;
+  bool has_power_ = false, has_alone_ = false;
+  bool is_alone_[kMostVectors * kLanes] = {};
   alignas(64) T part_[kMostVectors * kLanes], power_[kMostVectors * kLanes];  // scales of rows
   alignas(64) T results_[kRoom * kLanes];
   // Rows that follow each other, and what transposing and sending read around them.

@@ -581,6 +581,14 @@ struct GradientPiece {
     const Lanes<V> result = lanes;
     return result;
   }
+  // Whether no element takes part.
+  bool is_nothing(int64_t n) const {
+    for (int64_t i = 0; i < n; i += kLanes) {
+      const V result = load_some(y, i, n - i < kLanes ? static_cast<int>(n - i) : kLanes, kNone);
+      if (!all(eq(result, V::set1(kNone)))) return false;
+    }
+    return true;
+  }
   // Groups of four in the arithmetic's own type.
   SOFTMAXLIB_INLINE Lanes<V> quick_sum(int64_t n) const {
     return !kOver && fetches ? sum_groups<true>(n) : sum_groups<false>(n);

@@ -210,6 +210,17 @@ class GradientTiles {
     load_columns(group[0], 4, column);
     return sum_of_groups(column);
   }
+  // Sums, but 1 for rows without a probability other than 0: theirs are 0 and may not be trusted as
+  // they are, but their results are 0 whatever is taken for them.
+  SOFTMAXLIB_NOINLINE InLanes<V> with_ones(InLanes<V> sums) const {
+    double each[kLanes];
+    store_lanes(each, sums);
+    const Pieces rows = pieces();
+    for (int r = 0; r < rows_; ++r)
+      if (each[r] == 0 && rows[r].is_nothing(job_.n)) each[r] = 1;
+    load_lanes(each, sums);
+    return sums;
+  }
   SOFTMAXLIB_NOINLINE InLanes<V> trusted(InLanes<V> sums) {
     double each[kLanes];
     store_lanes(each, sums);
@@ -230,10 +241,14 @@ class GradientTiles {
     InLanes<V> sums = in_all(0, V());
     Plain plain;
     bool is_plain = false;
-    const auto use = [&](auto sum) SOFTMAXLIB_INLINE_LAMBDA {
+    const auto use_all = [&](auto sum) SOFTMAXLIB_INLINE_LAMBDA {
       is_plain = may_be_plain_ && has_usual_scales_ && Element::is_good(sum);
       plain = Plain(sum, load(part_), load(power_));
       sums = in_double(sum);
+    };
+    const auto use = [&](auto sum) SOFTMAXLIB_INLINE_LAMBDA {
+      if (SOFTMAXLIB_LIKELY(Element::is_good(sum))) use_all(sum);
+      else use_all(with_ones(in_double(sum)));
     };
     if (!kind_.reduces) {
       if (is_brief(job_.n)) use(Element::own(brief_sums()));
