@@ -65,7 +65,7 @@ KernelTable make_table(const Tuning& of_cpu) {
 #define SOFTMAXLIB_FUNCTION(name, NAME, element, finish)                                         \
   table.backward[registry::name] = {gradient_rows<Finish::finish == Finish::logarithm, float>,   \
                                     gradient_rows<Finish::finish == Finish::logarithm, double>}; \
-  table.states[registry::name] = state_kernels<StateOf<Element::element, Finish::finish>>();
+  table.states[registry::name] = state_kernels<StateOf<Element::element, Finish::finish>::type>();
 #include "registry/functions.def"
 #undef SOFTMAXLIB_FUNCTION
   table.reduce_losses = reduce_losses;

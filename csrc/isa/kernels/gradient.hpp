@@ -28,12 +28,13 @@ void gradient_along(const Job& job, int64_t start, int64_t stop) {
 
 // What `where` hides has a probability of 0 already where y came from a function that had the same
 // mask. Then nothing is left to hide, and the rows are those of a call without it.
-template <bool kLog, class T>
+template <class T>
 class HiddenAlready {
  public:
   using V = typename vector_of<T>::type;
 
-  explicit HiddenAlready(const Job& job) : job_(job) {
+  // none: the result of what is hidden.
+  SOFTMAXLIB_NOINLINE HiddenAlready(const Job& job, T none) : job_(job), none_(none) {
     const Access y(job, kResult);
     if (!job.base[kWhere] || GradientKind(job.function).reduces || !y.fits) return;
     item_ = y.item, is_along_ = y.along && is_contiguous(job, kWhere, 1);
@@ -63,13 +64,12 @@ class HiddenAlready {
 
  private:
   // n elements, and as many again some bytes from there.
-  bool are_hidden(const char* y, const char* where, int64_t n, int64_t times, int64_t y_step,
-                  int64_t where_step) const {
+  SOFTMAXLIB_NOINLINE bool are_hidden(const char* y, const char* where, int64_t n, int64_t times,
+                                      int64_t y_step, int64_t where_step) const {
     bool all = true;
     with_storage(job_.dtype[kResult], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
       using Storage = decltype(storage);
-      constexpr T kNone = static_cast<T>(kLog ? -INFINITY : 0);
-      const V none = V::set1(kNone);
+      const V none = V::set1(none_);
       typename V::Seen seen;
       const auto look = [&](V elements, const uint8_t* mask) SOFTMAXLIB_INLINE_LAMBDA {
         see_differences(seen, bits(select(load_mask(mask, none), none, elements)), bits(none));
@@ -82,7 +82,7 @@ class HiddenAlready {
         if (i < n && n >= V::lanes) look(load(elements + n - V::lanes), mask + n - V::lanes);
         else
           for (; i < n; ++i)
-            if (!mask[i]) see_differences(seen, bits(load_n(elements + i, 1, kNone)), bits(none));
+            if (!mask[i]) see_differences(seen, bits(load_n(elements + i, 1, none_)), bits(none));
       }
       all = !any_from_bit<0>(seen);
     });
@@ -90,6 +90,7 @@ class HiddenAlready {
   }
 
   const Job& job_;
+  const T none_;
   int64_t item_ = 0;
   bool is_along_ = false, is_across_ = false;
 };
@@ -119,7 +120,7 @@ void gradient_rows(const Job& job, int64_t start, int64_t stop, char*) {
   const DefaultFloatingPoint environment;
   if (start == stop || job.n == 0) return;
   if constexpr (kHasManyRows) {
-    const HiddenAlready<kLog, T> hidden(job);
+    const HiddenAlready<T> hidden(job, static_cast<T>(kLog ? -INFINITY : 0));
     if (hidden.can_tell()) {
       // So many rows as stay in cache until they are computed.
       constexpr int64_t kElements = 32768, kPanel = 128;

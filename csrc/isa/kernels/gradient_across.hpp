@@ -394,10 +394,13 @@ class GradientAcross {
     for (int64_t j = 1; j < job_.n; ++j) some = max(some, of_visible<kLog>(one, y[j]));
     return sum + InLanes<V>::of(one - some);
   }
+  SOFTMAXLIB_NOINLINE bool write_again_if_plain(int g, InLanes<V> sum) const {
+    return write_if_plain(g, sum);
+  }
   // A vector of rows that are not as usual; false where they were computed alone.
   SOFTMAXLIB_NOINLINE bool finish(int g, InLanes<V> sum) {
-    if (write_if_plain(g, with_ones(g, sum))) return true;
-    if (can_be_again()) return write_if_plain(g, without_those_alone(g, sum));
+    if (write_again_if_plain(g, with_ones(g, sum))) return true;
+    if (can_be_again()) return write_again_if_plain(g, without_those_alone(g, sum));
     const bool quick = Element::is_good(sum);
     if (!quick)
       sum =

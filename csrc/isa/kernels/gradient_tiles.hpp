@@ -221,6 +221,8 @@ class GradientTiles {
     load_lanes(each, sums);
     return sums;
   }
+  static InLanes<V> in_type_of(InLanes<V>, InLanes<V> sum) { return sum; }
+  static V in_type_of(V, InLanes<V> sum) { return sum.value(); }
   SOFTMAXLIB_NOINLINE InLanes<V> trusted(InLanes<V> sums) {
     double each[kLanes];
     store_lanes(each, sums);
@@ -241,14 +243,12 @@ class GradientTiles {
     InLanes<V> sums = in_all(0, V());
     Plain plain;
     bool is_plain = false;
-    const auto use_all = [&](auto sum) SOFTMAXLIB_INLINE_LAMBDA {
+    const auto use = [&](auto sum) SOFTMAXLIB_INLINE_LAMBDA {
+      if (SOFTMAXLIB_UNLIKELY(!Element::is_good(sum)))
+        sum = in_type_of(sum, with_ones(in_double(sum)));
       is_plain = may_be_plain_ && has_usual_scales_ && Element::is_good(sum);
       plain = Plain(sum, load(part_), load(power_));
       sums = in_double(sum);
-    };
-    const auto use = [&](auto sum) SOFTMAXLIB_INLINE_LAMBDA {
-      if (SOFTMAXLIB_LIKELY(Element::is_good(sum))) use_all(sum);
-      else use_all(with_ones(in_double(sum)));
     };
     if (!kind_.reduces) {
       if (is_brief(job_.n)) use(Element::own(brief_sums()));

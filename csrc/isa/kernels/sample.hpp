@@ -47,11 +47,23 @@ class Distribution {
   // Less than the whole double tells values apart.
   bool has_floats() const { return plain_.has_elements_of_x() && sizeof(T) == 4; }
 
-  // visit(first element, count, values, what they leave, weights) for every chunk, until it returns
+  // f(first element, count, values, what they leave, weights) for every chunk, until it returns
   // true. Values are not shifted, which would round some of them to one, but where x would be lost
   // in a large bias, or a small temperature carries them out of the range.
-  template <class Visit>
-  void for_chunks(Visit visit) const {
+  template <class F>
+  void for_chunks(F f) const {
+    visit_chunks(
+        [](void* of, int64_t start, int n, const T* value, const T* low, const T* weight) {
+          return (*static_cast<F*>(of))(start, n, value, low, weight);
+        },
+        &f);
+  }
+
+ private:
+  // Once compiled, whatever is done with chunks.
+  using Visit = bool (*)(void* f, int64_t start, int n, const T* value, const T* low,
+                         const T* weight);
+  SOFTMAXLIB_NOINLINE void visit_chunks(Visit visit, void* f) const {
     constexpr int kChunk = Row<D>::kChunk;
     alignas(64) T value[kChunk], low[kChunk], weight[kChunk];
     const E exp(total_.reference);
@@ -70,11 +82,10 @@ class Distribution {
           for (int64_t i = 0; i < n; i += V::lanes)
             store(weight + i, exp(to_pair(load_up_to(x, i, n - i))));
         });
-      if (visit(start, static_cast<int>(stop - start), value, low, weight)) return;
+      if (visit(f, start, static_cast<int>(stop - start), value, low, weight)) return;
     }
   }
 
- private:
   Row<D> plain_, row_;
   RowSum<E> total_;
   bool valid_, shifts_ = false;
@@ -114,7 +125,7 @@ SOFTMAXLIB_NOINLINE Kept select_largest(const Distribution<D>& row, double goal,
     const int shift = 64 - known - digit;
     const int digits = 1 << digit;
     for (int d = 0; d < digits; ++d) mass[d] = 0;
-    row.for_chunks([&](int64_t, int n, const T* value, const T* low, const T* weight) {
+    const auto add = [=, &mass](int64_t, int n, const T* value, const T* low, const T* weight) {
       const T* const w = counts ? &kOne : weight;
       for (int i = 0; i < n; ++i) {
         const uint64_t key = key_of(whole(value[i], low[i])) >> shift;
@@ -122,7 +133,8 @@ SOFTMAXLIB_NOINLINE Kept select_largest(const Distribution<D>& row, double goal,
           mass[key & static_cast<uint64_t>(digits - 1)] += static_cast<double>(w[i * step]);
       }
       return false;
-    });
+    };
+    row.for_chunks(add);
     // The lowest that has any, should rounding leave the sum short of the goal.
     int last = -1;
     for (int d = digits - 1; d >= 0 && !(last >= 0 && above + mass[last] >= goal); --d) {
@@ -154,13 +166,17 @@ template <class D, class F>
 inline void for_kept(const Distribution<D>& row, Kept kept, double least, F f) {
   using T = typename Row<D>::T;
   int64_t seen = 0;
-  row.for_chunks([&](int64_t start, int n, const T* value, const T* low, const T* weight) {
-    for (int i = 0; i < n; ++i) {
-      const double w = static_cast<double>(weight[i]);
-      if (kept.takes(whole(value[i], low[i]), seen) && w >= least && f(start + i, w)) return true;
-    }
-    return false;
-  });
+  row.for_chunks(
+      [=, &f, &seen](int64_t start, int n, const T* value, const T* low, const T* weight) {
+        int64_t so_far = seen;
+        for (int i = 0; i < n; ++i) {
+          const double w = static_cast<double>(weight[i]);
+          if (kept.takes(whole(value[i], low[i]), so_far) && w >= least && f(start + i, w))
+            return true;
+        }
+        seen = so_far;
+        return false;
+      });
 }
 
 // The index at which the running sum of the weights that the filter leaves exceeds the share u of

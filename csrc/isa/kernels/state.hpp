@@ -190,15 +190,25 @@ struct LogStablemaxState {
 template <Element kElement, Finish kFinish>
 struct StateOf;
 template <>
-struct StateOf<Element::exp, Finish::ratio> : SoftmaxState {};
+struct StateOf<Element::exp, Finish::ratio> {
+  using type = SoftmaxState;
+};
 template <>
-struct StateOf<Element::exp, Finish::logarithm> : LogSoftmaxState {};
+struct StateOf<Element::exp, Finish::logarithm> {
+  using type = LogSoftmaxState;
+};
 template <>
-struct StateOf<Element::exp, Finish::log_sum> : LogSoftmaxState {};
+struct StateOf<Element::exp, Finish::log_sum> {
+  using type = LogSoftmaxState;
+};
 template <>
-struct StateOf<Element::stable, Finish::ratio> : StablemaxState {};
+struct StateOf<Element::stable, Finish::ratio> {
+  using type = StablemaxState;
+};
 template <>
-struct StateOf<Element::stable, Finish::logarithm> : LogStablemaxState {};
+struct StateOf<Element::stable, Finish::logarithm> {
+  using type = LogStablemaxState;
+};
 
 // ---- What is done to states.
 
