@@ -93,8 +93,8 @@ class RowsOfBatch {
       else stager->fetch(run, rows, e_, low, pitch_, visible);
     }
     memset(alone_, 0, sizeof(alone_));
-    if (kind_.one_is_one && (stager || n_ == 1))  // rows of one element are computed alone
-      for (int r = 0; r < rows; ++r) alone_[r] = !stager || visible[r] == 1;
+    if (kind_.one_is_one && stager)  // rows of one element are computed alone
+      for (int r = 0; r < rows; ++r) alone_[r] = visible[r] == 1;
     start(run);
   }
   using Alone = void (*)(const Job& job, int64_t row);

@@ -421,8 +421,7 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
 
   // counts: rows may have a single argument that is not -inf. Its result must be exactly 1, so
   // arguments are counted.
-  LaneGroups(int n, bool counts)
-      : Sums(n, kind_of<P>()), counts_(P::kOneIsOne && n > 1 && counts) {}
+  LaneGroups(int n, bool counts) : Sums(n, kind_of<P>()), counts_(P::kOneIsOne && counts) {}
 
   void begin(int group, const RowRun& run, int first, int rows) override {
     if constexpr (P::kTargets) of_[group].begin(run, first, rows);
@@ -454,7 +453,6 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
     } else {
       of_[g].finish(this->sum(g), alone_[g]);
       if constexpr (P::kOneIsOne) {
-        if (n_ == 1) set_to_one(g);
         if (counts_) memset(may_be_one_[g], 0, sizeof(may_be_one_[g]));
         if (counts_ && any(eq(load(seen_[g]), V::set1(1)))) check_ones(g, load(seen_[g]));
       }
@@ -538,12 +536,6 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
       seen = seen + select(eq(high(arguments(g)(j)), V::set1(static_cast<T>(-INFINITY))),
                            V::set1(0), V::set1(1));
     return seen;
-  }
-
-  // Of a row of one element, which p times the rounded 1 / p need not be.
-  void set_to_one(int group) {
-    store(column(hi_, group, 0), V::set1(1));
-    store(of_[group].scale, V::set1(1));
   }
 
   const bool counts_;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "isa/kernels/lane_groups.hpp"
+#include "isa/kernels/single.hpp"
 
 namespace softmaxlib {
 namespace SOFTMAX_ISA {
@@ -466,6 +467,12 @@ inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
 template <class P>
 inline void run_any_in_lanes(const Job& job, int64_t start, int64_t stop,
                              void (*alone)(const Job& job, int64_t row)) {
+  if (job.n == 1 && !P::kReduces && !P::kTargets) {
+    if (!job.causal && !job.base[kSlope])
+      return SingleElements<typename P::V>(job).compute(start, stop, alone);
+    for (int64_t row = start; row < stop; ++row) alone(job, row);
+    return;
+  }
   if (job.elements_of_x) run_any_in_lanes<P, false>(job, start, stop, alone);
   else run_any_in_lanes<P, true>(job, start, stop, alone);
 }

@@ -114,6 +114,7 @@ class Reader {
 
   Reader(const Job& job, Operand k) : job_(job), operand_(k), access_(job, k) {}
 
+  Operand operand() const { return operand_; }
   const Access& access() const { return access_; }
   // Whether no tile is needed.
   bool is_in_place() const { return access_.along && access_.item == kItem; }
