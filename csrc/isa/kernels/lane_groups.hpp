@@ -42,13 +42,15 @@ class LaneColumns {
   static constexpr int kLanes = V::lanes;
   // Columns: of a batch, a part of the first level cache; and what there is room for.
   static constexpr int kMost = kLow ? 96 : 128;
-  static constexpr int kSlots = 4, kRoom = kSlots * kVectorsPerGroup * kLanes;
+  static constexpr int kInBlock = 8, kSlots = 4, kRoom = kSlots * kVectorsPerGroup * kLanes;
   static_assert(kRoom >= kMost, "a batch fits");
 
   explicit LaneColumns(int n) : n_(n), pitch_((n + 3) / 4 * 4), groups_(kMost / pitch_) {}
 
   // Of a batch.
   int groups() const { return groups_; }
+  // Of rows that lie side by side and come to a tile.
+  int in_block() const { return kRoom / pitch_ < kInBlock ? kRoom / pitch_ : kInBlock; }
 
   // Where the elements of a group's rows are to go, a vector for each column;
   T* columns(int group) {
@@ -132,6 +134,7 @@ class Groups : public LaneColumns<V, kLow> {
   using Columns = LaneColumns<V, kLow>;
 
  public:
+  using Columns::kInBlock;
   using Columns::kLanes;
   using Columns::kRoom;
   using typename Columns::T;

@@ -71,6 +71,7 @@ class LanesAcross {
   void compute(int64_t row, int64_t stop, void (*alone)(const Job& job, int64_t row)) {
     first_ = row;
     if (is_long_) compute_long(row, stop, alone);
+    else if (!kLow && !in_place_) compute_in_blocks(row, stop, alone);
     else compute_in_steps(row, stop, alone);
     sender_.finish();
   }
@@ -100,6 +101,28 @@ class LanesAcross {
       if (v >= 1 && v - 1 < filled) groups_.make_terms(slot(v - 1), ahead);
       if (v >= 2 && v - 2 < filled) strips_[slot(v - 2)].is_good = groups_.finish(slot(v - 2));
       if (v >= 3) put(slot(v - 3), alone);
+    }
+  }
+  // Elements that come to a tile do so some groups at a time, of which each column is read in one
+  // piece.
+  SOFTMAXLIB_NOINLINE void compute_in_blocks(int64_t row, int64_t stop,
+                                             void (*alone)(const Job& job, int64_t row)) {
+    Cursor now(job_, row), later(job_, row);
+    LinesAhead ahead;
+    later.skip(groups_ahead(later) * kLanes);
+    int64_t fetched = 0;
+    while (row < stop) {
+      int count = fill_block(groups_.in_block(), now, row, stop);
+      row += count * kLanes;
+      if (count == 0) row += fill(count++, now, row, stop);
+      for (int g = 0; g < count; ++g) groups_.start(g);
+      for (int g = 0; g < count; ++g) {
+        if (fetched-- == 0) fetched = fetch_ahead(later, ahead) - 1;
+        ahead.y = fetches_y_ ? strips_[g].y : nullptr;
+        groups_.make_terms(g, ahead);
+      }
+      for (int g = 0; g < count; ++g) strips_[g].is_good = groups_.finish(g);
+      put_all(count, alone);
     }
   }
   SOFTMAXLIB_NOINLINE void put_all(int count, void (*alone)(const Job& job, int64_t row)) {
@@ -191,6 +214,20 @@ class LanesAcross {
     else fetch_across(job_, stager_, now.run, now.first(), strips_[g].rows, groups_, g);
     now.skip(rows);
     return rows;
+  }
+  // Whole groups beside each other, of which each column is read in one piece. Returns how many.
+  SOFTMAXLIB_NOINLINE int fill_block(int most, Cursor& now, int64_t row, int64_t stop) {
+    const int64_t rows = now.left < stop - row ? now.left : stop - row, groups = rows / kLanes;
+    const int count = static_cast<int>(groups < most ? groups : most);
+    if (count < 2) return 0;
+    stager_.x().convert_side_by_side(now.x, count, groups_.columns(0), groups_.columns(1), job_.n);
+    for (int g = 0; g < count; ++g) {
+      strips_[g] = {row + g * kLanes, now.y, kLanes, true, nullptr};
+      groups_.columns(g);
+      if (groups_.kind.targets) groups_.begin(g, now.run, now.first(), kLanes);
+      now.skip(kLanes);
+    }
+    return count;
   }
   // The same of rows of several groups, which are read in place, or in the first slot through a
   // tile. Where they are in place, the last rows of a run come with some that are computed again,
@@ -285,7 +322,7 @@ class LanesAcross {
   Groups<V, kLow>& groups_;
   Stager<V> stager_;
   Sender<V> sender_;
-  Strip strips_[kSlots];
+  Strip strips_[Groups<V, kLow>::kInBlock];
   int64_t first_ = 0;  // row of all
 };
 

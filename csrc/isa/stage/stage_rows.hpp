@@ -161,6 +161,18 @@ class Reader {
       }
     });
   }
+  // Vectors across rows, so many beside each other: n elements of each, the first vector's to
+  // `first`, the next to `second`, and so on.
+  SOFTMAXLIB_NOINLINE void convert_side_by_side(const char* p, int vectors, T* first,
+                                                const T* second, int64_t n) const {
+    const int64_t stride = job_.inner[0].stride[operand_], apart = second - first;
+    with_storage(job_.dtype[operand_], V(), [&](const auto* storage) SOFTMAXLIB_INLINE_LAMBDA {
+      for (int64_t j = 0; j < n; ++j, p += stride, first += kLanes) {
+        const auto* const from = reinterpret_cast<decltype(storage)>(p);
+        for (int v = 0; v < vectors; ++v) store(first + v * apart, load(from + v * kLanes));
+      }
+    });
+  }
 
  private:
   const char* at(const Place& place) const { return job_.base[operand_] + place.offset[operand_]; }
