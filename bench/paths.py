@@ -227,6 +227,8 @@ def in_torch(path: Route, of: dict[str, Array]) -> Call:
         if hidden is not None and name == "log_softmax":  # what comes in there counts for nothing
             grad = grad.masked_fill(hidden, 0)
         d = backward(grad, y, axis, x.dtype)
+        if hidden is not None and name == "softmax":  # as autograd does behind softmax
+            d = d.masked_fill(hidden, 0)
         return d if temperature is None else d / temperature
 
     return gradient

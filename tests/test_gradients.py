@@ -410,20 +410,20 @@ def test_a_single_hidden_result_takes_no_part(isa, name, dtype):
         x, rng = sample((rows, n), dtype)
         where = rng.random(x.shape) < 0.7
         along = np.broadcast_to(rng.random(n) < 0.5, x.shape)
-        for mask, given in ((where, where), (along, along[:1])):
+        for mask, passed in ((where, where), (along, along[:1])):
             y = forward(name, x, where=mask)
             grad = rng.standard_normal(y.shape).astype(dtype)
-            want = backward(name, grad, x, y, where=given)
+            want = backward(name, grad, x, y, where=passed)
             assert (want[~mask].view(np.uint8) == 0).all()
             for bad in (np.nan, 0.5, -0.0):
                 places = np.argwhere(~mask)
                 for i in (0, -1, rng.integers(len(places))) if len(places) else ():
                     wrong = y.copy()
                     wrong[tuple(places[i])] = bad
-                    got = backward(name, grad, x, wrong, where=given)
+                    got = backward(name, grad, x, wrong, where=passed)
                     np.testing.assert_array_equal(got.view(np.uint8), want.view(np.uint8))
                     operands = [np.ascontiguousarray(a.T) for a in (grad, x, wrong)]
-                    got = backward(name, *operands, axis=0, where=np.ascontiguousarray(given.T))
+                    got = backward(name, *operands, axis=0, where=np.ascontiguousarray(passed.T))
                     np.testing.assert_array_equal(got.T, want)
 
 

@@ -108,6 +108,41 @@ def test_any_problem_has_the_bits_of_the_algorithms():
         assert same(np.asarray(y), np.asarray(wanted)), described
 
 
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "logsumexp"])
+@pytest.mark.parametrize("dtype", oracle.DTYPES, ids=str)
+def test_the_result_of_one_element_is_known(isa, name, dtype):
+    """Whatever a finite argument is; many rows, few of which have to be looked at."""
+    rng = np.random.default_rng(1)
+    x = (rng.standard_normal((2600, 1)) * np.geomspace(1e-3, 1e4, 2600)[:, None]).astype(dtype)
+    options = {
+        "temperature": 0.5 + rng.random((2600, 1)),
+        "bias": rng.standard_normal((2600, 1)).astype(np.float32),
+        "where": rng.random((2600, 1)) < 0.7,
+    }
+    seen, hidden = (0, -np.inf) if name.startswith("log") else (1, 0)
+    for given in ({}, *({key: value} for key, value in options.items()), options):
+        wanted = np.full(x.shape, seen)
+        if "where" in given:
+            wanted = np.where(given["where"], seen, hidden)
+        got = FUNCTIONS[name](x, **given)
+        np.testing.assert_array_equal(got, wanted.astype(dtype))
+        np.testing.assert_array_equal(np.signbit(got), wanted < 0)
+        np.testing.assert_array_equal(
+            FUNCTIONS[name](
+                x.T.copy(), axis=0, **{key: value.T.copy() for key, value in given.items()}
+            ).T,
+            got,
+        )
+        np.testing.assert_array_equal(FUNCTIONS[name](np.repeat(x, 2, 0)[::2], **given), got)
+    x[2599], x[1030], x[5] = np.nan, np.inf, -np.inf
+    odd = ~np.isfinite(x)
+    assert np.isnan(FUNCTIONS[name](x.copy())[[1030, 2599]]).all()
+    in_place = x.copy()
+    FUNCTIONS[name](in_place, out=in_place)
+    np.testing.assert_array_equal(in_place, FUNCTIONS[name](x, algorithm="two_pass"))
+    np.testing.assert_array_equal(in_place[~odd], np.full(x.shape, seen)[~odd])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_logsumexp_of_one_element_each_in_place(isa, dtype):
     """Also of rows that are computed by themselves, whose results lie where x was."""
