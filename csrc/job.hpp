@@ -142,6 +142,9 @@ using Kernel = void (*)(const Job& job, int64_t first, int64_t last, char* scrat
 struct Tuning {
   int64_t prefetch_distance;  // of passes over one long row, in bytes; 0: not ahead
   bool second_level;          // rows that are read while others are computed come there, not nearer
+  // Results of plain rows from memory, but for softmax's and those that wait in a buffer of floats,
+  // are better written at once than beside the next row.
+  bool writes_at_once;
 };
 
 // Functions here are static: see isa/unit.cpp.in on what may leave an ISA's unit.

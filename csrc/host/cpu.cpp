@@ -90,7 +90,7 @@ uint32_t cpu_features() {
 Tuning tuning_of_cpu() {
   // Past the caches the hardware's prefetchers alone keep up with a copy, but on most CPUs not with
   // this much arithmetic between two loads.
-  Tuning tuning = {8192, false};
+  Tuning tuning = {8192, false, false};
 #if defined(SOFTMAXLIB_X86)
   const Registers vendor = cpuid(0, 0), one = cpuid(1, 0);
   const bool is_amd = vendor.ebx == 0x68747541u;  // "Auth", of AuthenticAMD
@@ -101,7 +101,7 @@ Tuning tuning_of_cpu() {
   const bool is_zen4 =
       is_amd && family == 25 &&
       ((model >= 0x10 && model <= 0x1f) || (model >= 0x60 && model <= 0x7f) || model >= 0xa0);
-  if (is_zen4) tuning = {0, true};
+  if (is_zen4) tuning = {0, true, true};
 #endif
   return tuning;
 }

@@ -195,6 +195,14 @@ bool batches(const Job& job) {
   return !job_has(job, kSink) && job.n > 0 && job.n <= chunk_elements(job.dtype[kOut]);
 }
 
+// Whether a row that is pipelined would rather be written as soon as it is summed.
+bool writes_at_once(softmaxlib_function function, const Job& job) {
+  static const bool on_this_cpu = tuning_of_cpu().writes_at_once;
+  const bool waits_in_floats =
+      is_half(job.dtype[kOut]) && kFunctionInfo[function].finish == Finish::ratio;
+  return on_this_cpu && job.direct && function != SOFTMAXLIB_SOFTMAX && !waits_in_floats;
+}
+
 Choice choose_kernel(softmaxlib_function function, const Job& job,
                      const softmaxlib_options& options, const Schedule& s, bool frugal) {
   if (options.algorithm != SOFTMAXLIB_ALGORITHM_AUTO)
@@ -237,6 +245,7 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
   // What a row leaves for its second pass should stay in cache: of the last, which others use too,
   // it takes little.
   if (many_rows && !job.reduces && !s.tile && job.rows > 1 && s.streaming && !frugal &&
+      !writes_at_once(function, job) &&
       job.n * item <= std::max(caches().l2 * 3 / 4, caches().last / 16))
     return {registry::pipelined, "the results of a row leave while the next is read"};
   // One exponential per element where x and y stay in cache (the last is shared with others), else
