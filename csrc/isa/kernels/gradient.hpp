@@ -41,7 +41,13 @@ class HiddenAlready {
     is_across_ = y.across && job.outer[job.outer_ndim - 1].stride[kWhere] == 1;
   }
   bool can_tell() const { return is_along_ || is_across_; }
-  bool is_across() const { return !is_along_; }
+  // So many as stay in cache until they are computed; those side by side in whole panels.
+  int64_t rows_at_once() const {
+    constexpr int64_t kElements = 32768, kPanel = 128;
+    const int64_t most = kElements / job_.n;
+    if (most > kPanel) return most / kPanel * kPanel;
+    return is_along_ ? most + 1 : kPanel;
+  }
   // Of rows [row, stop).
   SOFTMAXLIB_NOINLINE bool operator()(int64_t row, int64_t stop) const {
     bool all = true;
@@ -122,12 +128,7 @@ void gradient_rows(const Job& job, int64_t start, int64_t stop, char*) {
   if constexpr (kHasManyRows) {
     const HiddenAlready<T> hidden(job, static_cast<T>(kLog ? -INFINITY : 0));
     if (hidden.can_tell()) {
-      // So many rows as stay in cache until they are computed.
-      constexpr int64_t kElements = 32768, kPanel = 128;
-      const int64_t most = kElements / job.n;
-      const int64_t rows = most > kPanel        ? most / kPanel * kPanel
-                           : hidden.is_across() ? kPanel
-                                                : most + 1;
+      const int64_t rows = hidden.rows_at_once();
       Job seen = job;
       seen.base[kWhere] = nullptr;
       for (int64_t stop_here; start < stop; start = stop_here) {
