@@ -69,14 +69,13 @@ bool lies_across(const Job& job, Operand k) {
 
 // How many groups rows may have that are computed a row per lane.
 int groups_in_lanes(const Job& job) {
-  const Finish finish = kFunctionInfo[job.function].finish;
-  const bool is_log =
-      kFunctionInfo[job.function].element == Element::exp && finish != Finish::ratio;
+  const bool keeps_terms = kFunctionInfo[job.function].finish == Finish::ratio;
+  const bool is_log = kFunctionInfo[job.function].element == Element::exp && !keeps_terms;
   const bool fits = (job.dtype[kX] == SOFTMAXLIB_F64) == (job.dtype[kOut] == SOFTMAXLIB_F64);
-  if (!is_log || !fits || (!job.reduces && !lies_across(job, kOut))) return 1;
+  if (!(is_log || keeps_terms) || !fits || (!job.reduces && !lies_across(job, kOut))) return 1;
   const bool in_place =
       job.plain && !is_half(job.dtype[kX]) && (job.reduces || job.dtype[kOut] == job.dtype[kX]);
-  if (in_place) return kGroupsInPlace;
+  if (in_place) return keeps_terms ? kGroupsInTile : kGroupsInPlace;
   const Dim& beside = job.outer[job.outer_ndim - 1];
   const auto crosses = [&](Operand k, int64_t item) {
     return !job.base[k] || beside.stride[k] == item || beside.stride[k] == 0;

@@ -194,6 +194,7 @@ class LaneSums : public Groups<typename Function::V, kLow> {
   using Columns::kLanes;
   using Columns::kRoom;
   static constexpr int kGroup = kVectorsPerGroup * kLanes;
+  static constexpr bool kKeepsTerms = !std::is_same<F, Exp<V, Use::kLogarithms>>::value;
 
   using Columns::Columns;
 
@@ -207,6 +208,8 @@ class LaneSums : public Groups<typename Function::V, kLow> {
     for (int i = 0; i < kLanes; ++i) alone[i] |= x[i] > of[i];
   }
 
+  V largest(int g) const { return load(largest_[g]); }
+
   // The references of a group, from the maxima of its rows.
   void set_references(int g) {
     V a = V::set1(static_cast<T>(-INFINITY)), b = a;
@@ -219,6 +222,11 @@ class LaneSums : public Groups<typename Function::V, kLow> {
     }
     if (j < n) a = max(high(argument(j)), a);
     const V top = max(a, b), references = references_of(top);
+    if (kKeepsTerms && n_ > kGroup) {  // by then terms will have taken the place of arguments
+      V largest = top;
+      for (j = n; j < n_; ++j) largest = max(high(argument(j)), largest);
+      store(largest_[g], largest);
+    }
     const ExpInLanes<V, F> exp(references);
     store(top_[g], top);
     store(reference_[g], references);
@@ -312,6 +320,7 @@ class LaneSums : public Groups<typename Function::V, kLow> {
   }
   void add_terms(const T* terms, BatchSums<V>& sums) const {
     InLanes<V> lane[8];
+    if (n_ > kGroup) return add_groups(terms, sums);
     if (!F::kWide && n_ <= kLanes) {  // an element or two in each
       for (int i = 0; i < 8; ++i) {
         const auto at = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
@@ -322,28 +331,44 @@ class LaneSums : public Groups<typename Function::V, kLow> {
       }
     } else {
       SOFTMAXLIB_NO_UNROLL
-      for (int i = 0; i < 8; ++i) lane[i] = i < n_ ? lane_of(terms, i) : in_all(0, V());
+      for (int i = 0; i < 8; ++i) lane[i] = i < n_ ? lane_of(terms, n_, i) : in_all(0, V());
     }
     fold(lane, sums);
   }
-  SOFTMAXLIB_INLINE InLanes<V> lane_of(const T* terms, int i) const {
-    const auto at = [&](int j) SOFTMAXLIB_INLINE_LAMBDA { return load(terms + j * kLanes); };
+  // Those of several groups.
+  SOFTMAXLIB_NOINLINE void add_groups(const T* terms, BatchSums<V>& sums) const {
+    InLanes<V> lane[8], lost[8];
+    for (InLanes<V>& none : lost) none = in_all(0, V());
+    SOFTMAXLIB_NO_UNROLL
+    for (int i = 0; i < 8; ++i) lane[i] = lane_of(terms, kGroup, i);
+    for (int from = kGroup; from < n_; from += kGroup) {
+      const int count = n_ - from < kGroup ? n_ - from : kGroup;
+      SOFTMAXLIB_NO_UNROLL
+      for (int i = 0; i < 8 && i < count; ++i)
+        add_to_lane(lane[i], lost[i], lane_of(terms + from * kLanes, count, i));
+    }
+    fold(lane, sums);
+    fold_lost(lost, sums);
+  }
+  // What lane i has of a group of n terms.
+  static SOFTMAXLIB_INLINE InLanes<V> lane_of(const T* terms, int n, int i) {
+    const auto at = [=](int j) SOFTMAXLIB_INLINE_LAMBDA { return load(terms + j * kLanes); };
     if constexpr (F::kWide) {  // terms are added in double
-      const auto some = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
-        return j < n_ ? InLanes<V>::of(at(j)) : in_all(0, V());
+      const auto some = [=](int j) SOFTMAXLIB_INLINE_LAMBDA {
+        return j < n ? InLanes<V>::of(at(j)) : in_all(0, V());
       };
-      const auto wide = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
-        return j + kLanes / 2 < n_ ? some(j) + some(j + kLanes / 2) : some(j);
+      const auto wide = [=](int j) SOFTMAXLIB_INLINE_LAMBDA {
+        return j + kLanes / 2 < n ? some(j) + some(j + kLanes / 2) : some(j);
       };
       return (wide(i) + wide(i + kLanes)) + (wide(i + 2 * kLanes) + wide(i + 3 * kLanes));
     } else {
-      const auto four = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
+      const auto four = [=](int j) SOFTMAXLIB_INLINE_LAMBDA {
         V sum = at(j);
-        if (j + kLanes < n_) sum = sum + at(j + kLanes);
-        if (j + 3 * kLanes < n_) return sum + (at(j + 2 * kLanes) + at(j + 3 * kLanes));
-        return j + 2 * kLanes < n_ ? sum + at(j + 2 * kLanes) : sum;
+        if (j + kLanes < n) sum = sum + at(j + kLanes);
+        if (j + 3 * kLanes < n) return sum + (at(j + 2 * kLanes) + at(j + 3 * kLanes));
+        return j + 2 * kLanes < n ? sum + at(j + 2 * kLanes) : sum;
       };
-      if (kLanes == 8 || i + kLanes / 2 >= n_) return InLanes<V>::of(four(i));
+      if (kLanes == 8 || i + kLanes / 2 >= n) return InLanes<V>::of(four(i));
       return InLanes<V>::of(four(i)) + InLanes<V>::of(four(i + kLanes / 2));
     }
   }
@@ -401,6 +426,7 @@ class LaneSums : public Groups<typename Function::V, kLow> {
 
   alignas(64) T reference_[kRoom / 4][kLanes], magic_[kRoom / 4][kLanes];
   alignas(64) T floor_[kRoom / 4][kLanes], top_[kRoom / 4][kLanes];
+  alignas(64) T largest_[kKeepsTerms ? 4 : 1][kLanes];  // of rows of several groups
 };
 
 // What a kind computes of them. The groups go through the phases one after the other: the chain of
@@ -454,6 +480,8 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
       if constexpr (P::kTargets) of_[g].finish(sums, alone_[g], this->elements(g));
       else of_[g].finish(sums, alone_[g]);
     } else {
+      if constexpr (F::kFollows)
+        if (n_ > Sums::kGroup) this->note_exceeded(g, this->largest(g), alone_[g]);
       of_[g].finish(this->sum(g), alone_[g]);
       if constexpr (P::kOneIsOne) {
         if (counts_) memset(may_be_one_[g], 0, sizeof(may_be_one_[g]));

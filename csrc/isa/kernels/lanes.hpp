@@ -134,11 +134,15 @@ class LanesAcross {
     Cursor now(job_, row), later(job_, row);
     LinesAhead ahead;
     later.skip(groups_ahead(later) * kLanes);
+    // In place there are as many as their terms, if these wait, have room for.
+    const int in_place =
+        groups_.kind.holds || groups_.in_block() > kSlots ? kSlots : groups_.in_block();
+    const int most = is_in_place() ? in_place : 1;
     int64_t fetched = 0;
     while (row < stop) {
       int count = 0;
-      bool together = is_in_place() && !groups_.kind.reduces;
-      for (; count < (is_in_place() ? kSlots : 1) && row < stop; ++count) {
+      bool together = is_in_place() && groups_.kind.holds && !groups_.kind.reduces;
+      for (; count < most && row < stop; ++count) {
         if (fetched-- == 0) fetched = fetch_ahead(later, ahead) - 1;
         const int64_t left = now.left < stop - row ? now.left : stop - row;
         row += fill_long(count, now, row, left < kLanes ? left : kLanes);

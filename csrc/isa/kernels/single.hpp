@@ -18,9 +18,7 @@ class SingleElements {
 
   SOFTMAXLIB_NOINLINE void compute(int64_t row, int64_t stop,
                                    void (*alone)(const Job& job, int64_t row)) {
-    const Affine of_all = affine_of(job_, RowRun(job_, 0).place, {0, 0});
-    const bool is_usual =
-        job_.base[kScale] || (of_all.exponent == 0 && of_all.factor < static_cast<double>(kMost));
+    const bool is_usual = has_usual_factor();
     for (RowRun run(job_, row); row < stop;) {
       int64_t rows = run.rows < stop - row ? run.rows : stop - row;
       if (rows > kRows) rows = kRows;
@@ -44,8 +42,17 @@ class SingleElements {
 
  private:
   static constexpr int64_t kRows = kVectorsPerChunk * V::lanes;
-  // Products and sums of numbers below it are finite.
-  static constexpr T kMost = static_cast<T>(sizeof(T) == 4 ? 0x1p60 : 0x1p500);
+  // Products of three numbers below it, and sums with another, are finite.
+  static constexpr T kMost = static_cast<T>(sizeof(T) == 4 ? 0x1p40 : 0x1p300);
+
+  // Of what multiplies all rows, beside what each may have of its own.
+  bool has_usual_factor() const {
+    constexpr double kLimit = static_cast<double>(kMost);
+    const double other = job_.divides ? job_.scale : job_.temperature;
+    if (job_.base[kScale]) return other > 1 / kLimit && other < kLimit;
+    const Affine of_all = affine_of(job_, RowRun(job_, 0).place, {0, 0});
+    return of_all.exponent == 0 && of_all.factor < kLimit;
+  }
 
   // Rows are good as long as their numbers of an operand are usual: of a size above `least`.
   SOFTMAXLIB_NOINLINE void look(const Reader<V>& reader, const RowRun& run, int64_t rows, T least) {
