@@ -442,5 +442,43 @@ TEST(Options, TinyTemperature) {
         }
 }
 
+// Rows of one element, of which a factor of all rows and one of their own leave the range together.
+TEST(Options, OneElementOfTwoFactors) {
+  constexpr int64_t kRows = 40, kShape[] = {kRows, 1};
+  const int32_t axis = 1;
+  const struct {
+    double of_rows, of_all;
+    bool divides;
+  } factors[] = {{1e-17, 1e20, true}, {1e17, 1e-20, false},   {1e-9, 1e9, true},
+                 {1, 1.7e308, true},  {1e30, 5e-324, false},  {0.5, 3, true},
+                 {1e300, 1e-5, true}, {1e-300, 1e-300, false}};
+  for (const softmaxlib_function function : functions())
+    for (const auto& f : factors) {
+      std::vector<double> x(kRows), of_rows(kRows, f.of_rows), y(kRows), want(kRows);
+      for (int64_t r = 0; r < kRows; ++r) x[static_cast<size_t>(r)] = 1e3 * (r % 3 ? 1.0 : -0.01);
+      const auto array = [&](std::vector<double>& of) {
+        return softmaxlib_array{of.data(), SOFTMAXLIB_F64, 2, kShape, nullptr};
+      };
+      const softmaxlib_array from = array(x), own = array(of_rows), to = array(y),
+                             wanted = array(want);
+      for (const softmaxlib_isa isa : isas()) {
+        const auto run = [&](const softmaxlib_array& out, softmaxlib_algorithm algorithm) {
+          softmaxlib_array result = out;
+          if (function == SOFTMAXLIB_LOGSUMEXP) result.ndim = 1;
+          Options o(isa, algorithm);
+          (f.divides ? o.temperatures : o.scales) = &own;
+          (f.divides ? o.scale : o.temperature) = f.of_all;
+          return softmaxlib_run(function, &from, &result, 1, &axis, &o);
+        };
+        ASSERT_EQ(run(to, SOFTMAXLIB_ALGORITHM_AUTO), SOFTMAXLIB_OK);
+        ASSERT_EQ(run(wanted, SOFTMAXLIB_TWO_PASS), SOFTMAXLIB_OK);
+        for (size_t r = 0; r < kRows; ++r)
+          ASSERT_TRUE(y[r] == want[r] || (y[r] != y[r] && want[r] != want[r]))
+              << "function " << function << " factors " << f.of_rows << " and " << f.of_all
+              << " on " << softmaxlib_isa_name(isa) << ": " << y[r] << ", not " << want[r];
+      }
+    }
+}
+
 }  // namespace
 }  // namespace softmaxlib::test
