@@ -480,5 +480,45 @@ TEST(Options, OneElementOfTwoFactors) {
     }
 }
 
+// Rows side by side whose products leave the range of double, which an infinite slope outweighs:
+// the same in a tile, where there is scratch for one, as without.
+TEST(Options, InfiniteSlopeOfHugeProducts) {
+  constexpr int64_t kBeside = 64, kElements = 3, kQueries = 4;
+  constexpr int64_t kShape[] = {kQueries, kElements, kBeside}, kRows[] = {kQueries, kBeside};
+  const int32_t axis = 1;
+  std::vector<float> x(kQueries * kElements * kBeside);
+  for (size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i % 7) - 3;
+  double slope = kInf, sink = 0.5;
+  const softmaxlib_array from = {x.data(), SOFTMAXLIB_F32, 3, kShape, nullptr};
+  const softmaxlib_array slopes = {&slope, SOFTMAXLIB_F64, 0, nullptr, nullptr};
+  const softmaxlib_array sinks = {&sink, SOFTMAXLIB_F64, 0, nullptr, nullptr};  // no batches
+  const std::vector<char> scratch_bytes(1 << 22);
+  void* const scratch = const_cast<char*>(
+      scratch_bytes.data() + (64 - reinterpret_cast<uintptr_t>(scratch_bytes.data()) % 64) % 64);
+  for (const softmaxlib_function function : functions())
+    for (const softmaxlib_isa isa : isas()) {
+      const bool reduces = function == SOFTMAXLIB_LOGSUMEXP;
+      std::vector<float> y[2];
+      for (const int in_tile : {0, 1}) {
+        y[in_tile].resize(x.size());
+        const softmaxlib_array to = {y[in_tile].data(), SOFTMAXLIB_F32, reduces ? 2 : 3,
+                                     reduces ? kRows : kShape, nullptr};
+        Options o(isa, SOFTMAXLIB_ALGORITHM_AUTO);
+        o.scale = 1.7e308;
+        o.temperature = 1e-308;
+        o.alibi_slopes = &slopes;
+        o.sinks = &sinks;
+        o.query_axis = 0;
+        o.causal_offset = -1;
+        if (in_tile) o.scratch = scratch, o.scratch_size = 1 << 21;
+        ASSERT_EQ(softmaxlib_run(function, &from, &to, 1, &axis, &o), SOFTMAXLIB_OK);
+      }
+      for (size_t i = 0; i < x.size(); ++i)
+        ASSERT_TRUE(y[0][i] == y[1][i] || (y[0][i] != y[0][i] && y[1][i] != y[1][i]))
+            << "function " << function << " on " << softmaxlib_isa_name(isa) << ": " << y[0][i]
+            << " and in a tile " << y[1][i];
+    }
+}
+
 }  // namespace
 }  // namespace softmaxlib::test

@@ -416,7 +416,9 @@ class Row {
     for (int64_t i = start; i < stop; i += kChunk) {
       const int64_t n = min_of(stop - i, kChunk);
       Staged<T> source = {stage.hi, stage.lo};
-      if (tile_ && !shifted_) source = {tile_->hi + i, tile_->lo ? tile_->lo + i : nullptr};
+      // A tile has no arguments in a coarser unit.
+      if (tile_ && !shifted_ && !far_)
+        source = {tile_->hi + i, tile_->lo ? tile_->lo + i : nullptr};
       else stage.fetch(job_, place_, i, static_cast<int>(n), of_row, has_low);
       if (has_low) visit(source, i, n);
       else visit(Contiguous<T>{source.hi, 0}, i, n);
