@@ -59,6 +59,7 @@ class SingleElements {
     const Operand k = reader.operand();
     const char* const p = job_.base[k] + run.place.offset[k];
     if (reader.access().across) reader.convert(p, rows, numbers_);
+    else if (run.step.stride[k] == 0) fill_numbers(k, p, rows);
     else gather_any(job_.dtype[k], p, run.step.stride[k], rows, numbers_);
     store(numbers_ + rows, V::set1(1));
     const V most = V::set1(kMost), low = V::set1(least), bad = V::set1(0);
@@ -66,6 +67,12 @@ class SingleElements {
       const V size = magnitude(load(numbers_ + i)).hi, good = load(good_ + i);
       store(good_ + i, select(gt(most, size), select(gt(size, low), good, bad), bad));
     }
+  }
+  // With one for all rows.
+  void fill_numbers(Operand k, const char* p, int64_t rows) {
+    gather_any(job_.dtype[k], p, 0, 1, numbers_);
+    const V all = V::set1(numbers_[0]);
+    for (int64_t i = 0; i < rows; i += V::lanes) store(numbers_ + i, all);
   }
   // Of all rows; what a mask hides is good, whatever its numbers are. Returns whether all are.
   SOFTMAXLIB_NOINLINE bool set_results(const RowRun& run, int64_t rows) {
