@@ -97,7 +97,8 @@ Tuning tuning_of_cpu() {
   const uint32_t family = (one.eax >> 8 & 15u) + (one.eax >> 20 & 255u);
   const uint32_t model = (one.eax >> 16 & 15u) << 4 | (one.eax >> 4 & 15u);
   // On Zen 4 passes over one row are faster without such fetches, and many rows are faster with
-  // fetches into the second level (docs/performance.md). On Zen 5 the usual setting was faster.
+  // fetches into the second level, or one after the other (docs/performance.md). On Zen 5 the usual
+  // setting was faster.
   const bool is_zen4 =
       is_amd && family == 25 &&
       ((model >= 0x10 && model <= 0x1f) || (model >= 0x60 && model <= 0x7f) || model >= 0xa0);

@@ -93,7 +93,7 @@ class RowsOfBatch {
       else stager->fetch(run, rows, e_, low, pitch_, visible);
     }
     memset(alone_, 0, sizeof(alone_));
-    if (kind_.one_is_one && stager)  // rows of one element are computed alone
+    if (kind_.one_is_one && stager)  // rows that see one element are alone
       for (int r = 0; r < rows; ++r) alone_[r] = visible[r] == 1;
     start(run);
   }
