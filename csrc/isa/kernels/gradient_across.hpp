@@ -545,6 +545,11 @@ class GradientAcross {
     add_up<true>(sum);
     bool quick = true;
     for (int g = 0; g < groups_; ++g) quick &= Element::is_good(sum[g]);
+    if (SOFTMAXLIB_UNLIKELY(!quick)) {
+      add_ones(sum);
+      quick = true;
+      for (int g = 0; g < groups_; ++g) quick &= Element::is_good(sum[g]);
+    }
     if (SOFTMAXLIB_UNLIKELY(!quick && can_be_again())) {
       for (int g = 0; g < groups_; ++g) sum[g] = without_those_alone(g, sum[g]);
       quick = true;
@@ -558,6 +563,23 @@ class GradientAcross {
     }
     in_halves_ = false;
     if (SOFTMAXLIB_UNLIKELY(has_alone_)) compute_those_alone();
+  }
+  // As with_ones() has it.
+  SOFTMAXLIB_NOINLINE void add_ones(InLanes<V>* sum) {
+    const V one = V::set1(1);
+    V some[kGroups];
+    for (V& none : some) none = V::set1(0);
+    for (int64_t start = 0; start < job_.n; start += kSlice) {
+      const int count = count_from(start);
+      fetch(start, count);
+      with_storage(storage(), V(), [&](const auto* like) SOFTMAXLIB_INLINE_LAMBDA {
+        const Column y = y_.column(0);
+        for (int j = 0; j < count; ++j)
+          for (int g = 0; g < groups_; ++g)
+            some[g] = max(some[g], of_visible<kLog>(one, load(y.at(j, like) + g * kLanes)));
+      });
+    }
+    for (int g = 0; g < groups_; ++g) sum[g] = sum[g] + InLanes<V>::of(one - some[g]);
   }
   // Where elements need more than these sums.
   SOFTMAXLIB_NOINLINE void write_others(InLanes<V>* sum, bool quick) {
