@@ -52,18 +52,22 @@ struct BatchSums : LaneTotals<V> {
 };
 
 // Lanes of a row, a vector of rows each, as sum_lanes() folds those of one vector; what is missing
-// to all of them is +0.
+// to all of them is +0, which would change nothing.
 template <class V>
-SOFTMAXLIB_NOINLINE InLanes<V> fold_lanes(const V* lanes, int count) {
-  const auto at = [=](int i) SOFTMAXLIB_INLINE_LAMBDA { return InLanes<V>::of(lanes[i]); };
-  if (count == 1) return at(0);
-  if (count == 2) return at(0) + at(1);
-  InLanes<V> eight[8];
-  for (int i = 0; i < 8; ++i) {
-    eight[i] = i < count ? at(i) : in_all(0, V());
-    if (i + 8 < count) eight[i] = eight[i] + at(i + 8);
-  }
-  return fold_eight(eight);
+SOFTMAXLIB_NOINLINE InLanes<V> fold_lanes(const typename V::elem* lanes, int count) {
+  const auto one = [=](int i) SOFTMAXLIB_INLINE_LAMBDA {
+    return InLanes<V>::of(load(lanes + i * V::lanes));
+  };
+  const auto two = [=](int i) SOFTMAXLIB_INLINE_LAMBDA {
+    return i + 8 < count ? one(i) + one(i + 8) : one(i);
+  };
+  const auto four = [=](int i) SOFTMAXLIB_INLINE_LAMBDA {
+    return i + 4 < count ? two(i) + two(i + 4) : two(i);
+  };
+  const auto eight = [=](int i) SOFTMAXLIB_INLINE_LAMBDA {
+    return i + 2 < count ? four(i) + four(i + 2) : four(i);
+  };
+  return count > 1 ? eight(0) + eight(1) : eight(0);
 }
 
 // Terms of some arguments of each row, under the rows' references where F follows them.
@@ -120,7 +124,8 @@ struct HeldSums : BatchSums<V> {
                                V floor)
       : BatchSums<V>(rests), held{largest, V::set1(0)} {
     const V zero = V::set1(0), found = V::set1(static_cast<typename V::elem>(NAN));
-    V sought = largest, lo = zero, terms[V::lanes];
+    V sought = largest, lo = zero;
+    alignas(64) typename V::elem terms[V::lanes * V::lanes];
     const auto add = [&](int i, auto count) SOFTMAXLIB_INLINE_LAMBDA {
       X x[count];
       V t[count];
@@ -130,16 +135,16 @@ struct HeldSums : BatchSums<V> {
         const auto is_it = eq(high(x[k]), sought);
         if constexpr (sizeof(X) > sizeof(V)) lo = select(is_it, to_pair(x[k]).lo, lo);
         sought = select(is_it, found, sought);
-        terms[i + k] = select(is_it, zero, t[k]);
+        store(terms + (i + k) * V::lanes, select(is_it, zero, t[k]));
       }
     };
     int i = 0;
     SOFTMAXLIB_NO_UNROLL
     for (; i + 4 <= lanes; i += 4) add(i, Elements<4>());
-    SOFTMAXLIB_NO_UNROLL
-    for (; i < lanes; ++i) add(i, Elements<1>());
+    if (i + 2 <= lanes) add(i, Elements<2>()), i += 2;
+    if (i < lanes) add(i, Elements<1>());
     held.lo = lo;
-    this->add(fold_lanes(terms, lanes));
+    this->add(fold_lanes<V>(terms, lanes));
   }
 };
 

@@ -319,20 +319,12 @@ class LaneSums : public Groups<typename Function::V, kLow> {
     for (int i = 1; i < 8; ++i) sums.add(lane[i]);
   }
   void add_terms(const T* terms, BatchSums<V>& sums) const {
-    InLanes<V> lane[8];
     if (n_ > kGroup) return add_groups(terms, sums);
-    if (!F::kWide && n_ <= kLanes) {  // an element or two in each
-      for (int i = 0; i < 8; ++i) {
-        const auto at = [&](int j) SOFTMAXLIB_INLINE_LAMBDA {
-          return InLanes<V>::of(load(terms + j * kLanes));
-        };
-        lane[i] = i < n_ ? at(i) : in_all(0, V());
-        if (i + 8 < n_) lane[i] = lane[i] + at(i + 8);
-      }
-    } else {
-      SOFTMAXLIB_NO_UNROLL
-      for (int i = 0; i < 8; ++i) lane[i] = i < n_ ? lane_of(terms, n_, i) : in_all(0, V());
-    }
+    if constexpr (!F::kWide && kLanes == 16)  // an element or two in each
+      if (n_ <= kLanes) return void(sums.sum = fold_lanes<V>(terms, n_));
+    InLanes<V> lane[8];
+    SOFTMAXLIB_NO_UNROLL
+    for (int i = 0; i < 8; ++i) lane[i] = i < n_ ? lane_of(terms, n_, i) : in_all(0, V());
     fold(lane, sums);
   }
   // Those of several groups.

@@ -64,6 +64,9 @@ class LanesAcross {
         // Columns at the same place of their pages would take each other's place in cache.
         fetches_y_(!groups.kind.reduces && out_.across && !job.in_place && !job.streaming &&
                    (job.n <= 16 || job.inner[0].stride[kOut] % 4096)),
+        streams_(job.streaming && out_.across && out_.item == kItem &&
+                 job.inner[0].stride[kOut] % 64 == 0),
+        aligns_(streams_ || (x_.item == kItem && job.inner[0].stride[kX] % 64 == 0)),
         groups_(groups),
         stager_(job),
         sender_(job) {}
@@ -82,6 +85,7 @@ class LanesAcross {
   static constexpr int64_t kItem = sizeof(T);
   static constexpr int kSlots = Groups<V, kLow>::kSlots;  // of groups under way
   static constexpr int64_t kLinesAhead = 512, kLongLinesAhead = 2048;
+  static constexpr int64_t kFewStrips = 8;  // of a run, to which the lines of y do not matter
 
   // The steps of a group wait for each other, so those of its neighbours come between them.
   void compute_in_steps(int64_t row, int64_t stop, void (*alone)(const Job& job, int64_t row)) {
@@ -145,7 +149,7 @@ class LanesAcross {
       for (; count < most && row < stop; ++count) {
         if (fetched-- == 0) fetched = fetch_ahead(later, ahead) - 1;
         const int64_t left = now.left < stop - row ? now.left : stop - row;
-        row += fill_long(count, now, row, left < kLanes ? left : kLanes);
+        row += fill_long(count, now, row, rows_of_strip(now, left));
         Strip& strip = strips_[count];
         if (strip.is_good) {
           groups_.start(count);
@@ -204,10 +208,19 @@ class LanesAcross {
     bool is_ready = true;  // its arguments are there
   };
 
+  // Of so many rows those that make up the next strip: a vector of them, or as many as there are up
+  // to the end of a line, where whole lines are streamed, or read in place, from there on.
+  SOFTMAXLIB_INLINE int64_t rows_of_strip(const Cursor& now, int64_t rows) const {
+    if (rows <= kLanes) return rows;
+    const auto at = reinterpret_cast<uintptr_t>(streams_ ? now.y : now.x);
+    const auto past = static_cast<int64_t>(at % 64);
+    if (past == 0 || past % kItem) return kLanes;
+    return aligns_ && rows >= kFewStrips * kLanes ? (64 - past) / kItem : kLanes;
+  }
   // Returns how many rows it is.
   SOFTMAXLIB_INLINE int64_t fill(int g, Cursor& now, int64_t row, int64_t stop) {
     int64_t rows = now.left < stop - row ? now.left : stop - row;
-    if (rows > kLanes) rows = kLanes;
+    rows = rows_of_strip(now, rows);
     strips_[g] = {row, now.y, static_cast<int>(rows), true, nullptr};
     if (kLow && job_.base[kWhere])
       strips_[g].where = job_.base[kWhere] + now.run.place.offset[kWhere] +
@@ -222,6 +235,7 @@ class LanesAcross {
   // Whole groups beside each other, of which each column is read in one piece. Returns how many.
   SOFTMAXLIB_NOINLINE int fill_block(int most, Cursor& now, int64_t row, int64_t stop) {
     const int64_t rows = now.left < stop - row ? now.left : stop - row, groups = rows / kLanes;
+    if (groups && rows_of_strip(now, rows) < kLanes) return 0;
     const int count = static_cast<int>(groups < most ? groups : most);
     if (count < 2) return 0;
     stager_.x().convert_side_by_side(now.x, count, groups_.columns(0), groups_.columns(1), job_.n);
@@ -322,7 +336,7 @@ class LanesAcross {
   const Access x_, out_;
   const int64_t columns_apart_, where_apart_;
   const bool is_long_, fits_;  // rows are of several groups, as logarithms are; and fit in a tile
-  const bool in_place_, fetches_y_;
+  const bool in_place_, fetches_y_, streams_, aligns_;
   Groups<V, kLow>& groups_;
   Stager<V> stager_;
   Sender<V> sender_;
