@@ -53,12 +53,6 @@ constexpr bool reloads(int kernel) {
   return kernel == registry::three_pass_reload || kernel == registry::two_pass_reload;
 }
 
-// Whether rows, direct but for their strides, lie side by side in x.
-bool side_by_side(const Job& job) {
-  return !job.direct && job.plain && job.dtype[kX] == job.dtype[kOut] && job.inner_ndim == 1 &&
-         job.outer_ndim && job.outer[job.outer_ndim - 1].stride[kX] == item_size(job.dtype[kX]);
-}
-
 // Whether the rows of an operand of floats lie side by side.
 bool lies_across(const Job& job, Operand k) {
   const int64_t item = item_size(job.dtype[k]);
@@ -67,22 +61,31 @@ bool lies_across(const Job& job, Operand k) {
          job.outer[job.outer_ndim - 1].stride[k] == item;
 }
 
-// How many groups rows may have that are computed a row per lane.
-int groups_in_lanes(const Job& job) {
-  const bool keeps_terms = kFunctionInfo[job.function].finish == Finish::ratio;
-  const bool is_log = kFunctionInfo[job.function].element == Element::exp && !keeps_terms;
+// Whether vectors across rows can be read and written where these are, in all operands.
+bool lies_side_by_side(const Job& job) {
   const bool fits = (job.dtype[kX] == SOFTMAXLIB_F64) == (job.dtype[kOut] == SOFTMAXLIB_F64);
-  if (!(is_log || keeps_terms) || !fits || (!job.reduces && !lies_across(job, kOut))) return 1;
-  const bool in_place =
-      job.plain && !is_half(job.dtype[kX]) && (job.reduces || job.dtype[kOut] == job.dtype[kX]);
-  if (in_place) return keeps_terms ? kGroupsInTile : kGroupsInPlace;
+  if (!fits || !is_float(job.dtype[kX]) || !lies_across(job, kX)) return false;
   const Dim& beside = job.outer[job.outer_ndim - 1];
   const auto crosses = [&](Operand k, int64_t item) {
     return !job.base[k] || beside.stride[k] == item || beside.stride[k] == 0;
   };
-  const bool all = !job.causal && !job.base[kSlope] &&
-                   crosses(kBias, item_size(job.dtype[kBias])) && crosses(kWhere, 1);
-  return all ? kGroupsInTile : 1;
+  return (job.reduces || lies_across(job, kOut)) && !job.causal && !job.base[kSlope] &&
+         crosses(kBias, item_size(job.dtype[kBias])) && crosses(kWhere, 1);
+}
+
+// How many groups rows may have that are computed a row per lane.
+int groups_in_lanes(const Job& job) {
+  const bool keeps_terms = kFunctionInfo[job.function].finish == Finish::ratio;
+  const bool is_log = kFunctionInfo[job.function].element == Element::exp && !keeps_terms;
+  if (!(is_log || keeps_terms) || !lies_side_by_side(job)) return 1;
+  const bool in_place =
+      job.plain && !is_half(job.dtype[kX]) && (job.reduces || job.dtype[kOut] == job.dtype[kX]);
+  return in_place && !keeps_terms ? kGroupsInPlace : kGroupsInTile;
+}
+
+// Of rows that lie side by side, the longest that are computed a row per lane.
+int64_t most_in_lanes(const Job& job) {
+  return groups_in_lanes(job) * kVectorsPerGroup * (job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 16);
 }
 
 // Whether batches transpose rows that lie side by side, and their room in the first level cache is
@@ -112,18 +115,17 @@ int64_t row_scratch(const Job& job, int64_t tile) {
   return scratch_bytes(job.n, job.dtype[kOut], false, true) + tile * bytes_in_tile(job);
 }
 
-// How many columns to compute at once, where rows lie side by side in x and y; 0 where they do not.
-int64_t panel_of(const Job& job) {
-  if (!side_by_side(job)) return 0;
-  const int64_t item = item_size(job.dtype[kX]), lanes = item == 8 ? 8 : 16;
-  const Dim& across = job.outer[job.outer_ndim - 1];
-  if (across.stride[kOut] != item) return 0;
-  if (job.n <= kVectorsPerGroup * lanes) return 0;  // as lanes
+// How many columns to compute at once, where rows lie side by side in all operands and are longer
+// than those that are computed in lanes; else 0.
+int64_t panel_of(const Job& job, int64_t most_in_lanes) {
+  const int64_t across = lies_side_by_side(job) ? job.outer[job.outer_ndim - 1].size : 0;
+  if (!across || job_has(job, kSink) || job.n <= most_in_lanes) return 0;
+  const int64_t lanes = job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 16;
   // They should stay in the second level cache for their second pass, or else be as wide as memory
   // likes.
-  int64_t vectors = caches().l2 / 2 / (job.n * item * lanes);
+  int64_t vectors = caches().l2 / 4 / (job.n * item_size(job.dtype[kX]) * lanes);
   if (vectors < kColumnVectors / 2 || vectors > kColumnVectors) vectors = kColumnVectors;
-  return std::min(across.size, lanes * std::max<int64_t>(vectors, kColumnVectors / 2));
+  return lanes * vectors;
 }
 
 // What of a job decides whether an algorithm applies.
@@ -174,10 +176,9 @@ constexpr bool is_complete() {
           const int kernel = nearest({f, storage, (bits & 1) != 0, (bits & 2) != 0}, a, "").kernel;
           if (!registered(f, kernel, storage)) return false;
         }
-      for (const int many : {registry::in_lanes, registry::batched})
+      for (const int many : {registry::in_lanes, registry::batched, registry::columns})
         if (!registered(f, many, storage)) return false;
       if (f != SOFTMAXLIB_LOGSUMEXP && !registered(f, registry::pipelined, storage)) return false;
-      if (f == SOFTMAXLIB_SOFTMAX && !registered(f, registry::columns, storage)) return false;
     }
   return true;
 }
@@ -235,7 +236,7 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
       return {registry::pipelined, "short rows in cache: the next row hides the end of this"};
   }
   const int64_t group = kVectorsPerGroup * (item == 8 ? 8 : 16);
-  const int64_t most = lies_across(job, kX) ? groups_in_lanes(job) * group : in_lanes_below - 1;
+  const int64_t most = lies_across(job, kX) ? most_in_lanes(job) : in_lanes_below - 1;
   if (batches(job) && many_rows && !plain_softmax && job.rows * kShare >= job.n && job.n <= most)
     return {registry::in_lanes, job.n <= group ? "rows of a few elements: every lane is a row"
                                                : "logarithms side by side: every lane is a row"};
@@ -302,9 +303,8 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
                          const softmaxlib_options& options, bool frugal) {
   Schedule s = {};
   s.tile = frugal ? 0 : tile_of(job, kTileVectors);
-  if (!frugal && function == SOFTMAXLIB_SOFTMAX && options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO &&
-      table_of(options.isa)->many_rows)
-    if (const int64_t panel = panel_of(job)) {
+  if (!frugal && options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO && table_of(options.isa)->many_rows)
+    if (const int64_t panel = panel_of(job, most_in_lanes(job))) {
       s.tile = panel;
       s.kernel = registry::columns;
     }

@@ -8,7 +8,6 @@
 #include "isa/kernels/orthogonal.hpp"
 #include "isa/kernels/sample.hpp"
 #include "isa/kernels/scale_rows.hpp"
-#include "isa/kernels/softmax_columns.hpp"
 #include "isa/kernels/softmax_pipelined.hpp"
 #include "isa/kernels/softmax_three_pass_recompute.hpp"
 #include "isa/kernels/softmax_three_pass_reload.hpp"

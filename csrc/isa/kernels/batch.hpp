@@ -339,7 +339,7 @@ class BatchTerms : public RowsOfBatch<typename Function::V, X> {
     columns_of_held(columns);
     const auto held = arguments_in(columns);
     const V largest = held.largest(kLanes);
-    return HeldSums<V>(sums(), F(0), held, kLanes, largest, load(magic_), load(floor_));
+    return {sums(), Held<V>(F(0), held, kLanes, largest, load(magic_), load(floor_))};
   }
 
  private:

@@ -191,7 +191,7 @@ class GradientAcross {
     return access.across && rows_ % kLanes == 0 && (access.item == sizeof(T) || in_halves_);
   }
 
-  void fetch(int64_t start, int64_t count) {
+  SOFTMAXLIB_NOINLINE void fetch(int64_t start, int64_t count) {
     T* const room = room_ + kLanes;
     const auto fetch_one = [&](PanelOperand& of, bool hides) {
       const bool in_place = !hides && is_in_place(of.reader.access());
@@ -216,7 +216,7 @@ class GradientAcross {
     }
   }
   bool is_direct() const { return is_in_place(sender_.access()); }
-  void send(int64_t count) {
+  SOFTMAXLIB_NOINLINE void send(int64_t count) {
     if (is_direct()) return;
     const int pitch = groups_ * kLanes, n = static_cast<int>(job_.n);
     if (is_across_) return sender_.put_columns(out_, rows_, results_, pitch, count);
@@ -574,9 +574,9 @@ class GradientAcross {
       fetch(start, count);
       with_storage(storage(), V(), [&](const auto* like) SOFTMAXLIB_INLINE_LAMBDA {
         const Column y = y_.column(0);
-        for (int j = 0; j < count; ++j)
-          for (int g = 0; g < groups_; ++g)
-            some[g] = max(some[g], of_visible<kLog>(one, load(y.at(j, like) + g * kLanes)));
+        for (int j = 0; j < count; ++j) SOFTMAXLIB_NO_UNROLL
+        for (int g = 0; g < groups_; ++g)
+          some[g] = max(some[g], of_visible<kLog>(one, load(y.at(j, like) + g * kLanes)));
       });
     }
     for (int g = 0; g < groups_; ++g) sum[g] = sum[g] + InLanes<V>::of(one - some[g]);

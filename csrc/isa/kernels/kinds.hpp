@@ -2,6 +2,8 @@
 // kernels/lanes.hpp.
 #pragma once
 
+#include <type_traits>
+
 #include "isa/kernels/log_softmax.hpp"
 #include "isa/kernels/stablemax.hpp"
 #include "isa/stage/stage_rows.hpp"
@@ -87,6 +89,10 @@ struct ArgumentsOfRows {
   int64_t stride;  // from one column to the next
 
   SOFTMAXLIB_INLINE X operator()(int64_t j) const { return at(j * stride, X()); }
+  // Those from element i on.
+  ArgumentsOfRows from(int64_t i) const {
+    return {hi + i * stride, lo ? lo + i * stride : nullptr, stride};
+  }
   V largest(int count) const {
     V top = load(hi);
     SOFTMAXLIB_NO_UNROLL
@@ -110,19 +116,82 @@ inline ArgumentsOfRows<Pair<V>> arguments_in(const Pair<V>* x) {
   return {hi, hi + V::lanes, 2 * V::lanes};
 }
 
-// The sums of rows without the element that each holds out of its own, the first of the largest.
-// (A NaN is none: its term makes a NaN of the sum.)
-template <class V>
-struct HeldSums : BatchSums<V> {
-  Pair<V> held;
+// A term as sums take it: those of a wide function are added in double.
+template <class F>
+using RestOf = typename std::conditional<F::kWide, InLanes<typename F::V>, typename F::V>::type;
+template <class F, class V = typename F::V>
+SOFTMAXLIB_INLINE RestOf<F> rest_of(V term) {
+  if constexpr (F::kWide) return InLanes<V>::of(term);
+  else return term;
+}
 
-  // take_largest() of isa/sum/terms.hpp for a vector of rows, which hold one element in each of so
-  // many lanes; `largest` is that of each row, `rests` is what they do not hold.
+// What lanes i to i + N - 1 of a vector of rows have of a group of `count` arguments, lane by lane:
+// up to four terms each, from the `first` on; some lanes may have none. kHold: what a lane holds,
+// which is its largest argument so far, stays out, and is what it holds from now on.
+template <int N, bool kHold, class F, class X, class Rest = RestOf<F>, class V = typename F::V>
+SOFTMAXLIB_INLINE void rests_of_lanes(const F& f, const ArgumentsOfRows<X>& argument, int count,
+                                      int first, int i, V magic, V floor, const X* held,
+                                      X* hold_now, Rest* rests, V* top = nullptr) {
+  constexpr int kLanes = V::lanes;
+  X holds[N];
+  V t[4][N];
+  for (int k = 0; kHold && k < N; ++k) holds[k] = held[i + k];
+  for (int k = 0; k < N; ++k) t[0][k] = V::set1(0);
+  const auto unheld = [&](int k, X x) SOFTMAXLIB_INLINE_LAMBDA {
+    if (top) *top = max(high(x), *top);
+    if constexpr (kHold) return hold(holds[k], x);
+    else return x;
+  };
+  const auto add = [&](int q) SOFTMAXLIB_INLINE_LAMBDA {
+    const int at = i + q * kLanes;
+    for (int k = 0; k < N; ++k) t[q][k] = V::set1(0);
+    if (at + N <= count) {
+      X x[N];
+      for (int k = 0; k < N; ++k) x[k] = unheld(k, argument(at + k));
+      make_terms<N>(f, x, magic, floor, t[q]);
+      return;
+    }
+    SOFTMAXLIB_NO_UNROLL
+    for (int k = 0; k < N - 1; ++k) {
+      if (at + k >= count) break;
+      const X x[1] = {unheld(k, argument(at + k))};
+      V one[1];
+      make_terms<1>(f, x, magic, floor, one);
+      t[q][k] = one[0];
+    }
+  };
+  if constexpr (N == 1 && F::kFollows) {  // few enough to stay in registers
+    if (first == 0) add(0);
+    add(1), add(2), add(3);
+  } else {
+    SOFTMAXLIB_NO_UNROLL
+    for (int q = first; q < 4; ++q) add(q);
+  }
+  for (int k = 0; k < N; ++k) {
+    rests[i + k] =
+        (rest_of<F>(t[0][k]) + rest_of<F>(t[1][k])) + (rest_of<F>(t[2][k]) + rest_of<F>(t[3][k]));
+    if constexpr (kHold) hold_now[i + k] = holds[k];
+  }
+}
+// So many lanes at once.
+template <class F>
+constexpr int kLanesAtOnce = !F::kFollows                       ? 1
+                             : sizeof(typename F::V::elem) == 8 ? 4
+                                                                : kInStep;
+
+// What each row holds: one element in each of so many lanes, of which the first of the largest
+// stays out of the sum, and the others' terms, folded. (A NaN is none: its term makes a NaN of the
+// sum.) It is take_largest() of isa/sum/terms.hpp for a vector of rows; `largest` is that of each
+// row.
+template <class V>
+struct Held {
+  Pair<V> element;
+  InLanes<V> others;
+
   template <class F, class X>
-  SOFTMAXLIB_NOINLINE HeldSums(const BatchSums<V>& rests, const F& f,
-                               const ArgumentsOfRows<X>& in_lanes, int lanes, V largest, V magic,
-                               V floor)
-      : BatchSums<V>(rests), held{largest, V::set1(0)} {
+  SOFTMAXLIB_NOINLINE Held(const F& f, const ArgumentsOfRows<X>& in_lanes, int lanes, V largest,
+                           V magic, V floor)
+      : element{largest, V::set1(0)} {
     const V zero = V::set1(0), found = V::set1(static_cast<typename V::elem>(NAN));
     V sought = largest, lo = zero;
     alignas(64) typename V::elem terms[V::lanes * V::lanes];
@@ -140,11 +209,21 @@ struct HeldSums : BatchSums<V> {
     };
     int i = 0;
     SOFTMAXLIB_NO_UNROLL
-    for (; i + 4 <= lanes; i += 4) add(i, Elements<4>());
-    if (i + 2 <= lanes) add(i, Elements<2>()), i += 2;
-    if (i < lanes) add(i, Elements<1>());
-    held.lo = lo;
-    this->add(fold_lanes<V>(terms, lanes));
+    for (; i + kInStep <= lanes; i += kInStep) add(i, Elements<kInStep>());
+    if (kInStep > 2 && i + 2 <= lanes) add(i, Elements<2>()), i += 2;
+    if (kInStep > 1 && i < lanes) add(i, Elements<1>());
+    element.lo = lo;
+    others = fold_lanes<V>(terms, lanes);
+  }
+};
+// The sums of rows without the element that each holds out of its own.
+template <class V>
+struct HeldSums : BatchSums<V> {
+  Pair<V> held;
+
+  HeldSums(const BatchSums<V>& sums, Pair<V> element) : BatchSums<V>(sums), held(element) {}
+  HeldSums(const BatchSums<V>& rests, const Held<V>& of) : HeldSums(rests, of.element) {
+    this->add(of.others);
   }
 };
 
@@ -184,7 +263,10 @@ struct BatchOfRatio : KindOfBatch {
     return true;
   }
   void finish(const BatchSums<V>& sums, bool (&alone)[V::lanes]) {
-    const V r = sums.reciprocals().value();
+    finish(sums, sums.reciprocals(), alone);
+  }
+  void finish(const BatchSums<V>& sums, InLanes<V> reciprocals, bool (&alone)[V::lanes]) {
+    const V r = reciprocals.value();
     store(scale, r);
     if constexpr (F::kFollows) {
       sums.check(r, alone);

@@ -145,7 +145,13 @@ class Groups : public LaneColumns<V, kLow> {
   virtual void begin(int group, const RowRun& run, int first, int rows) = 0;
   // From arguments to terms, to sums and what follows from them, in steps: those of one group wait
   // for each other. False where some row has to be computed alone.
-  virtual bool evaluate(int groups, LinesAhead ahead) = 0;
+  SOFTMAXLIB_NOINLINE bool evaluate(int groups, LinesAhead ahead) {
+    for (int g = 0; g < groups; ++g) start(g);
+    for (int g = 0; g < groups; ++g) make_terms(g, ahead);
+    bool good = true;
+    for (int g = 0; g < groups; ++g) good &= finish(g);
+    return good;
+  }
   virtual void start(int g) = 0;
   virtual void make_terms(int g, LinesAhead& ahead) = 0;
   virtual bool finish(int g) = 0;
@@ -236,11 +242,11 @@ class LaneSums : public Groups<typename Function::V, kLow> {
   // Arguments become terms, while lines are fetched.
   void set_terms(int g, LinesAhead& ahead) {
     int j = 0;
-    for (; j + 4 <= n_; j += 4) {
-      terms_of<4>(g, j);
-      ahead.step(4);
+    for (; j + kInStep <= n_; j += kInStep) {
+      terms_of<kInStep>(g, j);
+      ahead.step(kInStep);
     }
-    for (; j < n_; ++j) {
+    for (; kInStep > 1 && j < n_; ++j) {
       terms_of<1>(g, j);
       ahead.step(1);
     }
@@ -259,7 +265,7 @@ class LaneSums : public Groups<typename Function::V, kLow> {
     const int n = n_, lanes = n < kLanes ? n : kLanes;
     BatchSums<V> sums = with_reference(g);
     const auto without = [&](const Arguments& held, V largest) SOFTMAXLIB_INLINE_LAMBDA {
-      return HeldSums<V>(sums, f, held, lanes, largest, magic(g), floor(g));
+      return HeldSums<V>(sums, Held<V>(f, held, lanes, largest, magic(g), floor(g)));
     };
     const auto largest_of = [&](const Arguments& held) SOFTMAXLIB_INLINE_LAMBDA {
       return F::kFollows && n <= kGroup ? load(top_[g]) : held.largest(lanes);
@@ -267,21 +273,22 @@ class LaneSums : public Groups<typename Function::V, kLow> {
     const Arguments argument = arguments(g);
     if (n <= kLanes) return without(argument, largest_of(argument));
     X held[kLanes];
-    Rest rests[kLanes];
+    RestOf<F> rests[kLanes];
     InLanes<V> part[8], lost[8];  // Lanes of isa/sum/sum.hpp, a vector of rows each
     SOFTMAXLIB_NO_UNROLL
     for (int i = 0; i < kLanes; ++i) held[i] = argument(i);
     for (InLanes<V>& none : part) none = in_all(0, V());
     for (InLanes<V>& none : lost) none = in_all(0, V());
     for (int from = 0; from < n; from += kGroup) {
-      const int left = n - from - (from == 0 ? kLanes : 0), more = left < kLanes ? left : kLanes;
-      int i = 0;
-      constexpr int kAtOnce = !F::kFollows ? 1 : sizeof(T) == 8 ? 4 : kInStep;
-      for (; i + kAtOnce <= more; i += kAtOnce) rest_of_lanes<kAtOnce>(f, g, from, i, held, rests);
-      if constexpr (kAtOnce > 1)
-        for (; i < more; ++i) rest_of_lanes<1>(f, g, from, i, held, rests);
+      const int first = from == 0, count = n - from < kGroup ? n - from : kGroup;
+      const int left = count - first * kLanes, more = left < kLanes ? left : kLanes;
+      const Arguments group = argument.from(from);
       SOFTMAXLIB_NO_UNROLL
-      for (i = 0; i < 8 && i < more; ++i) {
+      for (int i = 0; i < more; i += kLanesAtOnce<F>)
+        rests_of_lanes<kLanesAtOnce<F>, true>(f, group, count, first, i, magic(g), floor(g), held,
+                                              held, rests);
+      SOFTMAXLIB_NO_UNROLL
+      for (int i = 0; i < 8 && i < more; ++i) {
         InLanes<V> x = in_double(rests[i]);
         if (i + 8 < more) x = x + in_double(rests[i + 8]);
         add_to_lane(part[i], lost[i], x);
@@ -378,41 +385,6 @@ class LaneSums : public Groups<typename Function::V, kLow> {
     sums.error = sums.error + fold_eight(lost);
   }
 
-  // What lanes i and after have beside what they hold, of the group that begins there: up to four
-  // elements each, a vector apart, of the first group three. Some lanes may have none.
-  using Rest = typename std::conditional<F::kWide, InLanes<V>, V>::type;
-  template <int N>
-  SOFTMAXLIB_INLINE void rest_of_lanes(const F& f, int g, int from, int i, X* held,
-                                       Rest* rests) const {
-    V t[4][N];
-    const Arguments argument = arguments(g);
-    for (int k = 0; k < N; ++k) t[0][k] = V::set1(0);
-    SOFTMAXLIB_NO_UNROLL
-    for (int q = from == 0; q < 4; ++q) {
-      const int at = from + i + q * kLanes;
-      for (int k = 0; k < N; ++k) t[q][k] = V::set1(0);
-      if (at + N <= n_) {
-        X x[N];
-        for (int k = 0; k < N; ++k) x[k] = hold(held[i + k], argument(at + k));
-        SOFTMAX_ISA::make_terms<N>(f, x, magic(g), floor(g), t[q]);
-        continue;
-      }
-      SOFTMAXLIB_NO_UNROLL
-      for (int k = 0; k < N - 1; ++k) {
-        if (at + k >= n_) break;
-        const X x[1] = {hold(held[i + k], argument(at + k))};
-        V one[1];
-        SOFTMAX_ISA::make_terms<1>(f, x, magic(g), floor(g), one);
-        t[q][k] = one[0];
-      }
-    }
-    for (int k = 0; k < N; ++k) {
-      if constexpr (F::kWide)
-        rests[i + k] = (InLanes<V>::of(t[0][k]) + InLanes<V>::of(t[1][k])) +
-                       (InLanes<V>::of(t[2][k]) + InLanes<V>::of(t[3][k]));
-      else rests[i + k] = (t[0][k] + t[1][k]) + (t[2][k] + t[3][k]);
-    }
-  }
   SOFTMAXLIB_INLINE V magic(int g) const { return F::kFollows ? load(magic_[g]) : V::set1(0); }
   SOFTMAXLIB_INLINE V floor(int g) const { return F::kFollows ? load(floor_[g]) : V::set1(0); }
 
@@ -446,13 +418,6 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
 
   void begin(int group, const RowRun& run, int first, int rows) override {
     if constexpr (P::kTargets) of_[group].begin(run, first, rows);
-  }
-  bool evaluate(int groups, LinesAhead ahead) override {
-    for (int g = 0; g < groups; ++g) start(g);
-    for (int g = 0; g < groups; ++g) make_terms(g, ahead);
-    bool good = true;
-    for (int g = 0; g < groups; ++g) good &= finish(g);
-    return good;
   }
   void start(int g) override {
     if constexpr (F::kFollows) this->set_references(g);
@@ -512,7 +477,11 @@ class LaneGroups final : public LaneSums<typename P::F, kLow> {
     }
   }
   void send(int g, Sender<V>& sender, char* y, int rows) const override {
-    if constexpr (!P::kReduces) sender.put_strip(y, rows, results(g));
+    if constexpr (!P::kReduces)
+      sender.template put_strip<1>(
+          y, rows, n_, [result = results(g)](int j, auto some, V* to) SOFTMAXLIB_INLINE_LAMBDA {
+            for (int k = 0; k < some; ++k) to[k] = result(j + k);
+          });
   }
   void send_all(Sender<V>& sender, char* y) const override {
     if constexpr (P::kHolds && F::kFollows && !P::kReduces && !P::kTargets && !kLow)

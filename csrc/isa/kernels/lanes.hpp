@@ -4,7 +4,7 @@
 // logarithms may have several groups. What is computed of a row is one of kernels/kinds.hpp.
 #pragma once
 
-#include "isa/kernels/lane_groups.hpp"
+#include "isa/kernels/columns.hpp"
 #include "isa/kernels/single.hpp"
 
 namespace softmaxlib {
@@ -582,6 +582,11 @@ void function_alone(const Job& job, int64_t row) {
   inline void function##_in_lanes(const Job& job, int64_t start, int64_t stop, char*) {            \
     run_any_in_lanes<Kind<typename vector_of<T>::type>>(                                           \
         job, start, stop, function_alone<T, function##_two_pass<T>>);                              \
+  }                                                                                                \
+  template <class T>                                                                               \
+  inline void function##_columns(const Job& job, int64_t start, int64_t stop, char* scratch) {     \
+    run_any_columns<Kind<typename vector_of<T>::type>>(job, start, stop, scratch,                  \
+                                                       function_alone<T, function##_two_pass<T>>); \
   }
 SOFTMAXLIB_MANY_ROWS(softmax, BatchOfSoftmax)
 SOFTMAXLIB_MANY_ROWS(log_softmax, BatchOfLogSoftmax)

@@ -32,6 +32,12 @@ inline Pair<V> operator+(Pair<V> a, Pair<V> b) {
   return {a.hi + b.hi, a.lo + b.lo};
 }
 
+// A number of elements that the compiler knows.
+template <int kCount>
+struct Elements {
+  constexpr operator int() const { return kCount; }
+};
+
 }  // namespace
 }  // namespace SOFTMAX_ISA
 }  // namespace softmaxlib

@@ -714,26 +714,31 @@ class Sender {
       }
     });
   }
-  // Up to a vector of rows that lie side by side, of which result(j) has element j; n is at most a
-  // group.
-  template <class Result>
-  SOFTMAXLIB_INLINE void put_strip(char* y, int rows, Result result) {
-    const int64_t stride = job_.inner[0].stride[kOut];
-    const int n = static_cast<int>(job_.n);
-    if (streams_ && rows == kLanes && reinterpret_cast<uintptr_t>(y) % 64 == 0) {
-      for (int j = 0; j < n; ++j, y += stride) stream(reinterpret_cast<T*>(y), result(j));
-      return;
-    }
+  // n elements of up to a vector of rows that lie side by side. results(j, some, to) makes those
+  // from element j on, `some` being a number that the compiler knows: kAtOnce, or 1 of the last.
+  template <int kAtOnce, class Results>
+  SOFTMAXLIB_INLINE void put_strip(char* y, int rows, int n, Results results) {
     constexpr int kGroup = kVectorsPerGroup * kLanes;
     alignas(64) T copy[kGroup * kLanes];
+    const bool streams = streams_ && rows == kLanes && reinterpret_cast<uintptr_t>(y) % 64 == 0;
     const bool is_direct = rows == kLanes && out_.item == sizeof(T);
-    const int most = is_direct ? n : kGroup;
-    for (int from = 0; from < n; from += most, y += most * stride) {
-      const int end = n - from < most ? n : from + most;
+    const int64_t stride = job_.inner[0].stride[kOut];
+    const int64_t step = is_direct ? stride : kLanes * int64_t{sizeof(T)};
+    for (int from = 0, end; from < n; from = end) {
+      end = is_direct || n - from <= kGroup ? n : from + kGroup;
       char* to = is_direct ? y : reinterpret_cast<char*>(copy);
-      const int64_t step = is_direct ? stride : kLanes * int64_t{sizeof(T)};
-      for (int j = from; j < end; ++j, to += step) store(reinterpret_cast<T*>(to), result(j));
-      if (!is_direct) put_columns(y, rows, copy, kLanes, end - from);
+      const auto put = [&](int j, auto some) SOFTMAXLIB_INLINE_LAMBDA {
+        V v[some];
+        results(j, some, v);
+        for (int k = 0; k < some; ++k, to += step)
+          if (streams) stream(reinterpret_cast<T*>(to), v[k]);
+          else store(reinterpret_cast<T*>(to), v[k]);
+      };
+      int j = from;
+      for (; j + kAtOnce <= end; j += kAtOnce) put(j, Elements<kAtOnce>());
+      if constexpr (kAtOnce > 1)
+        for (; j < end; ++j) put(j, Elements<1>());
+      if (!is_direct) put_columns(y + from * stride, rows, copy, kLanes, end - from);
     }
   }
   // Strips beside each other, of whole vectors of the arithmetic's own type.

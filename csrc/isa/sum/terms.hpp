@@ -12,7 +12,7 @@ namespace {
 
 // f(hi + lo) under a reference.
 template <class F>
-inline double one_term(typename F::V::elem hi, typename F::V::elem lo, int reference) {
+SOFTMAXLIB_NOINLINE double one_term(typename F::V::elem hi, typename F::V::elem lo, int reference) {
   using V = typename F::V;
   typename V::elem hi_lanes[V::lanes], lo_lanes[V::lanes] = {};
   for (auto& lane : hi_lanes) lane = static_cast<typename V::elem>(-INFINITY);
@@ -114,7 +114,7 @@ inline void sum_piece_of(Source x, T* y, int64_t n, K known, BlockState<typename
 
 // Moves all but the largest of the lanes' held arguments into the sum.
 template <class F>
-inline RowRest<F> take_largest(const BlockState<typename F::V>& state) {
+SOFTMAXLIB_NOINLINE RowRest<F> take_largest(const BlockState<typename F::V>& state) {
   using V = typename F::V;
   typename V::elem hi[V::lanes], lo[V::lanes];
   store(hi, state.held.hi);
