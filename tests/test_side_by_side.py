@@ -6,6 +6,7 @@ import pytest
 from test_short_rows import same
 
 import softmaxlib as sml
+from softmaxlib import _core
 
 FUNCTIONS = ("softmax", "log_softmax", "logsumexp", "stablemax", "log_stablemax")
 # (rows before, elements, rows beside): short and long, whole vectors of rows and less, runs of few.
@@ -154,3 +155,75 @@ def test_biases_that_overlap(isa, n):
         function = getattr(sml, name)
         wanted = function(x, axis=1, bias=np.broadcast_to(bias, x.shape).copy())
         assert same(function(x, axis=1, bias=bias), wanted), sml.last_kernel()
+
+
+def computed(isa, name, x, store, threads=1, out=None, **options):
+    """Compute along axis 1 with the stores that are asked for; returns the results."""
+    if out is None:
+        shape = (x.shape[0], x.shape[2]) if name == "logsumexp" else x.shape
+        out = np.empty(x.size + 64, x.dtype)
+        out = out[-out.ctypes.data % 64 // x.itemsize + 4 :][: np.prod(shape)].reshape(shape)
+    code, bias, temperature = (
+        _core.dtypes[x.dtype.name],
+        options.get("bias"),
+        options.get("temperature", 1.0),
+    )
+    scalar = np.ndim(temperature) == 0
+    _core.run(
+        _core.functions[name], x, out, code, code, (1,),
+        temperature if scalar else 1.0, None if scalar else temperature,
+        bias, 0 if bias is None else _core.dtypes[bias.dtype.name], options.get("where"),
+        _core.algorithms["auto"], _core.isas[isa], _core.stores[store], threads,
+    )  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("dtype", (np.float32, np.float64, np.float16), ids=str)
+@pytest.mark.parametrize("store", ("plain", "streaming"))
+def test_columns(isa, name, dtype, store):
+    """Columns of more than a block, some of which raise their reference on the way."""
+    if isa == "scalar":
+        pytest.skip("the scalar leaf computes rows one after the other")
+    rng = np.random.default_rng(6)
+    for shape, offset in (((1, 16_500, 37), 0), ((2, 1_100, 150), 4), ((1, 530, 90), 3)):
+        n = shape[1]
+        x = rng.standard_normal(shape).astype(dtype)
+        steps = np.linspace(-1, 1, n)
+        x[0, :, 3] = 400 * steps  # upwards, downwards, all at once, at the end
+        x[0, :, 4] = -400 * steps
+        x[0, :, 5] = np.where(steps > 0.1, 300, -300)
+        x[0, n // 2 :, 6] += 50
+        x[0, -1, 7] = 80
+        x[0, : n - 1, 8] = -np.inf
+        x[0, n // 3, 20] = np.nan
+        where = rng.random(shape) < 0.5
+        where[0, :, 9] = False
+        where[0, :, 10] = np.arange(n) == n - 2
+        bias = rng.standard_normal(shape).astype(np.float32)
+        temperature = rng.random((shape[0], 1, shape[2])) + 0.5
+        room = np.empty(x.size + 64 + offset, dtype)
+        room = room[-room.ctypes.data % 64 // x.itemsize + offset :][: x.size].reshape(shape)
+        rows = np.ascontiguousarray(np.moveaxis(x, 1, -1))
+        column = rng.standard_normal((1, n, 1)).astype(np.float32)
+        for options in (
+            {},
+            {"where": where},
+            {"bias": bias, "temperature": temperature},
+            {
+                "bias": np.broadcast_to(column, shape),
+                "where": np.broadcast_to(where[:, :, :1], shape),
+                "temperature": 3.0,
+            },
+        ):
+            wanted = getattr(sml, name)(rows, **moved(options, shape))
+            if name != "logsumexp":
+                wanted = np.moveaxis(wanted, -1, 1)
+            room[...] = x
+            for threads in (1, 3):
+                y = computed(isa, name, room, store, threads, **options)
+                assert sml.last_kernel().startswith(f"{isa}::{name}_columns"), sml.last_kernel()
+                assert same(y, wanted), (shape, list(options))
+            if name != "logsumexp":
+                computed(isa, name, room, store, out=room, **options)
+                assert same(room, wanted), (shape, list(options), "in place")
