@@ -136,7 +136,7 @@ SOFTMAXLIB_INLINE void rests_of_lanes(const F& f, const ArgumentsOfRows<X>& argu
   X holds[N];
   V t[4][N];
   for (int k = 0; kHold && k < N; ++k) holds[k] = held[i + k];
-  for (int k = 0; k < N; ++k) t[0][k] = V::set1(0);
+  for (int k = 0; first && k < N; ++k) t[0][k] = V::set1(0);
   const auto unheld = [&](int k, X x) SOFTMAXLIB_INLINE_LAMBDA {
     if (top) *top = max(high(x), *top);
     if constexpr (kHold) return hold(holds[k], x);
@@ -144,13 +144,13 @@ SOFTMAXLIB_INLINE void rests_of_lanes(const F& f, const ArgumentsOfRows<X>& argu
   };
   const auto add = [&](int q) SOFTMAXLIB_INLINE_LAMBDA {
     const int at = i + q * kLanes;
-    for (int k = 0; k < N; ++k) t[q][k] = V::set1(0);
-    if (at + N <= count) {
+    if (SOFTMAXLIB_LIKELY(at + N <= count)) {
       X x[N];
       for (int k = 0; k < N; ++k) x[k] = unheld(k, argument(at + k));
       make_terms<N>(f, x, magic, floor, t[q]);
       return;
     }
+    for (int k = 0; k < N; ++k) t[q][k] = V::set1(0);
     SOFTMAXLIB_NO_UNROLL
     for (int k = 0; k < N - 1; ++k) {
       if (at + k >= count) break;
