@@ -286,7 +286,7 @@ using BatchOfStablemax = BatchOfRatio<Stable<V>>;
 
 // Of many rows.
 template <class V>
-inline LogRest<V> log_rest_of(const HeldSums<V>& sums) {
+SOFTMAXLIB_INLINE LogRest<V> log_rest_of(const HeldSums<V>& sums) {
   return LogRest<V>(sums.held, sums.value(), sums.reference);
 }
 
