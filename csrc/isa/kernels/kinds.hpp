@@ -56,7 +56,7 @@ struct BatchSums : LaneTotals<V> {
 // Lanes of a row, a vector of rows each, as sum_lanes() folds those of one vector; what is missing
 // to all of them is +0, which would change nothing.
 template <class V>
-SOFTMAXLIB_NOINLINE InLanes<V> fold_lanes(const typename V::elem* lanes, int count) {
+SOFTMAXLIB_INLINE InLanes<V> fold_lanes(const typename V::elem* lanes, int count) {
   const auto one = [=](int i) SOFTMAXLIB_INLINE_LAMBDA {
     return InLanes<V>::of(load(lanes + i * V::lanes));
   };
@@ -213,7 +213,12 @@ struct Held {
     if (kInStep > 2 && i + 2 <= lanes) add(i, Elements<2>()), i += 2;
     if (kInStep > 1 && i < lanes) add(i, Elements<1>());
     element.lo = lo;
-    others = fold_lanes<V>(terms, lanes);
+    others = fold(terms, lanes);
+  }
+
+ private:
+  static SOFTMAXLIB_NOINLINE InLanes<V> fold(const typename V::elem* terms, int lanes) {
+    return fold_lanes<V>(terms, lanes);
   }
 };
 // The sums of rows without the element that each holds out of its own.

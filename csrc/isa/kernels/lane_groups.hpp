@@ -246,6 +246,11 @@ class LaneSums : public Groups<typename Function::V, kLow> {
       terms_of<kInStep>(g, j);
       ahead.step(kInStep);
     }
+    if (kInStep > 2 && j + 2 <= n_) {
+      terms_of<2>(g, j);
+      ahead.step(2);
+      j += 2;
+    }
     for (; kInStep > 1 && j < n_; ++j) {
       terms_of<1>(g, j);
       ahead.step(1);
