@@ -64,6 +64,7 @@ class GradientAcross {
     const int64_t first = row;
     for (RowRun run(job_, row); row < stop;) {
       int64_t rows = run.rows < stop - row ? run.rows : stop - row;
+      if (rows > 4 * kLanes) rows = rows_to_line(run, rows);
       if (rows > most_) rows = most_;
       if (rows > kLanes) rows -= rows % kLanes;
       const int64_t again = rows_again(run, rows, row - first);
@@ -101,6 +102,22 @@ class GradientAcross {
     const int64_t again = kLanes - rows;
     const int64_t in_run = job_.outer[job_.outer_ndim - 1].size - run.rows;
     return again > 0 && again <= in_run && again <= before && !job_.in_place ? again : 0;
+  }
+
+  // Of so many rows the few up to a line of what is written, so that the others are whole lines.
+  int64_t rows_to_line(const RowRun& run, int64_t rows) const {
+    const char* const y = job_.base[kOut] + run.place.offset[kOut];
+    const auto past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(y) % 64);
+    const Access& out = sender_.access();
+    const bool aligns = past && out.across && out.item == sizeof(T) && past % out.item == 0 &&
+                        job_.inner[0].stride[kOut] % 64 == 0;
+    return aligns ? (64 - past) / out.item : rows;
+  }
+
+  template <class Storage>
+  static SOFTMAXLIB_INLINE void put(Storage* to, V result, bool streams) {
+    if (streams) stream(to, result);
+    else store(to, result);
   }
 
   // Elements of a vector of rows, so many bytes from each other.
@@ -203,6 +220,8 @@ class GradientAcross {
     if (scale_.kind.stable) fetch_one(x_, false);
     out_stride_ = job_.inner[0].stride[kOut];
     out_ = to_ = job_.base[kOut] + place_.offset[kOut] + start * out_stride_;
+    streams_ = job_.streaming && is_direct() && out_stride_ % 64 == 0 &&
+               reinterpret_cast<uintptr_t>(out_) % 64 == 0;
     if (is_direct()) return;
     to_ = reinterpret_cast<char*>(results_);
     out_stride_ = groups_ * kVector;
@@ -370,7 +389,7 @@ class GradientAcross {
     const typename Element::WithPower element(plain(g, sum));
     char* to = to_ + g * kVector;
     for (int j = 0; j < kCount; ++j, to += out_stride_)
-      store(reinterpret_cast<T*>(to), plain_result(element, of_grad[j], of_y[j]));
+      put(reinterpret_cast<T*>(to), plain_result(element, of_grad[j], of_y[j]), streams_);
     return true;
   }
   template <class Sum>
@@ -379,9 +398,10 @@ class GradientAcross {
     Element::with_plain(has_power_, [&](auto made_of) SOFTMAXLIB_INLINE_LAMBDA {
       const auto element = made_of(plain(g, sum));
       const Column grad = grad_.column(g), y = y_.column(g);
+      const bool streams = streams_;
       char* to = to_ + g * kVector;
       for (int64_t j = 0; j < job_.n; ++j, to += out_stride_)
-        store(reinterpret_cast<T*>(to), plain_result(element, grad[j], y[j]));
+        put(reinterpret_cast<T*>(to), plain_result(element, grad[j], y[j]), streams);
     });
     return true;
   }
@@ -728,12 +748,13 @@ class GradientAcross {
       const Plain* const plain = plain_;
       const int64_t step = out_stride_;
       const int groups = groups_;
+      const bool streams = streams_;
       char* at = to_;
       for (int j = 0; j < count; ++j, at += step) {
         const auto *of_grad = grad.at(j, like), *of_y = y.at(j, like);
         auto* to = reinterpret_cast<decltype(like)>(at);
         for (int g = 0; g < groups; ++g, of_grad += kLanes, of_y += kLanes, to += kLanes)
-          store(to, plain_result(made_of(plain[g]), load(of_grad), load(of_y)));
+          put(to, plain_result(made_of(plain[g]), load(of_grad), load(of_y)), streams);
       }
     });
   }
@@ -763,6 +784,7 @@ class GradientAcross {
   int64_t row_ = 0;
   int rows_ = 0, groups_ = 0;
   char *out_ = nullptr, *to_ = nullptr;  // where results belong, and where they go first
+  bool streams_ = false;                 // past the caches
   int64_t out_stride_ = 0;
   Sum sums_[kGroups];
   alignas(64) T group_[kSlice][kGroups * kLanes];
