@@ -605,3 +605,24 @@ def test_small_probabilities_of_large_sums(isa, dtype, temperature):
                 g, y = (a[:rows] if axis else np.ascontiguousarray(a.T) for a in (grad, log_y))
                 got = sml.log_softmax_backward(g, y, axis, temperature=temperature)
                 assert_close(got, "log_softmax", g, y, y, axis, temperature=temperature)
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "stablemax"])
+@pytest.mark.parametrize("n", [1, 3, 8, 40, 530])
+def test_past_the_caches_side_by_side(name, n):
+    """Results that exceed the caches, from any place of a line on: the bits of the same rows."""
+    rng = np.random.default_rng(8)
+    beside = 3_600_000 // n + 5
+    x = rng.standard_normal((1, n, beside), np.float32)
+    grad = rng.standard_normal(x.shape, np.float32)
+    grad[0, 0, 7] = np.nan
+    y = getattr(sml, name)(x, axis=1)
+    backward = getattr(sml, f"{name}_backward")
+    given = (grad, x, y) if name == "stablemax" else (grad, y)
+    along = [np.ascontiguousarray(np.moveaxis(a, 1, -1)) for a in given]
+    wanted = np.moveaxis(backward(*along), -1, 1)
+    for offset in (0, 5):
+        out = np.empty(x.size + 64, np.float32)
+        out = out[-out.ctypes.data % 64 // 4 + offset :][: x.size].reshape(x.shape)
+        backward(*given, axis=1, out=out)
+        assert np.array_equal(out, wanted, equal_nan=True), offset

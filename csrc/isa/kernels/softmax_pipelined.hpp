@@ -67,30 +67,25 @@ class Outgoing {
     if (n) edge_->end(y_, load_n(buffer_, n, 0) * V::set1(scale_), n);
   }
   bool streaming() const { return streaming_; }
-  template <bool kStreaming>
   SOFTMAXLIB_INLINE void write_group(int64_t i) const {
     i += head_;
     if (i + kVectorsPerGroup * V::lanes > n_) return write_rest(i);
-    for (int j = 0; j < kVectorsPerGroup; ++j, i += V::lanes) put<kStreaming>(i);
+    for (int j = 0; j < kVectorsPerGroup; ++j, i += V::lanes) put(i);
   }
   void write_all() const { write_rest(head_); }
 
  private:
   SOFTMAXLIB_NOINLINE void write_rest(int64_t i) const {
-    for (; i + V::lanes <= n_; i += V::lanes) {
-      if (streaming_) put<true>(i);
-      else put<false>(i);
-    }
+    for (; i + V::lanes <= n_; i += V::lanes) put(i);
     if (i >= n_) return;
     const int n = static_cast<int>(n_ - i);
     const V y = load_n(buffer_ + i, n, 0) * V::set1(scale_);
     if (streaming_) edge_->begin(y_ + i, y, n);
     else store_n(y_ + i, y, n);
   }
-  template <bool kStreaming>
   SOFTMAXLIB_INLINE void put(int64_t i) const {
     const V y = load(buffer_ + i) * V::set1(scale_);
-    if (kStreaming) stream(y_ + i, y);
+    if (streaming_) stream(y_ + i, y);
     else store(y_ + i, y);
   }
 
@@ -175,22 +170,15 @@ inline void softmax_pipelined_as(D*, const Job& job, int64_t first, int64_t last
     const auto* const x = reinterpret_cast<const D*>(job.base[kX] + place.offset[kX]);
     char* const y = job.base[kOut] + place.offset[kOut];
     before.write_head();
-    const bool streaming = before.streaming();
-    if (!job.plain && !streaming) {  // with options only what streams is written beside
+    if (!job.plain && !before.streaming()) {  // with options only what streams is written beside
       before.write_all();
       before = Outgoing<D>(&edge);
     }
-    const auto stream = [before](int64_t i)
-                            SOFTMAXLIB_INLINE_LAMBDA { before.template write_group<true>(i); };
-    const auto store = [before](int64_t i)
-                           SOFTMAXLIB_INLINE_LAMBDA { before.template write_group<false>(i); };
+    const auto beside = [before](int64_t i) SOFTMAXLIB_INLINE_LAMBDA { before.write_group(i); };
     RowSum<E> total;
-    if (job.plain) {
-      total = streaming ? sum_into(buffer, x, n, references, stream)
-                        : sum_into(buffer, x, n, references, store);
-    } else if constexpr (sizeof(D) == sizeof(T)) {
-      total = sum_with_options<E>(job, place, buffer, kept, stream);
-    }
+    if (job.plain) total = sum_into(buffer, x, n, references, beside);
+    else if constexpr (sizeof(D) == sizeof(T))
+      total = sum_with_options<E>(job, place, buffer, kept, beside);
     before = Outgoing<D>(&edge);
     const bool is_one = job.base[kWhere] && count_visible(job, place, n, 2) == 1;
     if (!usable(total) || is_one) {

@@ -337,7 +337,7 @@ class Row {
         [&](int64_t, int64_t start, int64_t stop) { map_stored_part<F>(*this, f, start, stop); });
   }
 
-  void fill(T value, T masked) const {
+  SOFTMAXLIB_NOINLINE void fill(T value, T masked) const {
     if (neighbours_.own) neighbours_.own->cancel();
     if (!job_.base[kWhere]) return fill_from(0, value, n_);
     alignas(64) T y[kChunk];
@@ -362,7 +362,7 @@ class Row {
   void fill_beyond(T masked) const { fill_from(n_, masked, job_.n); }
 
   // Elements [first, stop) of y; x is not read.
-  void fill_from(int64_t first, T value, int64_t stop) const {
+  SOFTMAXLIB_NOINLINE void fill_from(int64_t first, T value, int64_t stop) const {
     if (first == stop) return;
     alignas(64) T y[kChunk];
     for (int64_t i = 0; i < kChunk && i < stop - first; i += kLanes) store(y + i, V::set1(value));

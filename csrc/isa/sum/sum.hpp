@@ -187,108 +187,24 @@ struct NothingBeside {
   SOFTMAXLIB_INLINE void operator()(int64_t) const {}
 };
 
-// What sums of a piece do seldom, whatever the piece is read from.
-template <class Function, bool kHold, class Argument>
-class RareSums {
+// Folds f of a piece of a block into its total. kHold: each lane keeps its largest argument out of
+// the sum. kStore: f(x) stays in y, under the reference that each chunk leaves in `references`.
+template <class F, bool kHold, bool kStore, class Source>
+class PieceSum {
  public:
-  using F = Function;
   using V = typename F::V;
   using T = typename V::elem;
-  using Value = Argument;
+  using Value = typename Source::Value;
   using Term = typename F::Term;
   static constexpr int64_t kLanes = V::lanes;
   static constexpr int64_t kGroup = kVectorsPerGroup * kLanes;
   static constexpr int64_t kChunk = kVectorsPerChunk * kLanes;
-
- protected:
-  // y: where terms are stored, or NULL.
-  RareSums(T* y, BlockState<V>& state) : y_(y), state_(state), under_(state.total.reference) {
-    from_pair(state.held, held_);
-  }
-
-  // Any arguments: a group that exceeds the reference raises it. load(source, i, v) reads the group
-  // at i.
-  SOFTMAXLIB_NOINLINE void add_carefully(int64_t i, int64_t stop, Lanes<V>& lanes,
-                                         void (*load)(const void* source, int64_t i, Value* v),
-                                         const void* source) {
-    const int64_t start = i / kChunk * kChunk;
-    Value held = held_;
-    while (i < stop) {
-      Value v[4];
-      load(source, i, v);
-      check(v, i, start, lanes);
-      const Under<F> here = under_;  // in registers until a group exceeds it
-      Lanes<V> sum = lanes;
-      do {
-        Term e[4];
-        if constexpr (kHold)
-          for (Value& argument : v) argument = hold(held, argument);
-        for (int j = 0; j < 4; j += kInStep) here.f.template evaluate<kInStep>(v + j, e + j);
-        for (int j = 0; y_ && j < 4; ++j) put(y_ + i + j * kLanes, e[j], kLanes);
-        add_terms<F>(sum, e[0], e[1], e[2], e[3]);
-        i += kGroup;
-        if (i >= stop) break;
-        load(source, i, v);
-      } while (!here.exceeded_by(v));
-      lanes = sum;
-    }
-    held_ = held;
-  }
-  // Less than a group, at the end of the row: `left` elements at i.
-  SOFTMAXLIB_NOINLINE void add_last(Value* v, int64_t i, int64_t left, Lanes<V>& lanes) {
-    if constexpr (F::kFollows) check(v, i, i / kChunk * kChunk, lanes);
-    Term e[4];
-    SOFTMAXLIB_NO_UNROLL
-    for (int j = 0; j < 4; ++j, left -= kLanes) {
-      e[j] = zero<Term>();
-      if (left <= 0) continue;
-      if constexpr (kHold) v[j] = hold(held_, v[j]);
-      e[j] = under_.f(v[j]);
-      if (y_) put(y_ + i + j * kLanes, e[j], left < kLanes ? left : kLanes);
-    }
-    add_terms<F>(lanes, e[0], e[1], e[2], e[3]);
-  }
-
-  T* const y_;
-  BlockState<V>& state_;
-  Under<F> under_;
-  Value held_;
-
- private:
-  static SOFTMAXLIB_INLINE void put(T* y, V term, int64_t n) {
-    if (n == kLanes) store(y, term);
-    else store_n(y, term, static_cast<int>(n));
-  }
-  // Terms in two parts are those of sums alone.
-  static SOFTMAXLIB_INLINE void put(T*, Pair<V>, int64_t) {}
-  SOFTMAXLIB_INLINE void check(const Value* v, int64_t i, int64_t start, Lanes<V>& lanes) {
-    const V top = max_of(high(v[0]), high(v[1]), high(v[2]), high(v[3]));
-    if (SOFTMAXLIB_UNLIKELY(any(gt(top, V::set1(under_.limit)))))
-      raise_reference<F>(top, under_, state_.total, lanes, y_ ? y_ + start : y_,
-                         y_ ? i - start : 0);
-  }
-};
-
-// Folds f of a piece of a block into its total. kHold: each lane keeps its largest argument out of
-// the sum. kStore: f(x) stays in y, under the reference that each chunk leaves in `references`.
-template <class F, bool kHold, bool kStore, class Source>
-class PieceSum : RareSums<F, kHold, typename Source::Value> {
-  using Rare = RareSums<F, kHold, typename Source::Value>;
-  using Rare::held_;
-  using Rare::kChunk;
-  using Rare::kGroup;
-  using Rare::kLanes;
-  using Rare::state_;
-  using Rare::under_;
-  using Rare::y_;
-  using typename Rare::T;
-  using typename Rare::Term;
-  using typename Rare::V;
-  using typename Rare::Value;
   static constexpr int64_t kPart = 4 * kGroup;
 
- public:
-  PieceSum(Source x, T* y, BlockState<V>& state) : Rare(kStore ? y : nullptr, state), x_(x) {}
+  PieceSum(Source x, T* y, BlockState<V>& state)
+      : x_(x), y_(y), state_(state), under_(state.total.reference) {
+    from_pair(state.held, held_);
+  }
 
   // kSpared: the caller knows that no argument raises the reference.
   template <bool kSpared, class Beside>
@@ -323,7 +239,7 @@ class PieceSum : RareSums<F, kHold, typename Source::Value> {
       if (whole < stop && state_.beside) state_.beside->go_on(stop - whole);
       if (whole < stop) {
         beside(whole);
-        add_last(whole, stop, lanes);
+        add_last(whole, stop, lanes, start);
       }
       state_.started = true;
       lanes.fold_into(state_.total);
@@ -418,20 +334,62 @@ class PieceSum : RareSums<F, kHold, typename Source::Value> {
     for (; i < stop; i += kGroup) beside(i);
   }
 
-  SOFTMAXLIB_INLINE void add_carefully(int64_t i, int64_t stop, Lanes<V>& lanes) {
-    const auto load = [](const void* source, int64_t at, Value* v) {
-      for (int j = 0; j < 4; ++j) v[j] = static_cast<const Source*>(source)->load(at + j * kLanes);
-    };
-    Rare::add_carefully(i, stop, lanes, load, &x_);
+  // Any arguments: a group that exceeds the reference raises it.
+  SOFTMAXLIB_NOINLINE void add_carefully(int64_t i, int64_t stop, Lanes<V>& lanes) {
+    const int64_t start = i / kChunk * kChunk;
+    Value held = held_;
+    while (i < stop) {
+      Value v[4];
+      for (int j = 0; j < 4; ++j) v[j] = x_.load(i + j * kLanes);
+      check(v, i, start, lanes);
+      const Under<F> here = under_;  // in registers until a group exceeds it
+      Lanes<V> sum = lanes;
+      do {
+        Term e[4];
+        if constexpr (kHold)
+          for (Value& argument : v) argument = hold(held, argument);
+        for (int j = 0; j < 4; j += kInStep) here.f.template evaluate<kInStep>(v + j, e + j);
+        if constexpr (kStore)
+          for (int j = 0; j < 4; ++j) store(y_ + i + j * kLanes, e[j]);
+        add_terms<F>(sum, e[0], e[1], e[2], e[3]);
+        i += kGroup;
+        if (i >= stop) break;
+        for (int j = 0; j < 4; ++j) v[j] = x_.load(i + j * kLanes);
+      } while (!here.exceeded_by(v));
+      lanes = sum;
+    }
+    held_ = held;
   }
-  SOFTMAXLIB_INLINE void add_last(int64_t i, int64_t stop, Lanes<V>& lanes) {
+  // Less than a group, at the end of the row.
+  SOFTMAXLIB_NOINLINE void add_last(int64_t i, int64_t stop, Lanes<V>& lanes, int64_t start) {
     Value v[4];
+    Term e[4];
     SOFTMAXLIB_NO_UNROLL
     for (int j = 0; j < 4; ++j) v[j] = load_up_to(x_, i + j * kLanes, stop - i - j * kLanes);
-    Rare::add_last(v, i, stop - i, lanes);
+    if constexpr (F::kFollows) check(v, i, start, lanes);
+    SOFTMAXLIB_NO_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      const int64_t left = stop - i - j * kLanes;
+      e[j] = zero<Term>();
+      if (left <= 0) continue;
+      if constexpr (kHold) v[j] = hold(held_, v[j]);
+      e[j] = under_.f(v[j]);
+      if constexpr (kStore)
+        store_n(y_ + i + j * kLanes, e[j], static_cast<int>(left < kLanes ? left : kLanes));
+    }
+    add_terms<F>(lanes, e[0], e[1], e[2], e[3]);
+  }
+  SOFTMAXLIB_INLINE void check(const Value (&v)[4], int64_t i, int64_t start, Lanes<V>& lanes) {
+    if (SOFTMAXLIB_UNLIKELY(under_.exceeded_by(v)))
+      raise_reference<F>(max_of(high(v[0]), high(v[1]), high(v[2]), high(v[3])), under_,
+                         state_.total, lanes, kStore ? y_ + start : y_, kStore ? i - start : 0);
   }
 
   const Source x_;
+  T* const y_;
+  BlockState<V>& state_;
+  Under<F> under_;
+  Value held_;
 };
 
 }  // namespace
