@@ -294,7 +294,12 @@ void choose_tasks(const Job& job, const softmaxlib_options& options, Schedule& s
       job.rows < 2 * threads)
     return choose(true, std::min(blocks, threads * kTasksPerThread),
                   "few long rows: the blocks of each are shared");
-  choose(false, std::min({job.rows, worth(job), threads * kTasksPerThread}), "rows are shared");
+  // Rows that lie side by side are computed as vectors of them, which are not shared.
+  const bool in_vectors =
+      s.kernel == registry::columns || (s.kernel == registry::in_lanes && lies_across(job, kX));
+  const int64_t lanes = !in_vectors ? 1 : job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 16;
+  const int64_t parts = (job.rows + lanes - 1) / lanes;
+  choose(false, std::min({parts, worth(job), threads * kTasksPerThread}), "rows are shared");
 }
 
 }  // namespace
