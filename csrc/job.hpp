@@ -189,10 +189,11 @@ static inline int64_t bytes_in_tile(const Job& job) {
   return job.has_low ? 2 * bytes : bytes;
 }
 
-// A panel of longer columns is at most so many vectors wide; what is kept for each.
-constexpr int kColumnVectors = 16;
+// A panel of longer columns is at most so many vectors wide, beside less than one at either end;
+// what is kept for each.
+constexpr int kColumnVectors = 16, kColumnStrips = kColumnVectors + 2;
 constexpr int kColumnSumsBytes = 7168, kColumnResultsBytes = 1024;
-constexpr int64_t kColumnScratch = kColumnVectors * int64_t{kColumnSumsBytes + kColumnResultsBytes};
+constexpr int64_t kColumnScratch = kColumnStrips * int64_t{kColumnSumsBytes + kColumnResultsBytes};
 
 // Scratch of one row at a time: results of blocks, then a reference exponent per chunk for the
 // schedules that reload.

@@ -115,12 +115,16 @@ int64_t row_scratch(const Job& job, int64_t tile) {
   return scratch_bytes(job.n, job.dtype[kOut], false, true) + tile * bytes_in_tile(job);
 }
 
-// How many columns to compute at once, where rows lie side by side in all operands and are longer
-// than those that are computed in lanes; else 0.
-int64_t panel_of(const Job& job, int64_t most_in_lanes) {
-  const int64_t across = lies_side_by_side(job) ? job.outer[job.outer_ndim - 1].size : 0;
-  if (!across || job_has(job, kSink) || job.n <= most_in_lanes) return 0;
+// Whether there are enough rows to share the work of those that are computed together.
+bool are_many(const Job& job) { return job.rows * kShare >= job.n; }
+
+// How many columns to compute at once, where rows lie side by side in all operands, a vector of
+// them at least, and are longer than those that are computed in lanes; else 0.
+int64_t panel_of(const Job& job) {
+  if (!lies_side_by_side(job) || job_has(job, kSink)) return 0;
   const int64_t lanes = job.dtype[kOut] == SOFTMAXLIB_F64 ? 8 : 16;
+  const int64_t in_lanes = are_many(job) ? most_in_lanes(job) : kVectorsPerGroup * lanes;
+  if (job.n <= in_lanes || job.outer[job.outer_ndim - 1].size < lanes) return 0;
   // They should stay in the second level cache for their second pass, or else be as wide as memory
   // likes.
   int64_t vectors = caches().l2 / 4 / (job.n * item_size(job.dtype[kX]) * lanes);
@@ -224,7 +228,7 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
   const int64_t in_lanes_below = table.in_lanes_below[item == 8];
   if (plain_softmax && job.n > 0 && many_rows) {
     const bool fits = job.n > 1 && job.n * item <= caches().l2 * 3 / 4;
-    if (job.n < in_lanes_below && job.rows * kShare >= job.n)
+    if (job.n < in_lanes_below && are_many(job))
       return {registry::in_lanes, "rows of a few elements: every lane is a row"};
     if (job.rows > 1 && job.n >= in_lanes_below && job.n <= kBatched / item)
       return {registry::batched, "short rows: their maxima and sums all at once"};
@@ -237,9 +241,9 @@ Choice choose_kernel(softmaxlib_function function, const Job& job,
   }
   const int64_t group = kVectorsPerGroup * (item == 8 ? 8 : 16);
   const int64_t most = lies_across(job, kX) ? most_in_lanes(job) : in_lanes_below - 1;
-  if (batches(job) && many_rows && !plain_softmax && job.rows * kShare >= job.n && job.n <= most)
+  if (batches(job) && many_rows && !plain_softmax && are_many(job) && job.n <= most)
     return {registry::in_lanes, job.n <= group ? "rows of a few elements: every lane is a row"
-                                               : "logarithms side by side: every lane is a row"};
+                                               : "rows side by side: every lane is a row"};
   if (batches(job) && many_rows && (half || !plain_softmax))
     return {registry::batched, "rows of up to a chunk: many at once, through tiles in cache"};
   // What a row leaves for its second pass should stay in cache: of the last, which others use too,
@@ -309,7 +313,7 @@ Schedule choose_schedule(softmaxlib_function function, const Job& job,
   Schedule s = {};
   s.tile = frugal ? 0 : tile_of(job, kTileVectors);
   if (!frugal && options.algorithm == SOFTMAXLIB_ALGORITHM_AUTO && table_of(options.isa)->many_rows)
-    if (const int64_t panel = panel_of(job, most_in_lanes(job))) {
+    if (const int64_t panel = panel_of(job)) {
       s.tile = panel;
       s.kernel = registry::columns;
     }

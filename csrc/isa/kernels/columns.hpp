@@ -233,7 +233,7 @@ class ColumnsOf final : public Columns<typename P::V, kLow> {
       : Base(P::kReduces),
         job_(job),
         sums_(reinterpret_cast<Sums*>(scratch)),
-        results_(reinterpret_cast<Results*>(scratch + kColumnVectors * kColumnSumsBytes)) {
+        results_(reinterpret_cast<Results*>(scratch + kColumnStrips * kColumnSumsBytes)) {
     static_assert(sizeof(Sums) <= kColumnSumsBytes && sizeof(Results) <= kColumnResultsBytes,
                   "job.hpp makes room for them");
   }
@@ -372,7 +372,9 @@ class ColumnPanels {
   using T = typename V::elem;
   static constexpr int kLanes = V::lanes, kGroup = kVectorsPerGroup * kLanes;
   static constexpr int64_t kItem = sizeof(T), kLine = kLanes * kItem;
-  static constexpr int64_t kNear = 3 << 17;  // bytes
+  // A panel of at most so many bytes is read again from the second level cache.
+  static constexpr int64_t kNear = 3 << 17;
+  static constexpr int64_t kFewStrips = 8;  // of a run, to which lines do not matter
 
   // A vector of columns: rows of a run from `first` on.
   struct Strip {
@@ -388,29 +390,38 @@ class ColumnPanels {
   }
 
   // Of the rows of a run, at most so many, those that are computed together. Returns how many.
+  // Where vectors are to begin at a line of memory, the first begins before it and shares rows with
+  // the next; and a last one that were less than a vector begins earlier. What is computed twice is
+  // the same, but in place the second time would read results.
   int64_t begin_panel(const RowRun& run, int64_t most) {
     const int64_t rows = run.rows < most ? run.rows : most;
     int64_t first = 0;
-    for (count_ = 0; count_ < most_ && first < rows; ++count_) {
+    const auto has_room = [&] {
+      return count_ < most_ || (count_ < most_ + 2 && rows - first < kLanes);
+    };
+    for (count_ = 0; first < rows && has_room(); ++count_) {
       Strip& strip = strips_[count_];
-      strip.x = job_.base[kX] + run.place.offset[kX] + first * run.step.stride[kX];
-      strip.y = job_.base[kOut] + run.place.offset[kOut] + first * run.step.stride[kOut];
-      strip.first = static_cast<int>(first);
-      strip.rows = rows_of_strip(strip, rows - first);
+      const int64_t left = rows - first,
+                    to_line = left > kFewStrips * kLanes ? to_line_at(run, first) : 0;
+      const int64_t step = to_line ? to_line : left < kLanes ? left : kLanes;
+      const bool is_again = !job_.in_place && rows >= kLanes;
+      strip.rows = static_cast<int>(is_again ? kLanes : step);
+      strip.first = static_cast<int>(left < strip.rows ? first + left - strip.rows : first);
+      strip.x = job_.base[kX] + run.place.offset[kX] + strip.first * run.step.stride[kX];
+      strip.y = job_.base[kOut] + run.place.offset[kOut] + strip.first * run.step.stride[kOut];
       strip.is_whole = strip.rows == kLanes;
       strip.is_good = !kLow || !job_.base[kScale] ||
                       stager_.factors(run, strip.first, strip.rows, strip.factor);
       columns_.begin(count_, run, strip.first, strip.rows);
-      first += strip.rows;
+      first += step;
     }
     return first;
   }
-  int rows_of_strip(const Strip& strip, int64_t rows) const {
-    if (rows <= kLanes) return static_cast<int>(rows);
-    const auto at = reinterpret_cast<uintptr_t>(streams_ ? strip.y : strip.x);
-    const auto past = static_cast<int64_t>(at % 64);
-    const bool aligns = past && past % kItem == 0 && (streams_ || in_place_) && rows > 4 * kLanes;
-    return aligns ? static_cast<int>((64 - past) / kItem) : kLanes;
+  // How many rows there are up to a line of what is streamed, or else of x.
+  int64_t to_line_at(const RowRun& run, int64_t first) const {
+    if (job_.in_place || (!streams_ && !in_place_)) return 0;
+    const Operand k = streams_ ? kOut : kX;
+    return elements_to_line(job_.base[k] + run.place.offset[k] + first * kItem, kItem);
   }
   // Reads x once more, and of a small panel the next.
   SOFTMAXLIB_NOINLINE void write(const RowRun& run, int64_t rows, bool is_small) {
@@ -489,7 +500,7 @@ class ColumnPanels {
   Stager<V> stager_;
   Sender<V> sender_;
   int count_ = 0;
-  Strip strips_[kColumnVectors];
+  Strip strips_[kColumnStrips];
   typename Columns<V, kLow>::Arguments arguments_;
   alignas(64) T hi_[kGroup * kLanes], lo_[kLow ? kGroup * kLanes : 1];
 };

@@ -64,9 +64,11 @@ class GradientAcross {
     const int64_t first = row;
     for (RowRun run(job_, row); row < stop;) {
       int64_t rows = run.rows < stop - row ? run.rows : stop - row;
-      if (rows > 4 * kLanes) rows = rows_to_line(run, rows);
+      // The first vector shares rows with the next, which begins at a line of what is streamed.
+      const int64_t to_line = rows > 8 * kLanes ? rows_to_line(run) : 0;
       if (rows > most_) rows = most_;
       if (rows > kLanes) rows -= rows % kLanes;
+      if (to_line) rows = kLanes;
       const int64_t again = rows_again(run, rows, row - first);
       place_ = run.place;
       if (SOFTMAXLIB_UNLIKELY(again != 0))
@@ -78,6 +80,7 @@ class GradientAcross {
       else if (is_group_ && rows_ >= (is_short() ? kGroups : 1) * kLanes) compute_group();
       else if (is_short()) compute_slice();
       else compute_slices();
+      if (to_line) rows = to_line;
       row += rows;
       run.advance(rows);
     }
@@ -104,14 +107,12 @@ class GradientAcross {
     return again > 0 && again <= in_run && again <= before && !job_.in_place ? again : 0;
   }
 
-  // Of so many rows the few up to a line of what is written, so that the others are whole lines.
-  int64_t rows_to_line(const RowRun& run, int64_t rows) const {
-    const char* const y = job_.base[kOut] + run.place.offset[kOut];
-    const auto past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(y) % 64);
+  // How many rows there are up to a line of what is streamed. In place some would be lost.
+  int64_t rows_to_line(const RowRun& run) const {
     const Access& out = sender_.access();
-    const bool aligns = past && out.across && out.item == sizeof(T) && past % out.item == 0 &&
-                        job_.inner[0].stride[kOut] % 64 == 0;
-    return aligns ? (64 - past) / out.item : rows;
+    const bool streams = job_.streaming && !job_.in_place && out.across && out.item == sizeof(T);
+    if (!streams || job_.inner[0].stride[kOut] % 64 != 0) return 0;
+    return elements_to_line(job_.base[kOut] + run.place.offset[kOut], out.item);
   }
 
   template <class Storage>

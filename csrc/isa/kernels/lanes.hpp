@@ -66,7 +66,7 @@ class LanesAcross {
                    (job.n <= 16 || job.inner[0].stride[kOut] % 4096)),
         streams_(job.streaming && out_.across && out_.item == kItem &&
                  job.inner[0].stride[kOut] % 64 == 0),
-        aligns_(streams_ || (x_.item == kItem && job.inner[0].stride[kX] % 64 == 0)),
+        few_(few_rows()),
         groups_(groups),
         stager_(job),
         sender_(job) {}
@@ -85,8 +85,13 @@ class LanesAcross {
   static constexpr int64_t kItem = sizeof(T);
   static constexpr int kSlots = Groups<V, kLow>::kSlots;  // of groups under way
   static constexpr int64_t kLinesAhead = 512, kLongLinesAhead = 2048;
-  static constexpr int64_t kFewStrips = 8;  // of a run, to which the lines of y do not matter
 
+  // In place the first strip's results would replace what the next one reads.
+  int64_t few_rows() const {
+    if (job_.in_place) return INT64_MAX;
+    if (streams_) return 8 * kLanes;
+    return x_.item == kItem && job_.inner[0].stride[kX] % 64 == 0 ? 32 * kLanes : INT64_MAX;
+  }
   // The steps of a group wait for each other, so those of its neighbours come between them.
   void compute_in_steps(int64_t row, int64_t stop, void (*alone)(const Job& job, int64_t row)) {
     const auto slot = [](int64_t v) { return static_cast<int>(v % kSlots); };
@@ -149,7 +154,8 @@ class LanesAcross {
       for (; count < most && row < stop; ++count) {
         if (fetched-- == 0) fetched = fetch_ahead(later, ahead) - 1;
         const int64_t left = now.left < stop - row ? now.left : stop - row;
-        row += fill_long(count, now, row, rows_of_strip(now, left));
+        const int64_t step = step_of_strip(now, left);
+        row += fill_long(count, now, row, left < kLanes ? left : kLanes, step);
         Strip& strip = strips_[count];
         if (strip.is_good) {
           groups_.start(count);
@@ -208,19 +214,20 @@ class LanesAcross {
     bool is_ready = true;  // its arguments are there
   };
 
-  // Of so many rows those that make up the next strip: a vector of them, or as many as there are up
-  // to the end of a line, where whole lines are streamed, or read in place, from there on.
-  SOFTMAXLIB_INLINE int64_t rows_of_strip(const Cursor& now, int64_t rows) const {
+  // How far it is from a strip to the next, of so many rows that are left: as many as it has, or
+  // those up to a line of memory, where from there on whole lines are streamed or read. Then some
+  // of its rows are computed twice.
+  SOFTMAXLIB_INLINE int64_t step_of_strip(const Cursor& now, int64_t rows) const {
     if (rows <= kLanes) return rows;
-    const auto at = reinterpret_cast<uintptr_t>(streams_ ? now.y : now.x);
-    const auto past = static_cast<int64_t>(at % 64);
-    if (past == 0 || past % kItem) return kLanes;
-    return aligns_ && rows >= kFewStrips * kLanes ? (64 - past) / kItem : kLanes;
+    if (SOFTMAXLIB_LIKELY(rows < few_)) return kLanes;
+    const int64_t to_line = elements_to_line(streams_ ? now.y : now.x, kItem);
+    return to_line ? to_line : kLanes;
   }
-  // Returns how many rows it is.
+  // Returns how far it is to the next.
   SOFTMAXLIB_INLINE int64_t fill(int g, Cursor& now, int64_t row, int64_t stop) {
     int64_t rows = now.left < stop - row ? now.left : stop - row;
-    rows = rows_of_strip(now, rows);
+    const int64_t step = step_of_strip(now, rows);
+    if (rows > kLanes) rows = kLanes;
     strips_[g] = {row, now.y, static_cast<int>(rows), true, nullptr};
     if (kLow && job_.base[kWhere])
       strips_[g].where = job_.base[kWhere] + now.run.place.offset[kWhere] +
@@ -229,13 +236,13 @@ class LanesAcross {
     if (is_in_place() && rows == kLanes)
       groups_.read_from(g, reinterpret_cast<const T*>(now.x), columns_apart_);
     else fetch_across(job_, stager_, now.run, now.first(), strips_[g].rows, groups_, g);
-    now.skip(rows);
-    return rows;
+    now.skip(step);
+    return step;
   }
   // Whole groups beside each other, of which each column is read in one piece. Returns how many.
   SOFTMAXLIB_NOINLINE int fill_block(int most, Cursor& now, int64_t row, int64_t stop) {
     const int64_t rows = now.left < stop - row ? now.left : stop - row, groups = rows / kLanes;
-    if (groups && rows_of_strip(now, rows) < kLanes) return 0;
+    if (groups && step_of_strip(now, rows) < kLanes) return 0;
     const int count = static_cast<int>(groups < most ? groups : most);
     if (count < 2) return 0;
     stager_.x().convert_side_by_side(now.x, count, groups_.columns(0), groups_.columns(1), job_.n);
@@ -251,7 +258,8 @@ class LanesAcross {
   // tile. Where they are in place, the last rows of a run come with some that are computed again,
   // so that they are a vector: but not where these have other elements by now, or are another
   // task's.
-  SOFTMAXLIB_NOINLINE int64_t fill_long(int g, Cursor& now, int64_t row, int64_t rows) {
+  SOFTMAXLIB_NOINLINE int64_t fill_long(int g, Cursor& now, int64_t row, int64_t rows,
+                                        int64_t step_on) {
     const int64_t again = kLanes - rows;
     const bool can =
         is_in_place() && now.first() >= again && row - again >= first_ && !job_.in_place;
@@ -268,8 +276,8 @@ class LanesAcross {
       groups_.read_from(g, reinterpret_cast<const T*>(x), columns_apart_);
     else strip.is_good = g == 0 && fits_ && fetch_long(now.run, first, count);
     strip.is_ready = strip.is_good;
-    now.skip(rows);
-    return rows;
+    now.skip(step_on);
+    return step_on;
   }
   // What has options is not, and their code is not made.
   bool is_in_place() const { return !kLow && in_place_; }
@@ -336,7 +344,8 @@ class LanesAcross {
   const Access x_, out_;
   const int64_t columns_apart_, where_apart_;
   const bool is_long_, fits_;  // rows are of several groups, as logarithms are; and fit in a tile
-  const bool in_place_, fetches_y_, streams_, aligns_;
+  const bool in_place_, fetches_y_, streams_;
+  const int64_t few_;  // so few rows of a run that lines do not matter
   Groups<V, kLow>& groups_;
   Stager<V> stager_;
   Sender<V> sender_;

@@ -99,6 +99,13 @@ struct Access {
   }
 };
 
+// How many elements there are from p up to the next line of memory; 0 where p is at one, or where
+// no element begins at one.
+inline int64_t elements_to_line(const char* p, int64_t item) {
+  const auto past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(p) % 64);
+  return past % item == 0 && past != 0 ? (64 - past) / item : 0;
+}
+
 // Whether a factor is all that arguments are beside the elements of x.
 inline bool is_only_scaled(const Job& job) {
   return !job.elements_of_x && !job.base[kBias] && !job.base[kWhere] && !job.base[kSlope];
